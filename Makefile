@@ -1,0 +1,80 @@
+# Needs Python 3.11 or later and bash; makes its own .venv. Another interpreter: make PYTHON=...
+SHELL := bash
+PYTHON ?= $(shell for python in python3.11 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+PYTEST_ARGS ?=
+RUN_ARGS ?=
+MODEL ?= models:/clip-generator/1
+UI_PORT ?= 5000
+SERVE_PORT ?= 5001
+
+export MLFLOW_DISABLE_TELEMETRY ?= true
+export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
+
+# The stamp holds the folder the .venv was made for, and stands only after a whole installation.
+# So an environment that was left half made, moved or copied is made anew.
+MADE_FOR := $(shell .venv/bin/python -c '' 2>/dev/null && cat .venv/.setup 2>/dev/null)
+
+PIP_INSTALL = .venv/bin/python -m pip install --quiet -c constraints.txt
+
+# What cannot be resolved or fetched leaves an environment that works as it is: hence the dry run.
+define install
+	@echo "installing .[$(1)] into .venv, some minutes the first time"
+	@test ! -e .venv/.setup || $(PIP_INSTALL) --dry-run -e '.[$(1)]'
+	@rm -f .venv/.setup .venv/.setup-test
+	@$(PIP_INSTALL) -e '.[$(1)]'
+	@printf '%s' '$(CURDIR)' > .venv/.setup
+endef
+comma := ,
+
+.PHONY: setup run test lint clean ui serve chromium
+
+setup: .venv/.setup
+	@.venv/bin/opusclip link-env
+
+run: setup
+	.venv/bin/mlflow run . $(RUN_ARGS)
+
+test: .venv/.setup-test lint chromium
+	.venv/bin/pytest $(PYTEST_ARGS)
+
+lint: .venv/.setup-test
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+ui: .venv/.setup
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false .venv/bin/mlflow ui --workers 1 --port $(UI_PORT)
+
+serve: .venv/.setup
+	.venv/bin/mlflow models serve -m $(MODEL) --env-manager local --port $(SERVE_PORT)
+
+# Runs, models and journals are yours: mlflow.db, mlruns, runs, wandb and .opusclip stay.
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+ifneq ($(MADE_FOR),$(CURDIR))
+.PHONY: .venv/.setup
+endif
+.venv/.setup: pyproject.toml constraints.txt
+ifneq ($(MADE_FOR),$(CURDIR))
+	@test -n '$(PYTHON)' || { echo 'error: needs Python 3.11 or later: make PYTHON=...' >&2; exit 1; }
+	$(PYTHON) -m venv --clear .venv
+endif
+	$(call install,sample)
+
+.venv/.setup-test: .venv/.setup
+	$(call install,sample$(comma)test)
+	@touch $@
+
+# Only the browser tests need it. With CI=true they fail without it, elsewhere they are skipped.
+chromium:
+	@for name in chromium chromium-browser google-chrome; do \
+		command -v $$name >/dev/null && exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -q && apt-get install -q -y --no-install-recommends chromium \
+			|| echo 'chromium could not be installed: see apt-get above'; \
+	else \
+		echo 'no chromium, and no root and apt-get to install it: the browser tests have none'; \
+	fi

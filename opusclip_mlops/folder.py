@@ -1,0 +1,293 @@
+"""A run's folder on this machine: journal segments, staged files, and where each sink has got to.
+
+<journal_dir>/<local id>/
+  manifest.json          what the run is called and which sinks it goes to; no credentials
+  identity.json          what MLflow answered: run id, experiment, where artifacts lie
+  *.journal              the records
+  media/ checkpoints/    files that records refer to
+  sinks/<name>.json      the position each sink has acknowledged
+  sinks/rejected.jsonl   records a sink refused for good, with the reason
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from opusclip_mlops.errors import OpusclipError
+
+S = TypeVar("S", bound=msgspec.Struct)
+CONTROL = "+control"
+"""Ends the name of a session's journal of starts and ends, kept apart so that it stays short.
+
+No host name has a `+` in it, so that no other journal is taken for one.
+"""
+
+Position = dict[str, int]
+"""How many bytes of each journal segment, by file name."""
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run is called and where it goes; written once, when the run's folder is made.
+
+    `run_id` is the MLflow run to go on with, or None for a new one. URIs that hold a password are
+    left out: they come from the environment.
+    """
+
+    local_id: str
+    cwd: str
+    sinks: list[str]
+    experiment_name: str | None = None
+    experiment_id: str | None = None
+    run_id: str | None = None
+    run_name: str | None = None
+    start_time_ms: int
+    tracking_uri: str | None = None
+    registry_uri: str | None = None
+    tensorboard_dir: str = "runs"
+    wandb_dir: str = "."
+    wandb_mode: str | None = None
+    wandb_entity: str | None = None
+    project_name: str = ""
+    notes: str = ""
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """What the run is in MLflow; `mirror_id` is its name in every mirror.
+
+    `run_id`, `artifact_uri` are empty until MLflow has answered. `last_step` is the highest step
+    found in a run that is gone on with, -1 in a new one.
+    """
+
+    mirror_id: str
+    experiment_name: str
+    run_name: str = ""
+    run_id: str = ""
+    experiment_id: str = ""
+    artifact_uri: str = ""
+    last_step: int = -1
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a sink is: what it has acknowledged, and what it was being given.
+
+    `row` is the ordinal of the next row; `state` is the sink's own; `error` is the last fault,
+    empty once it works again; `rejected` counts the records it refused for good.
+    """
+
+    position: Position = {}
+    pending: Position | None = None
+    row: int = 0
+    state: dict[str, Any] = {}
+    records: int = 0
+    rejected: int = 0
+    faults: int = 0
+    error: str = ""
+    done: bool = False
+
+
+class Rejection(msgspec.Struct, frozen=True):
+    """A record that a sink refused for good, and why."""
+
+    sink: str
+    reason: str
+    record: object
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run on one machine."""
+
+    path: Path
+
+    def create(self, manifest: Manifest) -> None:
+        """Make the folder, private to the user; a manifest that is there already is kept."""
+        for part in (self.path, self.media, self.checkpoints, self.path / "sinks"):
+            part.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not (self.path / "manifest.json").exists():
+            _write_first(self.path / "manifest.json", msgspec.json.encode(manifest))
+
+    @property
+    def media(self) -> Path:
+        """Where staged clips lie."""
+        return self.path / "media"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where staged checkpoints lie."""
+        return self.path / "checkpoints"
+
+    @property
+    def rejected(self) -> Path:
+        """The records that were refused for good, one JSON line each."""
+        return self.path / "sinks" / "rejected.jsonl"
+
+    def manifest(self) -> Manifest:
+        """Read what the run is called.
+
+        Raises:
+            OpusclipError: this is not a run's folder.
+        """
+        found = _read_json(self.path / "manifest.json", Manifest)
+        if found is None:
+            raise OpusclipError(f"{self.path} is not a run's folder: it has no manifest.json")
+        return found
+
+    def identity(self) -> Identity | None:
+        """Read what MLflow answered, or None when it has not yet."""
+        return _read_json(self.path / "identity.json", Identity)
+
+    def write_identity(self, identity: Identity) -> None:
+        """Keep what MLflow answered."""
+        write_whole(self.path / "identity.json", msgspec.json.encode(identity))
+
+    def progress(self, sink: str) -> Progress:
+        """Read where a sink has got to."""
+        return _read_json(self.path / "sinks" / f"{sink}.json", Progress) or Progress()
+
+    def write_progress(self, sink: str, progress: Progress) -> None:
+        """Keep where a sink has got to."""
+        write_whole(self.path / "sinks" / f"{sink}.json", msgspec.json.encode(progress))
+
+    def reject(self, rejection: Rejection) -> None:
+        """Put a record on the list of those refused for good."""
+        line = msgspec.json.encode(rejection) + b"\n"
+        descriptor = os.open(self.rejected, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            os.write(descriptor, line)
+        finally:
+            os.close(descriptor)
+
+    def segments(self) -> list[Path]:
+        """Journal segments in the order they are read in: what a session starts with first."""
+        return sorted(self.path.glob("*.journal"), key=lambda p: (CONTROL not in p.name, p.name))
+
+    def size_bytes(self) -> Position:
+        """How long each segment is now."""
+        return {path.name: path.stat().st_size for path in self.segments()}
+
+    @contextlib.contextmanager
+    def shipping(self) -> Iterator[None]:
+        """Hold the right to ship this run; waits while another process holds it.
+
+        Raises:
+            FileNotFoundError: the folder is gone.
+        """
+        descriptor = _locked(self.path / "shipper.lock", fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
+    def is_shipped(self) -> bool:
+        """Whether a process holds the right to ship this run."""
+        try:
+            os.close(_locked(self.path / "shipper.lock", fcntl.LOCK_SH | fcntl.LOCK_NB))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def hold(self) -> int:
+        """Keep the folder from being removed, as long as the returned descriptor is open."""
+        lock = _removal_lock(self.path)
+        lock.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return _locked(lock, fcntl.LOCK_SH)
+
+    def remove_unless_held(self) -> bool:
+        """Remove the folder, unless a process holds it or a segment grew; True when it is gone."""
+        lock = _removal_lock(self.path)
+        try:
+            descriptor = _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        try:
+            if self.path.exists():
+                if not self.is_delivered():
+                    return False
+                _remove(self.path)
+            lock.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
+        return True
+
+    def is_delivered(self) -> bool:
+        """Whether every sink has acknowledged every byte and nothing was refused."""
+        sizes = self.size_bytes()
+        every = [self.progress(sink) for sink in self.manifest().sinks]
+        return all(p.done and not p.rejected and p.position == sizes for p in every)
+
+
+def _removal_lock(path: Path) -> Path:
+    return path.parent / f".{path.name}.lock"
+
+
+def _locked(path: Path, how: int) -> int:
+    """Lock the file that stands here now, not one that was removed while we waited."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, how)
+            if _is_still(path, descriptor):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder so that nobody finds it half gone."""
+    going = path.with_name(f".{path.name}.{os.getpid()}.removed")
+    shutil.rmtree(going, ignore_errors=True)
+    path.rename(going)
+    shutil.rmtree(going)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old or the new content, never a part."""
+    with _temporary(path, content) as temporary:
+        os.replace(temporary, path)
+
+
+def _write_first(path: Path, content: bytes) -> None:
+    """Write a file for good, unless another process was first."""
+    with _temporary(path, content, durable=True) as temporary, contextlib.suppress(FileExistsError):
+        os.link(temporary, path)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path, content: bytes, *, durable: bool = False) -> Iterator[Path]:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            if durable:
+                os.fsync(descriptor)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_json(path: Path, kind: type[S]) -> S | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
+        return None

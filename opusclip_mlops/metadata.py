@@ -1,0 +1,126 @@
+"""What is known about a checkpoint, and its form in metadata.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+import msgspec
+
+from opusclip_mlops.errors import CheckpointError
+
+SCHEMA_VERSION = 1
+
+_NonFinite = Literal["nan", "inf", "-inf"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """Hash and length of one file of a sealed checkpoint."""
+
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointMetadata:
+    """What is known about a checkpoint: where it comes from, how good it is, what it holds.
+
+    In JSON a metric that is not a finite number is the string "nan", "inf" or "-inf", and is a
+    float again when read. In `config` such numbers become those strings for good.
+
+    Attributes:
+        name: The checkpoint's folder name, see `checkpoint_name`.
+        step: Optimizer steps done, from 0.
+        epoch: Epochs done or under way, from 0.
+        run_id: The MLflow run, None while it is not known.
+        metrics: Values measured at this step.
+        config: The training configuration, JSON values only.
+        model: {"class": name, "config": what builds the model again}.
+        git_commit: The code's commit, None outside a repository.
+        git_dirty: True when the code differed from that commit.
+        dataset_digest: Digest of the dataset trained on.
+        libraries: Versions of the libraries used.
+        world_size: Number of processes that trained together.
+        files: Relative path to hash and size; empty until sealed.
+        parent: Name of the checkpoint that training went on from.
+        created_ms: Unix time of writing in milliseconds.
+    """
+
+    name: str
+    step: int
+    epoch: int
+    run_id: str | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    git_commit: str | None = None
+    git_dirty: bool | None = None
+    dataset_digest: str | None = None
+    libraries: Mapping[str, str] = field(default_factory=dict)
+    world_size: int = 1
+    files: Mapping[str, StoredFile] = field(default_factory=dict)
+    parent: str | None = None
+    created_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def sealed(self) -> bool:
+        """True once every file's hash is known."""
+        return bool(self.files)
+
+    @property
+    def config_sha256(self) -> str:
+        """Hash of `config` in canonical JSON: equal configurations, equal hash."""
+        config = _json_value(self.config, "config")
+        canonical = json.dumps(config, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of metadata.json: JSON values only, NaN and infinities as strings.
+
+        Raises:
+            CheckpointError: A value is no JSON value; the message names it.
+        """
+        content = {item.name: getattr(self, item.name) for item in fields(self)}
+        content = {key: _json_value(value, key) for key, value in content.items()}
+        return content | {"config_sha256": self.config_sha256}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> CheckpointMetadata:
+        """Read what `to_dict` wrote; keys it does not know are passed over.
+
+        Raises:
+            CheckpointError: Unknown schema, a missing or malformed field, a changed config.
+        """
+        if (version := content.get("schema_version")) != SCHEMA_VERSION:
+            raise CheckpointError(f"schema_version is {version!r}, known is {SCHEMA_VERSION}")
+        try:
+            numbers = msgspec.convert(content.get("metrics"), dict[str, float | _NonFinite])
+            metrics = {key: float(value) for key, value in numbers.items()}
+            metadata = msgspec.convert({**content, "metrics": metrics}, cls)
+        except msgspec.ValidationError as error:
+            raise CheckpointError(str(error)) from error
+        if content.get("config_sha256") != metadata.config_sha256:
+            raise CheckpointError("config does not match config_sha256: it was changed")
+        return metadata
+
+
+def _json_value(value: Any, where: str) -> Any:
+    """Return `value` as JSON holds it, non-finite numbers as strings; refuse anything else."""
+    if isinstance(value, Mapping):
+        return {str(key): _json_value(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, StoredFile):
+        return asdict(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(float(value))
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise CheckpointError(f"{where} is a {type(value).__name__}, which JSON cannot hold")

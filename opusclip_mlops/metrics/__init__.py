@@ -1,0 +1,1 @@
+"""How good a video is; one file per family of metrics."""

@@ -1,0 +1,302 @@
+"""MLflow, the record: the run, its params, metrics, tags, datasets, clips and checkpoints.
+
+Re-sending is harmless: timestamps and values are those of the log call, artifacts have the same
+names each time, and a run made by a shipper that died is found again by its tag.
+"""
+
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+# The loop around a sink retries; a client that retries by itself would only hide it for minutes.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import (
+    BAD_REQUEST,
+    INVALID_PARAMETER_VALUE,
+    RESOURCE_ALREADY_EXISTS,
+    RESOURCE_DOES_NOT_EXIST,
+    ErrorCode,
+)
+
+from opusclip_mlops import checkpoints, media, records
+from opusclip_mlops.errors import CheckpointError, VideoError
+from opusclip_mlops.folder import Identity, RunFolder
+from opusclip_mlops.records import Batch, Record, RunEnded
+from opusclip_mlops.redaction import one_line
+from opusclip_mlops.sinks import Refusal, SinkState, Written
+
+if TYPE_CHECKING:
+    from opusclip_mlops.sinks import Sink
+
+LOCAL_ID_TAG = "opusclip.local_id"
+MIRROR_ID_TAG = "opusclip.mirror_id"
+BEST_TAG = "opusclip.checkpoint.best"
+LAST_TAG = "opusclip.checkpoint.last"
+REASON_TAG = "opusclip.end_reason"
+
+_LOGGED_IMAGES_TAG = "mlflow.loggedImages"
+_METRICS_PER_CALL = 1000
+_FOR_GOOD = {
+    ErrorCode.Name(code)
+    for code in (
+        BAD_REQUEST,
+        INVALID_PARAMETER_VALUE,
+        RESOURCE_ALREADY_EXISTS,
+        RESOURCE_DOES_NOT_EXIST,
+    )
+}
+
+
+class MlflowSink:
+    """Writes a run through `MlflowClient`, always by its run id."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._manifest = folder.manifest()
+        self._client = MlflowClient(self._manifest.tracking_uri, self._manifest.registry_uri)
+        self._no_run = ""
+        self._refused: list[Refusal] = []
+
+    def open(self, state: SinkState) -> SinkState:
+        """Find the run, or make it with its true start time."""
+        try:
+            run = self._given_run() if self._manifest.run_id else self._own_run()
+        except MlflowException as error:
+            if not self._manifest.run_id or error.error_code not in _FOR_GOOD:
+                raise
+            self._no_run = f"MLflow run {self._manifest.run_id}: {_one_line(error)}"
+            return state
+        self._run_id = run.info.run_id
+        self._params = dict(run.data.params)
+        self._folder.write_identity(self._identity(run))
+        return state
+
+    def write(self, batch: Batch) -> Written:
+        """Send the batch; metrics of many log calls share one request."""
+        self._refused = []
+        for record_or_metrics in _merged(batch.records):
+            if self._no_run:
+                self._refuse(record_or_metrics, self._no_run)
+            elif isinstance(record_or_metrics, list):
+                self._send_metrics(record_or_metrics)
+            else:
+                self._attempt(record_or_metrics, self._send)
+        return Written(refused=tuple(self._refused))
+
+    def close(self, end: RunEnded) -> None:
+        """Set the run's status, end time and the reason for its end."""
+        if self._no_run:
+            return
+        if end.reason:
+            self._client.set_tag(self._run_id, REASON_TAG, end.reason[:5000])
+        if end.owned:
+            self._client.set_terminated(self._run_id, end.status, end.end_time_ms)
+
+    def _given_run(self) -> Run:
+        run = self._client.get_run(str(self._manifest.run_id))
+        if MIRROR_ID_TAG not in run.data.tags:
+            self._client.set_tag(run.info.run_id, MIRROR_ID_TAG, self._manifest.local_id)
+            run = self._client.get_run(run.info.run_id)
+        if run.info.status != "RUNNING":
+            self._client.update_run(run.info.run_id, status="RUNNING")
+        return run
+
+    def _own_run(self) -> Run:
+        experiment_id = self._manifest.experiment_id or self._experiment_id(
+            self._manifest.experiment_name or "Default"
+        )
+        found = self._client.search_runs(
+            [experiment_id], f"tags.`{LOCAL_ID_TAG}` = '{self._manifest.local_id}'", max_results=1
+        )
+        if found:
+            return found[0]
+        return self._client.create_run(
+            experiment_id,
+            start_time=self._manifest.start_time_ms,
+            run_name=self._manifest.run_name,
+            tags={
+                LOCAL_ID_TAG: self._manifest.local_id,
+                MIRROR_ID_TAG: self._manifest.local_id,
+                **({"mlflow.note.content": self._manifest.notes} if self._manifest.notes else {}),
+            },
+        )
+
+    def _experiment_id(self, name: str) -> str:
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment:
+            return str(experiment.experiment_id)
+        try:
+            return str(self._client.create_experiment(name))
+        except MlflowException as error:
+            # Another process made it in between.
+            if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+                raise
+            return self._experiment_id(name)
+
+    def _identity(self, run: Run) -> Identity:
+        experiment = self._client.get_experiment(run.info.experiment_id)
+        latest = run.data._metric_objs
+        steps = [metric.step for metric in latest if not metric.key.startswith("system/")]
+        return Identity(
+            mirror_id=run.data.tags[MIRROR_ID_TAG],
+            experiment_name=experiment.name,
+            run_name=run.info.run_name or "",
+            run_id=run.info.run_id,
+            experiment_id=run.info.experiment_id,
+            artifact_uri=run.info.artifact_uri or "",
+            last_step=max(steps, default=-1),
+        )
+
+    def _attempt(self, record: Record, send: Callable[[Record], None]) -> None:
+        """Send one record; what MLflow will never take is refused, other faults are raised."""
+        try:
+            send(record)
+        except (VideoError, CheckpointError) as error:
+            self._refuse(record, str(error))
+        except MlflowException as error:
+            if error.error_code not in _FOR_GOOD:
+                raise
+            self._refuse(record, _one_line(error))
+
+    def _refuse(self, records_: Record | list[records.Metrics], reason: str) -> None:
+        for record in records_ if isinstance(records_, list) else [records_]:
+            if not isinstance(record, records.RunStarted | records.RunEnded):
+                self._refused.append(Refusal(record, reason))
+
+    def _send_metrics(self, calls: list[records.Metrics]) -> None:
+        """Send many log calls in one request; if it is refused, each by itself."""
+        try:
+            self._client.log_batch(
+                self._run_id, metrics=[m for call in calls for m in _entities(call)]
+            )
+        except MlflowException as error:
+            if error.error_code not in _FOR_GOOD:
+                raise
+            for call in calls:
+                self._attempt(call, self._send)
+
+    def _send(self, record: Record) -> None:
+        match record:
+            case records.Metrics():
+                self._client.log_batch(self._run_id, metrics=list(_entities(record)))
+            case records.Params():
+                self._send_params(record)
+            case records.Tags() | records.RunStarted():
+                self._send_tags(record.values if isinstance(record, records.Tags) else record.tags)
+            case records.Dataset():
+                self._send_dataset(record)
+            case records.Video():
+                self._send_video(record)
+            case records.Text():
+                name = f"step_{record.step:08d}-{record.timestamp_ms}.txt"
+                self._client.log_text(self._run_id, record.text, f"text/{_path(record.key)}/{name}")
+            case records.Checkpoint():
+                self._send_checkpoint(record)
+
+    def _send_params(self, record: records.Params) -> None:
+        """Send params; one that is there already as the same number is left as it is."""
+        known = {key: self._params[key] for key in record.values if key in self._params}
+        changed = [key for key, old in known.items() if not _same(old, record.values[key])]
+        for key in changed:
+            reason = f"param {key!r} is {known[key]!r} already and cannot change"
+            self._refused.append(Refusal(records.Params({key: record.values[key]}), reason))
+        fresh = {key: value for key, value in record.values.items() if key not in known}
+        for part in _parts(fresh, 100):
+            self._client.log_batch(self._run_id, params=[Param(*item) for item in part])
+        self._params.update(fresh)
+
+    def _send_tags(self, values: dict[str, str]) -> None:
+        for part in _parts(values, 100):
+            self._client.log_batch(self._run_id, tags=[RunTag(*item) for item in part])
+
+    def _send_dataset(self, record: records.Dataset) -> None:
+        dataset = Dataset(
+            record.name, record.digest, record.source_type, record.source,
+            schema=record.schema or None, profile=record.profile or None,
+        )  # fmt: skip
+        tags = [InputTag("mlflow.data.context", record.context)]
+        self._client.log_inputs(self._run_id, datasets=[DatasetInput(dataset, tags)])
+
+    def _send_video(self, record: records.Video) -> None:
+        """The clip under media/video/, and moving in the stock image grid.
+
+        MLflow's UI plays whatever lies under images/ by the name its own `log_image` gives.
+        """
+        name = media.artifact_name(record)
+        mp4 = media.rendition(self._folder, record, "mp4")
+        self._upload(mp4, f"media/video/{_path(record.key)}", f"{name}.mp4")
+        key = "~".join(re.sub(r"[^a-zA-Z0-9_\-. ]", "_", part) for part in record.key.split("/"))
+        still = f"{key}+step+{record.step}+timestamp+{record.timestamp_ms}+{name[-8:]}"
+        self._upload(media.rendition(self._folder, record, "png"), "images", f"{still}.png")
+        moving = media.rendition(self._folder, record, "webp")
+        self._upload(moving, "images", f"{still}+compressed.webp")
+        self._send_tags({_LOGGED_IMAGES_TAG: "True"})
+
+    def _send_checkpoint(self, record: records.Checkpoint) -> None:
+        source = self._folder.checkpoints / Path(record.name).name
+        checkpoints.seal(source)
+        self._client.log_artifacts(self._run_id, str(source), f"checkpoints/{source.name}")
+        self._send_tags({LAST_TAG: record.name, **({BEST_TAG: record.name} if record.best else {})})
+
+    def _upload(self, path: Path, artifact_folder: str, name: str) -> None:
+        with tempfile.TemporaryDirectory(dir=self._folder.media) as folder:
+            os.link(path, Path(folder, name))
+            self._client.log_artifact(self._run_id, str(Path(folder, name)), artifact_folder)
+
+
+def _merged(batch: Iterable[Record]) -> Iterator[Record | list[records.Metrics]]:
+    """Log calls that follow each other, joined up to one request's worth of metrics."""
+    calls: list[records.Metrics] = []
+    size = 0
+    for record in batch:
+        is_metrics = isinstance(record, records.Metrics)
+        if calls and (not is_metrics or size + len(record.values) > _METRICS_PER_CALL):  # type: ignore[union-attr]
+            yield calls
+            calls, size = [], 0
+        if isinstance(record, records.Metrics):
+            calls.append(record)
+            size += len(record.values)
+        else:
+            yield record
+    if calls:
+        yield calls
+
+
+def _entities(record: records.Metrics) -> Iterator[Metric]:
+    for key, value in record.values.items():
+        yield Metric(key, value, record.timestamp_ms, record.step)
+
+
+def _parts(values: dict[str, str], size: int) -> Iterator[list[tuple[str, str]]]:
+    items = list(values.items())
+    for at in range(0, len(items), size):
+        yield items[at : at + size]
+
+
+def _same(old: str, new: str) -> bool:
+    try:
+        return old == new or float(old) == float(new)
+    except ValueError:
+        return False
+
+
+def _path(key: str) -> str:
+    return "/".join(re.sub(r"[^\w.\- ]", "_", part) for part in key.split("/"))
+
+
+def _one_line(error: MlflowException) -> str:
+    return one_line(str(error.message))
+
+
+if TYPE_CHECKING:
+
+    def _conforms(folder: RunFolder) -> Sink:
+        return MlflowSink(folder)

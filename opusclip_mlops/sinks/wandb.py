@@ -1,0 +1,257 @@
+"""Weights & Biases: one row a log call, in the order of the journal.
+
+A row's W&B step is its ordinal, so that late and repeated steps are kept; the run's own step is the
+column `global_step`, which every chart uses. A batch counts as written once its rows stand in W&B's
+log on disk, and after a crash that log (or, online, the server) says which row comes next.
+"""
+
+import netrc
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+import wandb
+from wandb.proto.wandb_internal_pb2 import Record as WandbRecord
+
+from opusclip_mlops import checkpoints, media, records, wandb_log
+from opusclip_mlops.errors import CheckpointError, DeliveryError, VideoError
+from opusclip_mlops.folder import Identity, RunFolder
+from opusclip_mlops.records import Batch, Record, RunEnded
+from opusclip_mlops.sinks import Refusal, SinkState, Waiting, Written
+
+if TYPE_CHECKING:
+    from opusclip_mlops.sinks import Sink
+
+STEP_KEY = "global_step"
+"""The column that holds the run's own step."""
+
+_RESERVED = (STEP_KEY, "_step", "_timestamp", "_runtime", "_wandb")
+_ON_DISK_WAIT_S = 60.0
+_FINISH_WAIT_S = 300
+# What a launcher left in the environment must not name, resume or redirect this run.
+_STRAY_VARIABLES = (
+    "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_SERVICE", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH",
+    "WANDB_MODE", "WANDB_NAME", "WANDB_DIR", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_RUN_GROUP",
+)  # fmt: skip
+
+
+class WandbSink:
+    """Writes a run with the real W&B client, online or offline."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._manifest = folder.manifest()
+        self._dir = Path(self._manifest.cwd, self._manifest.wandb_dir)
+        self._mode: Literal["online", "offline"] = (
+            "online" if wandb_mode(self._manifest.wandb_mode) == "online" else "offline"
+        )
+
+    def open(self, state: SinkState) -> SinkState:
+        """Begin the run, or a further part of it, behind the rows that are already there."""
+        identity = self._folder.identity()
+        if identity is None:
+            raise Waiting("the run's name is not known yet")
+        rows_on_disk = _next_row(self._dir, identity.mirror_id)
+        self._run = self._begin(identity)
+        self._log = wandb_log.LogReader(Path(self._run.settings.sync_file))
+        self._next_row = self._run.step if self._mode == "online" else rows_on_disk
+        self._base = int(state.get("base", self._next_row))
+        self._on_disk = 0
+        self._rows_given = 0
+        self._deferred: list[dict[str, Any]] = list(state.get("deferred", []))
+        self._tags: dict[str, str] = dict(state.get("tags", {}))
+        return self._state()
+
+    def write(self, batch: Batch) -> Written:
+        """Log the batch's rows and wait until they are on disk."""
+        refused = []
+        row = self._base + batch.first_row
+        for record in batch.records:
+            is_row = isinstance(record, records.Row)
+            if not is_row or row >= self._next_row:
+                try:
+                    self._send(record, row)
+                except (VideoError, CheckpointError) as error:
+                    refused.append(Refusal(record, str(error)))
+            row += is_row
+        self._send_deferred()
+        self._await_rows()
+        return Written(self._state(), tuple(refused))
+
+    def close(self, end: RunEnded) -> None:
+        """Finish the run with exit code 0 or 1."""
+        deadline = time.monotonic() + _FINISH_WAIT_S
+        while self._deferred and time.monotonic() < deadline:
+            self._send_deferred()
+            time.sleep(0.2 if self._deferred else 0)
+        if end.reason:
+            self._run.config.update({"end_reason": end.reason[:1000]}, allow_val_change=True)
+        self._run.finish(exit_code=0 if end.status == "FINISHED" else 1)
+
+    def _begin(self, identity: Identity) -> wandb.Run:
+        for name in _STRAY_VARIABLES:
+            os.environ.pop(name, None)
+        self._dir.mkdir(parents=True, exist_ok=True)
+        return wandb.init(
+            entity=self._manifest.wandb_entity,
+            project=self._manifest.project_name or None,
+            id=identity.mirror_id,
+            name=self._manifest.run_name or identity.run_name or None,
+            group=identity.experiment_name[:128],
+            notes=self._manifest.notes or None,
+            dir=str(self._dir),
+            mode=self._mode,
+            resume="allow" if self._mode == "online" else None,
+            reinit="create_new",
+            settings=_settings(),
+        )
+
+    def _state(self) -> SinkState:
+        return {"base": self._base, "deferred": self._deferred, "tags": self._tags}
+
+    def _send(self, record: Record, row: int) -> None:
+        match record:
+            case records.Metrics():
+                values = {_column(key): value for key, value in record.values.items()}
+                self._log_row(record, row, values)
+            case records.Video():
+                path = media.rendition(self._folder, record, "mp4")
+                clip = wandb.Video(str(path), caption=record.caption or None, format="mp4")
+                self._log_row(record, row, {_column(record.key): clip})
+            case records.Text():
+                page = wandb.Html(_as_page(record.text), inject=False)
+                self._log_row(record, row, {_column(record.key): page})
+            case records.Params():
+                self._run.config.update(record.values, allow_val_change=True)
+            case records.Tags():
+                self._set_tags(record.values)
+            case records.RunStarted():
+                words = {key for key, value in record.tags.items() if value == "true"}
+                self._run.tags = tuple(sorted({*(self._run.tags or ()), *words}))
+                self._set_tags(record.tags)
+            case records.Dataset():
+                about = {
+                    "digest": record.digest,
+                    "source": record.source,
+                    "profile": record.profile,
+                }
+                name = f"dataset/{record.context}/{record.name}"
+                self._run.config.update({name: about}, allow_val_change=True)
+            case records.Checkpoint():
+                self._defer(record)
+
+    def _set_tags(self, tags: dict[str, str]) -> None:
+        self._tags |= tags
+        self._run.config.update({"tags": self._tags}, allow_val_change=True)
+
+    def _log_row(self, record: records.Row, row: int, values: dict[str, Any]) -> None:
+        values |= {STEP_KEY: record.step, "_timestamp": record.timestamp_ms / 1000}
+        self._run.log(values, step=row, commit=True)
+        self._rows_given += 1
+
+    def _defer(self, record: records.Checkpoint) -> None:
+        """Remember a checkpoint until MLflow has said where its artifacts lie."""
+        about = checkpoints.seal(self._folder.checkpoints / Path(record.name).name)
+        self._deferred.append(
+            {
+                "name": record.name,
+                "best": record.best,
+                "step": record.step,
+                "epoch": record.epoch,
+                "metrics": {key: str(value) for key, value in record.metrics.items()},
+                "files": {name: one.sha256 for name, one in about.files.items()},
+            }
+        )
+
+    def _send_deferred(self) -> None:
+        """Log checkpoints as artifacts that refer to MLflow's: no second copy is made."""
+        identity = self._folder.identity()
+        if not self._deferred or identity is None or not identity.artifact_uri:
+            return
+        for about in self._deferred:
+            artifact = wandb.Artifact(
+                f"checkpoint-{identity.mirror_id}", type="model",
+                metadata={**about, "mlflow_run_id": identity.run_id},
+            )  # fmt: skip
+            base = f"{_uri(identity.artifact_uri)}/checkpoints/{about['name']}"
+            for name in about["files"]:
+                artifact.add_reference(f"{base}/{name}", name=name, checksum=False)
+            aliases = ["latest", f"step-{about['step']}", *(["best"] if about["best"] else [])]
+            self._run.log_artifact(artifact, aliases=aliases)
+        self._deferred = []
+
+    def _await_rows(self) -> None:
+        deadline = time.monotonic() + _ON_DISK_WAIT_S
+        while True:
+            self._on_disk += sum(r.HasField("history") for r in self._log.new_records())
+            if self._on_disk >= self._rows_given:
+                return
+            if time.monotonic() > deadline:
+                raise DeliveryError(
+                    f"W&B has written {self._on_disk} of {self._rows_given} rows to {self._dir}"
+                )
+            time.sleep(0.05)
+
+
+def wandb_mode(asked: str | None) -> str:
+    """`asked`, or `online` where a key for the W&B server is configured, else `offline`."""
+    return asked or ("online" if _has_key() else "offline")
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _settings() -> wandb.Settings:
+    return wandb.Settings(
+        console="off",
+        silent=True,
+        disable_code=True,
+        disable_git=True,
+        x_disable_stats=True,
+        x_disable_meta=True,
+        x_save_requirements=False,
+        x_transaction_log_flush_interval=0.5,
+        init_timeout=30,
+        finish_timeout=_FINISH_WAIT_S,
+        finish_timeout_raises=True,
+    )
+
+
+def _next_row(wandb_dir: Path, run_id: str) -> int:
+    steps = [-1]
+    for path in wandb_log.logs_of(wandb_dir, run_id):
+        steps += [_step_of(one) for one in wandb_log.read_records(path) if one.HasField("history")]
+    return max(steps) + 1
+
+
+def _step_of(record: WandbRecord) -> int:
+    return int(wandb_log.row(record).get("_step", -1))
+
+
+def _column(key: str) -> str:
+    return f"metrics/{key}" if key in _RESERVED else key
+
+
+def _uri(artifact_uri: str) -> str:
+    return f"file://{artifact_uri}" if artifact_uri.startswith("/") else artifact_uri
+
+
+def _as_page(text: str) -> str:
+    import html
+
+    return f"<pre>{html.escape(text)}</pre>"
+
+
+if TYPE_CHECKING:
+
+    def _conforms(folder: RunFolder) -> Sink:
+        return WandbSink(folder)

@@ -1,0 +1,426 @@
+"""`ExperimentTracker`: everything a training loop calls.
+
+Each call appends one record to the run's journal and returns; a shipper process of its own delivers
+it to MLflow, TensorBoard and W&B. No backend is imported here, and none can stop or slow training.
+"""
+
+import atexit
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, Self
+
+from opusclip_mlops import checkpoints, media, provenance, records, waiting
+from opusclip_mlops.config import TrackingConfig
+from opusclip_mlops.errors import DeliveryError, OpusclipError, RecordError
+from opusclip_mlops.folder import Identity
+from opusclip_mlops.performance import PerformanceMeter
+from opusclip_mlops.redaction import one_line
+from opusclip_mlops.session import Session
+
+if TYPE_CHECKING:
+    import torch
+
+FINISHED = "FINISHED"
+
+_STATUSES = (FINISHED, "FAILED", "KILLED")
+_RESUME_WAIT_S = 15.0
+_WATCHED = ("val/loss", "val_loss")
+_CONFIG_PARAMS = (
+    "max_epochs",
+    "learning_rate",
+    "batch_size",
+    "device",
+    "log_frequency",
+    "save_frequency",
+)
+
+
+class ExperimentTracker:
+    """Tracks one run: metrics, params, clips, datasets and checkpoints.
+
+    A context manager: leaving it closes the run as FINISHED; an exception closes it as FAILED,
+    with the reason.
+
+    Args:
+        config: What the run is called and where it goes; the defaults otherwise.
+    """
+
+    def __init__(self, config: TrackingConfig | None = None) -> None:
+        self.config = config or TrackingConfig()
+        self._pid = os.getpid()
+        self._closed = False
+        self._exception: BaseException | None = None
+        self._dataset_digest: str | None = None
+        self._best: dict[str, float] = {}
+        self._last_checkpoint: str | None = None
+        self._found: Identity | None = None
+        self._meter = PerformanceMeter()
+        tags = {**provenance.run_tags(Path.cwd()), **self.config.tag_values}
+        self._session = Session(self.config, tags=records.to_text_values(tags, what="tag"))
+        self._append = self._session.append
+        self._step = -1
+        given = [name for name in _CONFIG_PARAMS if name in self.config.given]
+        if given:
+            self.log_params({name: getattr(self.config, name) for name in given})
+        self._previous_hook, self._hook = sys.excepthook, self._note_exception
+        sys.excepthook = self._hook
+        atexit.register(self._close_at_exit)
+
+    # What the run is called
+
+    @property
+    def local_id(self) -> str:
+        """The run's id on this machine, known at once."""
+        return self._session.local_id
+
+    @property
+    def run_id(self) -> str:
+        """The MLflow run id; waits for MLflow's answer.
+
+        Raises:
+            DeliveryError: no answer within `drain_timeout_s`.
+        """
+        return self._identity().run_id
+
+    @property
+    def step(self) -> int:
+        """The last step that was logged, -1 before the first."""
+        return self._step
+
+    # Numbers
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log values by key at a step; without a step, the one after the last.
+
+        Values are numbers, NumPy scalars or 0-d tensors; NaN and infinities are kept.
+
+        Raises:
+            TypeError: a value is no number, or the step is not whole.
+            RecordError: a key MLflow would refuse, or a step beyond 64 bits.
+        """
+        values = records.to_values(metrics)
+        at = self._next_step() if step is None else records.to_step(step)
+        self._append(records.Metrics(time.time_ns() // 1_000_000, at, values))
+        self._step = at
+
+    def log_training_metrics(self, epoch: int, step: int, metrics: Mapping[str, Any]) -> None:
+        """Log values as `training/<key>`, with the epoch."""
+        self.log_metrics({**_prefixed("training", metrics), "training/epoch": epoch}, step)
+
+    def log_video_metrics(self, *, step: int | None = None, **metrics: Any) -> None:
+        """Log video quality as `video/<name>`: `log_video_metrics(psnr=31.2, ssim=0.93)`."""
+        self._log_beside(_prefixed("video", metrics), step)
+
+    def log_performance_metrics(
+        self, metrics: Mapping[str, Any] | None = None, step: int | None = None
+    ) -> None:
+        """Log as `performance/<key>` what is given, else CPU, memory and GPU use measured now."""
+        measured = self._meter.measure(step=self._step) if metrics is None else metrics
+        self._log_beside(_prefixed("performance", measured), step)
+
+    def log_profiling_data(self, data: Mapping[str, Any], step: int | None = None) -> None:
+        """Log `profiling/timings/…` and `profiling/memory/…` as metrics, other parts as text.
+
+        A part that is a mapping of names to numbers becomes metrics; `bottlenecks` and any other
+        list or text becomes one text.
+        """
+        at = self._current_step(step)
+        for part, content in data.items():
+            if isinstance(content, Mapping):
+                self._log_beside(_prefixed(f"profiling/{part}", content), at)
+            else:
+                lines = [content] if isinstance(content, str) else [str(one) for one in content]
+                self.log_text("\n".join(lines), f"profiling/{part}", at)
+
+    @contextlib.contextmanager
+    def profile_operation(self, name: str, category: str = "operation") -> Iterator[None]:
+        """Time a block: logs `profiling/<category>/<name>/ms`, also when the block raises."""
+        started_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed_ms = 1000 * (time.perf_counter() - started_s)
+            self._log_beside({f"profiling/{category}/{name}/ms": elapsed_ms}, None)
+
+    # Words
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log parameters; a parameter keeps its first value.
+
+        Raises:
+            RecordError: a key MLflow would refuse, or a value of more than 6000 characters.
+        """
+        self._append(records.Params(records.to_text_values(params)))
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags; the last value holds."""
+        self._append(records.Tags(records.to_text_values(tags, what="tag")))
+
+    def log_text(self, text: str, key: str, step: int | None = None) -> None:
+        """Log a text at a step."""
+        records.check_key(key)
+        self._append(records.Text(_now_ms(), self._current_step(step), key, str(text)))
+
+    def log_dataset(
+        self,
+        *,
+        name: str,
+        digest: str,
+        source: str,
+        source_type: str = "local",
+        context: str = "training",
+        profile: Mapping[str, Any] | None = None,
+        schema: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Log a dataset as an input of the run.
+
+        Args:
+            name: What it is called.
+            digest: Names its exact content; at most 36 characters.
+            source: Where it came from, a path or URI.
+            source_type: The kind of source, as MLflow names it.
+            context: What it was used for.
+            profile: Facts about it, such as frame counts; JSON values.
+            schema: Its fields; JSON values.
+
+        Raises:
+            RecordError: the digest is empty or too long.
+        """
+        if not 1 <= len(digest) <= 36:
+            raise RecordError(f"dataset digest {digest!r} must have 1 to 36 characters")
+        self._dataset_digest = digest
+        about = (json.dumps(one) if one else "" for one in (profile, schema))
+        location = json.dumps({"uri": source})
+        self._append(records.Dataset(name, digest, source_type, location, context, *about))
+
+    # Files
+
+    def log_video(
+        self,
+        video: Any,
+        key: str,
+        step: int | None = None,
+        *,
+        fps: float = 8.0,
+        caption: str = "",
+        value_range: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        """Log a clip at a step.
+
+        Args:
+            video: Array, tensor or list of frames, (T, H, W, C) or (T, C, H, W), uint8 or floats in
+                `value_range`; a batch (B, T, …) is laid side by side; or the path of a video file.
+            key: Its name, such as `samples/kite`.
+            step: The training step; the last one logged otherwise.
+            fps: Frames per second; a file keeps its own.
+            caption: Shown where the mirror can.
+            value_range: What floats mean black and white.
+
+        Raises:
+            VideoError: not a clip, values outside the range, or no such file.
+        """
+        records.check_key(key)
+        at = self._current_step(step)
+        if not 0 < fps <= 1000:
+            raise RecordError(f"fps of {key!r} must lie in (0, 1000], not {fps!r}")
+        name = media.stage(self._session.folder, video, value_range=value_range)
+        self._append(records.Video(_now_ms(), at, key, name, float(fps), caption))
+
+    def save_checkpoint(
+        self,
+        model: "torch.nn.Module",
+        optimizer: "torch.optim.Optimizer | None" = None,
+        scheduler: "torch.optim.lr_scheduler.LRScheduler | int | None" = None,
+        metrics: Mapping[str, Any] | None = None,
+        *,
+        epoch: int | None = None,
+        step: int | None = None,
+        config: Mapping[str, Any] | None = None,
+        model_config: Mapping[str, Any] | None = None,
+        monitor: str | None = None,
+        mode: str = "min",
+    ) -> str:
+        """Save a checkpoint and send it to MLflow; returns its name.
+
+        Args:
+            model: Its weights are written as safetensors.
+            optimizer: Its state is kept beside them.
+            scheduler: The scheduler, or the epoch: `save_checkpoint(model, optimizer, 3, {…})`.
+            metrics: What was measured at this point.
+            epoch: Epochs done.
+            step: Steps done; the last one logged otherwise.
+            config: The training configuration, JSON values.
+            model_config: What builds the model again, JSON values.
+            monitor: The metric by which the best is chosen; `val/loss` or `val_loss` otherwise.
+            mode: `min` or `max`.
+
+        Raises:
+            TypeError: a third argument that is neither an epoch nor a scheduler.
+            RecordError: `monitor` is not among the metrics, or an unknown mode.
+            CheckpointError: it cannot be written.
+        """
+        if isinstance(scheduler, int):
+            scheduler, epoch = None, scheduler if epoch is None else epoch
+        values = records.to_values(metrics) if metrics else {}
+        at = max(0, self._current_step(step))
+        name = checkpoints.checkpoint_name(epoch or 0, at)
+        about = checkpoints.CheckpointMetadata(
+            name=name,
+            step=at,
+            epoch=epoch or 0,
+            run_id=self._known_run_id(),
+            metrics=values,
+            config=dict(config or {}),
+            model={"class": type(model).__name__, "config": dict(model_config or {})},
+            git_commit=provenance.git_commit(Path.cwd()),
+            git_dirty=provenance.git_dirty(Path.cwd()),
+            dataset_digest=self._dataset_digest,
+            libraries=provenance.library_versions(),
+            parent=self._last_checkpoint,
+        )
+        best = self._is_best(values, monitor, mode)
+        folder = self._session.folder.checkpoints / name
+        checkpoints.write_checkpoint(folder, model, optimizer, scheduler, metadata=about)
+        self._append(records.Checkpoint(_now_ms(), at, epoch or 0, name, values, best))
+        self._last_checkpoint = name
+        return name
+
+    # The end
+
+    def flush(self, *, timeout_s: float | None = None, sink: str | None = None) -> bool:
+        """Wait until what was logged so far has arrived everywhere, or at one sink.
+
+        Returns False when it has not within `timeout_s` (`drain_timeout_s` otherwise).
+        """
+        wait_s = self.config.drain_timeout_s if timeout_s is None else timeout_s
+        return self._session.wait_until_arrived(
+            [sink] if sink else self._session.sinks, wait_s=wait_s
+        )
+
+    def close(self, status: str = FINISHED, reason: str = "") -> None:
+        """End the run and wait for delivery, at most `drain_timeout_s`.
+
+        What has not arrived by then is said on stderr; the shipper goes on with it. Closing twice
+        does nothing.
+
+        Args:
+            status: FINISHED, FAILED or KILLED.
+            reason: Why, kept as the tag `opusclip.end_reason`.
+
+        Raises:
+            RecordError: an unknown status.
+        """
+        if status not in _STATUSES:
+            raise RecordError(f"status must be FINISHED, FAILED or KILLED, not {status!r}")
+        if self._closed or os.getpid() != self._pid:
+            return
+        self._closed = True
+        atexit.unregister(self._close_at_exit)
+        self._session.end(status, reason)
+        self._session.wait_until_ended(wait_s=self.config.drain_timeout_s)
+        self._tell_what_is_missing()
+        self._append = _refuse_after_close
+        self._session.release()
+        sys.excepthook = self._previous_hook if sys.excepthook == self._hook else sys.excepthook
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close(*_end_of(error))
+
+    def _close_at_exit(self) -> None:
+        self.close(*_end_of(self._exception))
+
+    def _note_exception(
+        self, kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+    ) -> None:
+        self._exception = error
+        self._previous_hook(kind, error, traceback)
+
+    def _identity(self, *, wait_s: float | None = None) -> Identity:
+        if self._found is None:
+            wait_s = self.config.drain_timeout_s if wait_s is None else wait_s
+            self._found = self._session.identity(wait_s=wait_s)
+        return self._found
+
+    def _known_run_id(self) -> str | None:
+        """The MLflow run id where it is known already; saving a checkpoint does not wait for it."""
+        with contextlib.suppress(DeliveryError):
+            return self._identity(wait_s=0).run_id
+        return None
+
+    def _next_step(self) -> int:
+        """The step after the last; in a run that is gone on with, after the last in MLflow."""
+        if self._step < 0 and self._session.is_resumed:
+            with contextlib.suppress(DeliveryError):
+                self._step = max(self._step, self._identity(wait_s=_RESUME_WAIT_S).last_step)
+        return self._step + 1
+
+    def _current_step(self, step: int | None) -> int:
+        return max(self._step, 0) if step is None else records.to_step(step)
+
+    def _log_beside(self, metrics: Mapping[str, Any], step: int | None) -> None:
+        """Log at the step the training has reached, without counting a step."""
+        values = records.to_values(metrics)
+        self._append(records.Metrics(_now_ms(), self._current_step(step), values))
+
+    def _is_best(self, values: Mapping[str, float], monitor: str | None, mode: str) -> bool:
+        if mode not in ("min", "max"):
+            raise RecordError(f"mode must be 'min' or 'max', not {mode!r}")
+        watched = monitor or next((key for key in _WATCHED if key in values), None)
+        if watched is None:
+            return False
+        if watched not in values:
+            raise RecordError(f"monitor {watched!r} is not among the metrics: {', '.join(values)}")
+        value = values[watched] if mode == "min" else -values[watched]
+        if value != value or value >= self._best.get(watched, float("inf")):
+            return False
+        self._best[watched] = value
+        return True
+
+    def _tell_what_is_missing(self) -> None:
+        folder = self._session.folder
+        for line in waiting.undelivered(folder, self._session.sinks):
+            _say(f"{line}; the shipper goes on, its log is {folder.path / 'shipper.log'}")
+        if self._session.lost:
+            _say(f"{self._session.lost} records could not be kept: {self._session.fault}")
+
+
+def _end_of(error: BaseException | None) -> tuple[str, str]:
+    """How an exception ends a run, and the reason in one line."""
+    if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
+        return FINISHED, ""
+    reason = one_line(f"{type(error).__name__}: {error}")
+    return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", reason
+
+
+def _refuse_after_close(record: records.Record) -> NoReturn:
+    raise OpusclipError(f"the tracker is closed: {type(record).__name__} came after close()")
+
+
+def _prefixed(prefix: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}/{key}": value for key, value in metrics.items()}
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _say(text: str) -> None:
+    print(f"opusclip: {text}", file=sys.stderr, flush=True)
+
+
+AdvancedExperimentTracker = ExperimentTracker
+"""The same class, under its earlier name."""

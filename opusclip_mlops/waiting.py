@@ -1,0 +1,61 @@
+"""How far delivery is, shown on a terminal and silent in a pipe."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+from opusclip_mlops.folder import RunFolder
+
+
+@contextlib.contextmanager
+def delivery_shown(folder: RunFolder, sinks: list[str]) -> Iterator[Callable[[], None]]:
+    """A bar for each sink, drawn anew each time the yielded function is called."""
+    if not _is_terminal(sys.stderr):
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    columns = (
+        TextColumn("delivering to {task.description:<12}"),
+        BarColumn(),
+        TaskProgressColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks = {sink: bars.add_task(sink, total=1) for sink in sinks}
+
+        def show() -> None:
+            total = max(1, sum(folder.size_bytes().values()))
+            for sink, task in tasks.items():
+                done = sum(folder.progress(sink).position.values())
+                bars.update(task, total=total, completed=done)
+
+        yield show
+
+
+def _is_terminal(stream: object) -> bool:
+    """Whether a stream is a terminal; what stands in for stderr need not know."""
+    try:
+        return bool(getattr(stream, "isatty", lambda: False)())
+    except ValueError:  # closed
+        return False
+
+
+def undelivered(folder: RunFolder, sinks: list[str]) -> list[str]:
+    """One line for each sink that does not have everything, or has refused something."""
+    lines = []
+    total = sum(folder.size_bytes().values())
+    for sink in sinks:
+        progress = folder.progress(sink)
+        left = total - sum(progress.position.values())
+        if left > 0 or not progress.done:
+            what = (
+                f"{left:,} bytes are still on their"
+                if left > 0
+                else "the run's end is still on its"
+            )
+            why = f" ({progress.error})" if progress.error else ""
+            lines.append(f"{what} way to {sink}{why}")
+        if progress.rejected:
+            lines.append(f"{sink} refused {progress.rejected} records: see {folder.rejected}")
+    return lines

@@ -1,0 +1,163 @@
+import json
+import math
+from pathlib import Path
+
+import av
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+
+from opusclip_mlops.delivery import deliver
+from opusclip_mlops.folder import RunFolder
+from opusclip_mlops.records import Dataset, Metrics, Params, Tags, Text
+from tests.journeys import append, end, make_run, store
+from tests.reading import Point, points_of_mlflow
+from tests.sinks.sink_contract import T0_MS, SinkContract, metrics, staged_clip
+
+
+def client() -> MlflowClient:
+    return MlflowClient(store(Path.cwd()))
+
+
+def run_of(folder: RunFolder):
+    identity = folder.identity()
+    assert identity is not None
+    return client().get_run(identity.run_id)
+
+
+class TestMlflow(SinkContract):
+    name = "mlflow"
+
+    def points(self, folder: RunFolder) -> list[Point]:
+        return points_of_mlflow(client(), run_of(folder).info.run_id)
+
+
+def test_infinities_are_kept_as_mlflow_keeps_them(tmp_path: Path) -> None:
+    """MLflow's SQL store holds ±Inf as the largest floats."""
+    folder = make_run(tmp_path)
+    append(folder, [Metrics(T0_MS, 0, {"up": math.inf, "down": -math.inf})])
+    end(folder)
+    deliver(folder, "mlflow")
+    found = run_of(folder).data.metrics
+    assert found["up"] > 1.79e308
+    assert found["down"] < -1.79e308
+
+
+def test_the_run_has_its_true_times_status_and_reason(tmp_path: Path) -> None:
+    """Start and end are those of the training process, not of the delivery."""
+    folder = make_run(tmp_path, notes="a note")
+    end(folder, "FAILED", "ValueError: no")
+    deliver(folder, "mlflow")
+    run = run_of(folder)
+    assert (run.info.start_time, run.info.end_time) == (1_700_000_000_000, 1_700_000_100_000)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["opusclip.end_reason"] == "ValueError: no"
+    assert run.data.tags["mlflow.note.content"] == "a note"
+    assert run.info.run_name == "a-run"
+
+
+def test_params_tags_text_and_datasets_arrive(tmp_path: Path) -> None:
+    """Each stands where MLflow's own client would have put it."""
+    folder = make_run(tmp_path)
+    append(folder, [
+        Params({f"p{i}": str(i) for i in range(150)}), Tags({"a": "b"}),
+        Text(T0_MS, 7, "notes/first", "one < two"),
+        Dataset("clips", "d1", "local", '{"uri": "/x"}', "training", '{"frames": 9}'),
+    ])  # fmt: skip
+    end(folder)
+    deliver(folder, "mlflow")
+    run = run_of(folder)
+    assert run.data.params == {f"p{i}": str(i) for i in range(150)}
+    assert run.data.tags["a"] == "b"
+    assert run.data.tags["team"] == "true"
+    [entry] = run.inputs.dataset_inputs
+    assert (entry.dataset.name, entry.dataset.digest) == ("clips", "d1")
+    assert json.loads(entry.dataset.profile) == {"frames": 9}
+    [text] = client().list_artifacts(run.info.run_id, "text/notes/first")
+    assert Path(client().download_artifacts(run.info.run_id, text.path)).read_text() == "one < two"
+
+
+def test_a_clip_is_kept_as_mp4_and_plays_in_the_image_grid(tmp_path: Path) -> None:
+    """An mp4 under media/, and a moving WebP and a still by the names of MLflow's log_image."""
+    folder = make_run(tmp_path)
+    append(folder, [staged_clip(folder, step=12)])
+    end(folder)
+    deliver(folder, "mlflow")
+    run = run_of(folder)
+    root = Path(run.info.artifact_uri)
+    [mp4] = (root / "media/video/samples/kite").glob("*.mp4")
+    with av.open(str(mp4)) as film:
+        assert sum(1 for _ in film.decode(video=0)) == 8
+    [webp] = (root / "images").glob(f"samples~kite+step+12+timestamp+{T0_MS}+*+compressed.webp")
+    assert getattr(Image.open(webp), "n_frames", 1) == 8
+    assert webp.with_name(webp.name.replace("+compressed.webp", ".png")).exists()
+    assert run.data.tags["mlflow.loggedImages"] == "True"
+
+
+def test_a_run_made_by_a_shipper_that_died_is_found_again(tmp_path: Path) -> None:
+    """Losing the identity file does not make a second run."""
+    folder = make_run(tmp_path)
+    append(folder, metrics(3))
+    end(folder)
+    deliver(folder, "mlflow")
+    (folder.path / "identity.json").unlink()
+    append(folder, metrics(3, first=3))
+    deliver(folder, "mlflow")
+    experiment = client().get_experiment_by_name("films")
+    assert experiment is not None
+    assert len(client().search_runs([experiment.experiment_id])) == 1
+    assert len(points_of_mlflow(client(), run_of(folder).info.run_id)) == 12
+
+
+def test_a_given_run_is_gone_on_with(tmp_path: Path) -> None:
+    """Its params stay, equal ones are no conflict, a changed one is refused by itself."""
+    experiment_id = client().create_experiment("films")
+    given = client().create_run(experiment_id).info.run_id
+    client().log_param(given, "lr", "1e-3")
+    client().log_metric(given, "train/loss", 0.5, step=41)
+    client().set_terminated(given)
+    folder = make_run(tmp_path, run_id=given, name=given)
+    append(folder, [Params({"lr": "0.001", "depth": "4"}), Params({"depth": "5"}), *metrics(1)])
+    end(folder)
+    deliver(folder, "mlflow")
+    identity = folder.identity()
+    assert identity is not None
+    assert identity.last_step == 41
+    assert run_of(folder).data.params == {"lr": "1e-3", "depth": "4"}
+    assert folder.progress("mlflow").rejected == 1
+    assert "cannot change" in folder.rejected.read_text()
+    assert run_of(folder).info.status == "FINISHED"
+
+
+def test_an_adopted_run_is_left_to_its_owner(tmp_path: Path) -> None:
+    """A run whose end is not ours stays RUNNING."""
+    experiment_id = client().create_experiment("films")
+    given = client().create_run(experiment_id).info.run_id
+    folder = make_run(tmp_path, run_id=given, name=given)
+    from opusclip_mlops.records import RunEnded
+
+    append(folder, [RunEnded("s1", "FINISHED", T0_MS, owned=False)], journal="s1-control")
+    deliver(folder, "mlflow")
+    assert client().get_run(given).info.status == "RUNNING"
+
+
+def test_a_run_that_is_not_there_refuses_everything_with_the_reason(tmp_path: Path) -> None:
+    """A wrong run id is told, and does not hold up the shipper for ever."""
+    client().create_experiment("films")
+    folder = make_run(tmp_path, run_id="f" * 32, name="f" * 32)
+    append(folder, metrics(2))
+    end(folder)
+    deliver(folder, "mlflow")
+    assert folder.progress("mlflow").rejected == 2
+    assert "f" * 32 in folder.rejected.read_text()
+
+
+@pytest.mark.parametrize("key", ["k" * 251, "a//b"])
+def test_one_bad_metric_does_not_take_others_with_it(tmp_path: Path, key: str) -> None:
+    """A record MLflow answers 400 for is refused alone, out of a request of many."""
+    folder = make_run(tmp_path)
+    append(folder, [*metrics(5), Metrics(T0_MS, 5, {key: 1.0}), *metrics(5, first=5)])
+    end(folder)
+    deliver(folder, "mlflow")
+    assert len(points_of_mlflow(client(), run_of(folder).info.run_id)) == 20
+    assert folder.progress("mlflow").rejected == 1

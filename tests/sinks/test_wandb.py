@@ -1,0 +1,123 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from opusclip_mlops import wandb_log
+from opusclip_mlops.delivery import deliver
+from opusclip_mlops.folder import RunFolder
+from opusclip_mlops.records import Dataset, Metrics, Params, Tags
+from opusclip_mlops.sinks.wandb import wandb_mode
+from tests.journeys import LOCAL_ID, append, end, make_run
+from tests.reading import Point, points_of_wandb, rows_of_wandb
+from tests.sinks.sink_contract import T0_MS, SinkContract, metrics, staged_clip
+
+
+def wandb_dir(folder: RunFolder) -> Path:
+    return folder.path.parent.parent
+
+
+def config_of(log: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for record in wandb_log.read_records(log):
+        for part in (record.run.config.update, record.config.update):
+            found |= {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in part}
+    return found
+
+
+class TestWandb(SinkContract):
+    name = "wandb"
+
+    def points(self, folder: RunFolder) -> list[Point]:
+        return points_of_wandb(wandb_dir(folder), LOCAL_ID)
+
+
+def test_rows_are_numbered_in_the_order_of_the_journal(tmp_path: Path) -> None:
+    """W&B's own step is the row's ordinal, the run's step a column of its own."""
+    folder = make_run(tmp_path, ["wandb"])
+    append(folder, [Metrics(T0_MS, 5, {"a": 1.0}), Metrics(T0_MS + 1, 3, {"a": 2.0})])
+    end(folder)
+    deliver(folder, "wandb")
+    rows = rows_of_wandb(wandb_dir(folder), LOCAL_ID)
+    assert [(row["_step"], row["global_step"], row["a"]) for row in rows] == [(0, 5, 1), (1, 3, 2)]
+
+
+def test_a_metric_with_a_reserved_name_gets_a_column_of_its_own(tmp_path: Path) -> None:
+    """A user's `global_step` or `_timestamp` does not overwrite the row's."""
+    folder = make_run(tmp_path, ["wandb"])
+    append(folder, [Metrics(T0_MS, 5, {"global_step": 1.5, "_timestamp": 2.5})])
+    end(folder)
+    deliver(folder, "wandb")
+    [row] = rows_of_wandb(wandb_dir(folder), LOCAL_ID)
+    assert (row["metrics/global_step"], row["metrics/_timestamp"]) == (1.5, 2.5)
+    assert (row["global_step"], row["_timestamp"]) == (5, T0_MS / 1000)
+
+
+def test_clips_are_videos_and_params_config(tmp_path: Path) -> None:
+    """The mp4 goes to W&B as a video, params, tags and datasets into the config."""
+    folder = make_run(tmp_path, ["wandb"])
+    append(folder, [
+        Params({"depth": "4"}), Tags({"a": "b"}), staged_clip(folder),
+        Dataset("clips", "d1", "local", '{"uri": "x"}', "training"),
+    ])  # fmt: skip
+    end(folder)
+    deliver(folder, "wandb")
+    [log] = wandb_log.logs_of(wandb_dir(folder), LOCAL_ID)
+    [row] = wandb_log.rows(log)
+    clip = row["samples/kite"]
+    assert clip["_type"] == "video-file"
+    assert (log.parent / "files" / clip["path"]).read_bytes()[4:8] == b"ftyp"
+    config = config_of(log)
+    assert config["depth"] == "4"
+    assert config["tags"] == {"team": "true", "a": "b"}
+    assert config["dataset/training/clips"]["digest"] == "d1"
+
+
+@pytest.mark.parametrize(("status", "code"), [("FINISHED", 0), ("FAILED", 1), ("KILLED", 1)])
+def test_the_exit_code_tells_how_the_run_ended(tmp_path: Path, status: str, code: int) -> None:
+    """Anything but FINISHED is an exit code of 1."""
+    folder = make_run(tmp_path, ["wandb"])
+    append(folder, metrics(1))
+    end(folder, status, "why")
+    deliver(folder, "wandb")
+    [log] = wandb_log.logs_of(wandb_dir(folder), LOCAL_ID)
+    [exit_record] = [r.exit for r in wandb_log.read_records(log) if r.HasField("exit")]
+    assert exit_record.exit_code == code
+
+
+def test_a_second_session_goes_on_behind_the_rows_of_the_first(tmp_path: Path) -> None:
+    """Rows of a run that is gone on with are numbered on, whatever the new journal counts."""
+    for part in range(2):
+        folder = make_run(tmp_path / f"part{part}", ["wandb"], wandb_dir=str(tmp_path))
+        append(folder, metrics(3, first=3 * part))
+        end(folder)
+        deliver(folder, "wandb")
+    rows = rows_of_wandb(tmp_path, LOCAL_ID)
+    assert [row["_step"] for row in rows] == list(range(6))
+
+
+def test_words_become_wandb_tags(tmp_path: Path) -> None:
+    """A tag that is only a word is a tag in W&B too."""
+    folder = make_run(tmp_path, ["wandb"])
+    end(folder)
+    deliver(folder, "wandb")
+    [log] = wandb_log.logs_of(wandb_dir(folder), LOCAL_ID)
+    tags = [set(r.run.tags) for r in wandb_log.read_records(log) if r.HasField("run")]
+    assert {"team"} in tags
+
+
+def test_the_mode_is_online_only_where_a_key_is_configured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key in the environment or in .netrc turns W&B online, an explicit mode goes before it."""
+    assert wandb_mode(None) == "offline"
+    assert wandb_mode("online") == "online"
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    assert wandb_mode(None) == "online"
+    assert wandb_mode("offline") == "offline"
+    monkeypatch.delenv("WANDB_API_KEY")
+    netrc = tmp_path / "home" / ".netrc"
+    netrc.write_text("machine api.wandb.ai login user password " + "k" * 40 + "\n")
+    netrc.chmod(0o600)
+    assert wandb_mode(None) == "online"

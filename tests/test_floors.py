@@ -1,0 +1,179 @@
+"""The floor plan of the package: imports go down only, heavy libraries stay with their owners."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "opusclip_mlops"
+
+FLOORS = [
+    {"errors"},
+    {"config", "records", "folder", "metadata", "pixels", "provenance", "wandb_log"},
+    {"journal", "checkpoints", "video", "performance", "environment", "waiting"},
+    {"media", "metrics"},
+    {"sinks", "gates", "runs"},
+    {"delivery"},
+    {"shipper", "registry", "replay"},
+    {"session"},
+    {"tracker", "verify", "server"},
+    {"projects"},
+    {"cli", "__main__"},
+]
+ROOF = len(FLOORS)  # the root package: it exports from below, so nobody imports from it
+
+OWNERS = {
+    "mlflow": {
+        "environment",
+        "projects",
+        "registry",
+        "replay",
+        "runs",
+        "server",
+        "sinks.mlflow",
+        "verify",
+    },
+    "torch": {"checkpoints", "metrics", "performance", "projects"},
+    "torchmetrics": {"metrics"},
+    "wandb": {"sinks.wandb", "verify", "wandb_log"},
+    "tensorboard": {"sinks.tensorboard", "verify"},
+    "av": {"video"},
+    "PIL": {"video"},
+}
+LIGHT = ["opusclip_mlops", *(f"opusclip_mlops.{name}" for name in ("cli", "shipper", "tracker"))]
+HEAVY = [*OWNERS, "numpy", "boto3", "sqlalchemy", "pandas"]
+
+
+def modules() -> list[str]:
+    """Every module below the package, by its name inside it: `tracker`, `sinks.mlflow`."""
+    paths = (path.relative_to(PACKAGE) for path in sorted(PACKAGE.rglob("*.py")))
+    return [module_name(path) for path in paths if path != Path("__init__.py")]
+
+
+def module_name(path: Path) -> str:
+    """`sinks` for sinks/__init__.py, `sinks.mlflow` for sinks/mlflow.py."""
+    parts = path.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def source(module: str) -> Path:
+    """The file a module is written in."""
+    file = PACKAGE.joinpath(*module.split("."))
+    return file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
+
+
+def floor(module: str) -> int:
+    """The number of a module's floor; the root package stands above all."""
+    shelf = module.split(".")[0]
+    return next((number for number, names in enumerate(FLOORS) if shelf in names), ROOF)
+
+
+def imported(module: str, *, typing_only: bool = True) -> Iterator[str]:
+    """Full names of what a module imports, at its top and inside its functions."""
+    full_name = f"opusclip_mlops.{module}"
+    package = full_name if source(module).name == "__init__.py" else full_name.rpartition(".")[0]
+    tree = ast.parse(source(module).read_text())
+    skipped = set() if typing_only else set(typing_blocks(tree))
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")
+            base = parents[: len(parents) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{origin}.{alias.name}" for alias in node.names)
+
+
+def typing_blocks(tree: ast.Module) -> Iterator[ast.AST]:
+    """What stands under `if TYPE_CHECKING:` and costs nothing when the program runs."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            for statement in node.body:
+                yield from ast.walk(statement)
+
+
+def inside(module: str) -> set[str]:
+    """The modules of the package that a module imports; "" is the root package itself."""
+    known = set(modules())
+    names = (name.split(".")[1:] for name in imported(module) if is_ours(name))
+    return {owner_of(parts, known) for parts in names if parts != ["__version__"]}
+
+
+def is_ours(name: str) -> bool:
+    """Whether a full name lies in the package."""
+    return name.split(".")[0] == "opusclip_mlops"
+
+
+def owner_of(parts: list[str], known: set[str]) -> str:
+    """The module in which an imported name lives: `records.Batch` lives in `records`."""
+    while parts and ".".join(parts) not in known:
+        parts = parts[:-1]
+    return ".".join(parts)
+
+
+def may_import(module: str, other: str) -> bool:
+    """Down always; on one shelf `projects` and `server` freely, elsewhere `__init__` only."""
+    if floor(other) != floor(module):
+        return floor(other) < floor(module)
+    shelf, _, name = module.partition(".")
+    other_shelf, _, other_name = other.partition(".")
+    same_shelf = shelf == other_shelf
+    return same_shelf and (shelf in {"projects", "server"} or not name or not other_name)
+
+
+@pytest.mark.parametrize("module", modules())
+def test_every_module_is_on_a_floor(module: str) -> None:
+    """A new module is put into the table above before it is used."""
+    assert floor(module) < ROOF
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_go_down_only(module: str) -> None:
+    """No module imports from its own floor or one above, not even inside a function."""
+    assert [other for other in sorted(inside(module)) if not may_import(module, other)] == []
+
+
+@pytest.mark.parametrize("module", modules())
+def test_heavy_libraries_are_imported_by_their_owners_only(module: str) -> None:
+    """MLflow, torch, W&B, TensorBoard, PyAV and Pillow each have files of their own."""
+    used = {name.split(".")[0] for name in imported(module, typing_only=False)}
+    owned = {module, module.split(".")[0]}
+    assert [name for name in sorted(used & OWNERS.keys()) if not owned & OWNERS[name]] == []
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_the_trainer_and_the_supervisor_import_nothing_heavy(module: str) -> None:
+    """Importing the package, the tracker, the shipper or the command loads no backend."""
+    code = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert sorted(set(HEAVY) & set(done.stdout.split())) == []
+
+
+@pytest.mark.parametrize("module", modules())
+def test_files_are_short(module: str) -> None:
+    """A file that reaches 400 lines is two files."""
+    assert len(source(module).read_text().splitlines()) < 400
+
+
+def test_one_place_catches_everything() -> None:
+    """Only the loop round a sink goes on after any error at all; all else names what it expects."""
+    places = [
+        f"{module}:{node.lineno}"
+        for module in modules()
+        for node in ast.walk(ast.parse(source(module).read_text()))
+        if isinstance(node, ast.ExceptHandler) and catches_everything(node)
+    ]
+    assert len(places) == 1, places
+
+
+def catches_everything(handler: ast.ExceptHandler) -> bool:
+    """Whether a handler takes any error: `except:` or `except Exception:`."""
+    named = ast.walk(handler.type) if handler.type else []
+    return handler.type is None or any(
+        isinstance(node, ast.Name) and node.id == "Exception" for node in named
+    )

@@ -1,0 +1,310 @@
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+
+import opusclip_mlops
+from opusclip_mlops import AdvancedExperimentTracker, ExperimentTracker, TrackingConfig
+from opusclip_mlops.errors import OpusclipError, RecordError
+from tests.journeys import store, wait_until
+from tests.reading import (
+    Point,
+    points_of_mlflow,
+    points_of_tensorboard,
+    points_of_wandb,
+    rows_of_wandb,
+)
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> MlflowClient:
+    return MlflowClient(store(tmp_path))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrackingConfig:
+    return TrackingConfig(experiment_name="my_experiment", tracking_uri=store(tmp_path))
+
+
+@pytest.fixture
+def mlflow_only(tmp_path: Path) -> TrackingConfig:
+    return TrackingConfig(
+        experiment_name="my_experiment",
+        tracking_uri=store(tmp_path),
+        use_wandb=False,
+        use_tensorboard=False,
+    )
+
+
+def journals(tmp_path: Path) -> list[Path]:
+    return [path for path in tmp_path.glob(".opusclip/journal/*") if path.is_dir()]
+
+
+def narrow(points: list[Point]) -> list[Point]:
+    return sorted(
+        Point(p.key, p.step, p.timestamp_ms, repr(float(np.float32(float(p.value)))))
+        for p in points
+    )
+
+
+def test_the_three_places_hold_the_same_points(
+    tmp_path: Path, config: TrackingConfig, client: MlflowClient
+) -> None:
+    """MLflow, TensorBoard and W&B hold every point with the same step, time and value."""
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with AdvancedExperimentTracker(config) as tracker:
+        for i in range(50):
+            tracker.log_metrics({"train/loss": torch.tensor(1 / (i + 1)), "lr": np.float32(0.1)})
+        tracker.log_metrics({"val/loss": 0.25}, step=120)
+        tracker.log_metrics({"train/loss": 0.0})
+        tracker.save_checkpoint(model, optimizer, 3, {"val_loss": 0.25})
+        tracker.log_video(np.zeros((4, 16, 16, 3), np.uint8), "generated_video", 121)
+        tracker.log_video_metrics(psnr=31.2, ssim=0.93, lpips=0.11)
+        tracker.log_training_metrics(epoch=1, step=120, metrics={"loss": 0.5})
+        tracker.log_performance_metrics()
+        tracker.log_profiling_data(
+            {"timings": {"forward": 1.5}, "memory": {"rss": 3}, "bottlenecks": ["data", "copy"]}
+        )
+        with tracker.profile_operation("forward", "model"):
+            pass
+    record = points_of_mlflow(client, tracker.run_id)
+    steps = {p.step for p in record if p.key == "train/loss"}
+    assert steps == {*range(50), 121}
+    assert {"video/psnr", "training/loss", "training/epoch", "performance/rss_megabytes",
+            "profiling/timings/forward", "profiling/memory/rss",
+            "profiling/model/forward/ms"} <= {p.key for p in record}  # fmt: skip
+    assert points_of_wandb(tmp_path, tracker.local_id) == record
+    events = tmp_path / "runs" / "my_experiment" / tracker.local_id
+    assert points_of_tensorboard(events) == narrow(record)
+    wait_until(lambda: not journals(tmp_path))
+
+
+def test_it_is_one_class_under_two_names() -> None:
+    """The earlier name is the same class."""
+    assert AdvancedExperimentTracker is ExperimentTracker
+
+
+def test_checkpoints_are_artifacts_and_the_best_is_marked(
+    mlflow_only: TrackingConfig, client: MlflowClient
+) -> None:
+    """Both shapes of save_checkpoint work; the lowest val loss is the best."""
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    with ExperimentTracker(mlflow_only) as tracker:
+        first = tracker.save_checkpoint(model, optimizer, 1, {"val_loss": 0.2})
+        tracker.save_checkpoint(
+            model, optimizer, scheduler, epoch=2, step=20, metrics={"val_loss": 0.3}
+        )
+        last = tracker.save_checkpoint(model, epoch=3, step=30, metrics={"val_loss": float("nan")})
+    run = client.get_run(tracker.run_id)
+    assert run.data.tags["opusclip.checkpoint.best"] == first
+    assert run.data.tags["opusclip.checkpoint.last"] == last
+    names = {
+        Path(a.path).name for a in client.list_artifacts(tracker.run_id, f"checkpoints/{last}")
+    }
+    assert names == {"weights.safetensors", "state.pt", "metadata.json"}
+
+
+def test_wandb_refers_to_the_checkpoint_in_mlflow(
+    tmp_path: Path, config: TrackingConfig, client: MlflowClient
+) -> None:
+    """The W&B artifact points at MLflow's files and makes no second copy."""
+    from opusclip_mlops import wandb_log
+
+    with ExperimentTracker(config) as tracker:
+        name = tracker.save_checkpoint(torch.nn.Linear(2, 1), metrics={"val_loss": 0.2})
+    root = client.get_run(tracker.run_id).info.artifact_uri
+    [log] = wandb_log.logs_of(tmp_path, tracker.local_id)
+    [artifact] = [r.artifact for r in wandb_log.read_records(log) if r.HasField("artifact")]
+    refs = {entry.path: entry.ref for entry in artifact.manifest.contents}
+    assert set(refs) == {"weights.safetensors", "state.pt"}
+    assert refs["state.pt"] == f"file://{root}/checkpoints/{name}/state.pt"
+    assert "best" in artifact.aliases
+
+
+@pytest.mark.parametrize("value", ["0.1", None, [0.1], np.ones(1), torch.ones(1), 1j])
+def test_a_value_that_is_no_number_raises_in_the_callers_line(
+    mlflow_only: TrackingConfig, value: Any
+) -> None:
+    """TypeError names the key, and nothing of the call is logged."""
+    with ExperimentTracker(mlflow_only) as tracker:
+        with pytest.raises(TypeError, match="'loss'"):
+            tracker.log_metrics({"loss": value})
+        assert tracker.step == -1
+
+
+def test_wrong_use_raises_at_once(mlflow_only: TrackingConfig) -> None:
+    """Bad keys, steps, statuses, monitors and calls after close() are told to the caller."""
+    tracker = ExperimentTracker(mlflow_only)
+    with pytest.raises(RecordError, match="a//b"):
+        tracker.log_metrics({"a//b": 1.0})
+    with pytest.raises(TypeError, match="whole"):
+        tracker.log_metrics({"a": 1.0}, step=1.5)  # type: ignore[arg-type]
+    with pytest.raises(RecordError, match="monitor"):
+        tracker.save_checkpoint(torch.nn.Linear(1, 1), metrics={"a": 1.0}, monitor="b")
+    with pytest.raises(RecordError, match="status"):
+        tracker.close("DONE")
+    tracker.close()
+    tracker.close()
+    with pytest.raises(OpusclipError, match="closed"):
+        tracker.log_metrics({"a": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError("no frames"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
+)
+def test_an_exception_ends_the_run_truly(
+    mlflow_only: TrackingConfig, client: MlflowClient, error: BaseException, status: str
+) -> None:
+    """Leaving by an exception closes the run with it as the reason."""
+    tracker = ExperimentTracker(mlflow_only)
+    with pytest.raises(type(error)), tracker:
+        raise error
+    run = client.get_run(tracker.run_id)
+    assert run.info.status == status
+    assert run.data.tags["opusclip.end_reason"].startswith(type(error).__name__)
+
+
+def test_a_run_is_gone_on_with(
+    tmp_path: Path, config: TrackingConfig, client: MlflowClient
+) -> None:
+    """A second tracker on the same run counts steps on, in MLflow and in the same mirrors."""
+    with ExperimentTracker(config) as first:
+        first.log_metrics({"loss": 1.0}, step=7)
+    second_config = TrackingConfig(run_id=first.run_id, tracking_uri=store(tmp_path))
+    with ExperimentTracker(second_config) as second:
+        second.log_metrics({"loss": 0.5})
+    assert second.run_id == first.run_id
+    record = points_of_mlflow(client, first.run_id)
+    assert [p.step for p in record] == [7, 8]
+    rows = rows_of_wandb(tmp_path, first.local_id)
+    assert [(row["_step"], row["global_step"]) for row in rows] == [(0, 7), (1, 8)]
+    events = tmp_path / "runs" / "my_experiment" / first.local_id
+    assert points_of_tensorboard(events) == narrow(record)
+    assert client.get_run(first.run_id).info.status == "FINISHED"
+
+
+@pytest.fixture
+def fluent(tmp_path: Path) -> Iterator[Any]:
+    import mlflow
+
+    mlflow.set_tracking_uri(store(tmp_path))
+    mlflow.set_experiment("fluent")
+    with mlflow.start_run() as run:
+        yield run
+    mlflow.set_tracking_uri(None)
+
+
+def test_an_active_fluent_run_is_adopted_and_left_open(fluent: Any, client: MlflowClient) -> None:
+    """The tracker logs into MLflow's active run and does not end it."""
+    with ExperimentTracker(TrackingConfig(use_wandb=False)) as tracker:
+        tracker.log_metrics({"loss": 0.5})
+    assert tracker.run_id == fluent.info.run_id
+    assert client.get_run(tracker.run_id).data.metrics == {"loss": 0.5}
+    assert client.get_run(tracker.run_id).info.status == "RUNNING"
+
+
+def run_script(
+    code: str, tmp_path: Path, *, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": store(tmp_path)}
+    return subprocess.run(
+        [sys.executable, str(script)], env=environment, text=True, capture_output=True, check=check
+    )
+
+
+def test_the_training_process_imports_no_backend(tmp_path: Path) -> None:
+    """A tracker that logs, imports neither MLflow, W&B, TensorBoard, torch nor NumPy."""
+    done = run_script(
+        "import sys\n"
+        "from opusclip_mlops import ExperimentTracker, TrackingConfig\n"
+        "with ExperimentTracker(TrackingConfig(use_wandb=False, drain_timeout_s=0)) as tracker:\n"
+        "    tracker.log_metrics({'a': 1})\n"
+        "heavy = {'mlflow', 'wandb', 'tensorboard', 'torch', 'numpy', 'av', 'PIL', 'rich'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n",
+        tmp_path,
+    )
+    assert done.stdout == "[]\n"
+    wait_until(lambda: not journals(tmp_path))
+
+
+def test_close_says_what_is_still_on_its_way(tmp_path: Path, client: MlflowClient) -> None:
+    """At the deadline close() returns, says so in one line a sink, and the shipper finishes."""
+    done = run_script(
+        "from opusclip_mlops import ExperimentTracker, TrackingConfig\n"
+        "tracker = ExperimentTracker(TrackingConfig(use_wandb=False, drain_timeout_s=0))\n"
+        "tracker.log_metrics({'a': 1})\n"
+        "tracker.close()\n",
+        tmp_path,
+    )
+    assert "still on their way to mlflow" in done.stderr
+    wait_until(lambda: not journals(tmp_path))
+    experiment = client.get_experiment_by_name("Default")
+    assert experiment is not None
+    [run] = client.search_runs([experiment.experiment_id])
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"a": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("ending", "status", "reason"),
+    [
+        ("raise ValueError('no frames')", "FAILED", "ValueError: no frames"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "FAILED", "vanished"),
+        ("pass", "FINISHED", ""),
+    ],
+)
+def test_a_process_that_ends_without_close_does_not_lie(
+    tmp_path: Path, client: MlflowClient, ending: str, status: str, reason: str
+) -> None:
+    """Uncaught exception, kill -9 and plain exit leave the run as it truly ended, and whole."""
+    run_script(
+        "from opusclip_mlops import ExperimentTracker, TrackingConfig\n"
+        "tracker = ExperimentTracker(TrackingConfig(use_wandb=False, experiment_name='e'))\n"
+        "for i in range(500): tracker.log_metrics({'a': i})\n"
+        f"{ending}\n",
+        tmp_path,
+        check=False,
+    )
+    wait_until(lambda: not journals(tmp_path))
+    experiment = client.get_experiment_by_name("e")
+    assert experiment is not None
+    [run] = client.search_runs([experiment.experiment_id])
+    assert run.info.status == status
+    assert reason in run.data.tags.get("opusclip.end_reason", "")
+    assert len(client.get_metric_history(run.info.run_id, "a")) == 500
+
+
+def test_a_password_in_a_uri_is_never_written_down() -> None:
+    """The tracking URI's password reaches the shipper by the environment only."""
+    secret = "s3cr3t-pa55"
+    config = TrackingConfig(
+        tracking_uri=f"http://user:{secret}@127.0.0.1:9", drain_timeout_s=0, use_wandb=False
+    )
+    tracker = ExperimentTracker(config)
+    tracker.log_metrics({"a": 1.0})
+    tracker.close()
+    folder = tracker._session.folder
+    wait_until(lambda: folder.progress("mlflow").faults > 0)
+    written = b"".join(p.read_bytes() for p in folder.path.rglob("*") if p.is_file())
+    assert b"mlflow" in written
+    assert secret.encode() not in written
+    tracker._session._shipper.terminate()
+
+
+def test_the_public_names_are_there() -> None:
+    """Every name in __all__ can be imported from the package."""
+    for name in opusclip_mlops.__all__:
+        assert getattr(opusclip_mlops, name) is not None
+    with pytest.raises(AttributeError, match="nothing_of_this_name"):
+        opusclip_mlops.nothing_of_this_name  # noqa: B018
