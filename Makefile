@@ -43,11 +43,13 @@ lint: .venv/.setup-test
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
+# The same places as `make run`: a new store must not send the runs' artifacts to a server.
 ui: .venv/.setup
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false .venv/bin/mlflow ui --workers 1 --port $(UI_PORT)
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false .venv/bin/mlflow ui --workers 1 --port $(UI_PORT) \
+		--backend-store-uri sqlite:///mlflow.db --default-artifact-root mlruns
 
 serve: .venv/.setup
-	.venv/bin/mlflow models serve -m $(MODEL) --env-manager local --port $(SERVE_PORT)
+	PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/mlflow models serve -m $(MODEL) --env-manager local --port $(SERVE_PORT)
 
 # Runs, models and journals are yours: mlflow.db, mlruns, runs, wandb and .opusclip stay.
 clean:

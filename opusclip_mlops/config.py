@@ -158,7 +158,13 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "learning_rate": (lambda v: 0 < v < float("inf"), "above 0"),
     "batch_size": (lambda v: v >= 1, "1 or more"),
     "wandb_mode": (lambda v: v is None or v in WANDB_MODES, f"one of {', '.join(WANDB_MODES)}"),
-    "experiment_name": (lambda v: v is None or v.strip(), "a name"),
+    # As much as MLflow's columns hold: PostgreSQL would refuse to make the run.
+    "experiment_name": (
+        lambda v: v is None or (v.strip() and len(v) <= 256),
+        "a name of at most 256 characters",
+    ),
+    "run_name": (lambda v: v is None or len(v) <= 250, "at most 250 characters"),
+    "notes": (lambda v: len(v) <= 8000, "at most 8000 characters"),
     "run_id": (lambda v: v is None or v.isalnum(), "an MLflow run id (letters and digits)"),
 }
 
@@ -263,10 +269,10 @@ def _checked(name: str, value: Any, origin: str) -> Any:
     """
     checked = _converted(value, _hints()[name])
     if checked is _UNSET:
-        raise ConfigError(f"{origin} must be {_expected(name)}, not {value!r}")
+        raise ConfigError(f"{origin} must be {_expected(name)}, not {value!r:.80}")
     is_legal, rule = _RULES.get(name, (None, ""))
     if is_legal and not is_legal(checked):
-        raise ConfigError(f"{origin} must be {rule}, not {value!r}")
+        raise ConfigError(f"{origin} must be {rule}, not {value!r:.80}")
     return checked
 
 

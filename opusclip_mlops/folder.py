@@ -24,11 +24,8 @@ import msgspec
 from opusclip_mlops.errors import OpusclipError
 
 S = TypeVar("S", bound=msgspec.Struct)
-CONTROL = "+control"
-"""Ends the name of a session's journal of starts and ends, kept apart so that it stays short.
-
-No host name has a `+` in it, so that no other journal is taken for one.
-"""
+CONTROL = "-control"
+"""Ends the name of a session's journal of starts and ends, kept apart so that it stays short."""
 
 Position = dict[str, int]
 """How many bytes of each journal segment, by file name."""

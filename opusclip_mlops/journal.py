@@ -184,7 +184,7 @@ def read(path: Path, start_bytes: int = 0, *, ended: bool = False) -> Iterator[E
             chunk = file.read(_READ_BYTES)
             buffer += chunk
             consumed_bytes = 0
-            for item in _frames(buffer, base_bytes, last=not chunk, ended=ended):
+            for item in _frames(buffer, base_bytes, ended=ended and not chunk):
                 yield item
                 consumed_bytes = item.end_bytes - base_bytes
             buffer, base_bytes = buffer[consumed_bytes:], base_bytes + consumed_bytes
@@ -192,8 +192,11 @@ def read(path: Path, start_bytes: int = 0, *, ended: bool = False) -> Iterator[E
                 return
 
 
-def _frames(buffer: bytes, base_bytes: int, *, last: bool, ended: bool) -> Iterator[Entry | Damage]:
-    """Whole frames of a buffer; after a bad one, the next whole one that can be found."""
+def _frames(buffer: bytes, base_bytes: int, *, ended: bool) -> Iterator[Entry | Damage]:
+    """Whole frames of a buffer; after a bad one, the next whole one that can be found.
+
+    A frame that goes on behind the buffer hides none: no text holds the magic's first byte.
+    """
     at = 0
     while at < len(buffer):
         found = _whole_frame(buffer, at)
@@ -201,17 +204,11 @@ def _frames(buffer: bytes, base_bytes: int, *, last: bool, ended: bool) -> Itera
             yield Entry(found[0], base_bytes + found[1])
             at = found[1]
             continue
-        if (
-            not last
-            and len(buffer) - at < _HEADER.size + MAX_PAYLOAD_BYTES
-            and _may_grow(buffer, at)
-        ):
-            return
         resume = _next_whole_frame(buffer, at + 1)
         if resume is None:
-            if last and ended:
-                yield Damage(base_bytes + at, base_bytes + len(buffer))
-            return
+            if not ended:
+                return
+            resume = len(buffer)
         yield Damage(base_bytes + at, base_bytes + resume)
         at = resume
 
@@ -227,17 +224,6 @@ def _whole_frame(buffer: bytes, at: int) -> tuple[Record, int] | None:
         return _decode(buffer[begin:end]), end
     except msgspec.DecodeError:
         return None
-
-
-def _may_grow(buffer: bytes, at: int) -> bool:
-    """Whether what stands here may be the beginning of a frame that goes on behind the buffer."""
-    head = buffer[at : at + _HEADER.size]
-    if len(head) < _HEADER.size:
-        return head[:4] == _MAGIC[: len(head)]
-    magic, length, _ = _HEADER.unpack(head)
-    return bool(
-        magic == _MAGIC and length <= MAX_PAYLOAD_BYTES and at + _HEADER.size + length > len(buffer)
-    )
 
 
 def _next_whole_frame(buffer: bytes, at: int) -> int | None:

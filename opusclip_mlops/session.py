@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from opusclip_mlops import waiting
 from opusclip_mlops.config import TrackingConfig
 from opusclip_mlops.delivery import is_caught_up
 from opusclip_mlops.errors import DeliveryError
@@ -69,16 +70,6 @@ class Session:
         """The sinks this run goes to."""
         return self._manifest.sinks
 
-    @property
-    def lost(self) -> int:
-        """How many records the journal could not keep."""
-        return self._journal.lost + self._control.lost
-
-    @property
-    def fault(self) -> str:
-        """Why, in one line."""
-        return self._journal.fault or self._control.fault
-
     def identity(self, *, wait_s: float) -> Identity:
         """What the run is in MLflow.
 
@@ -110,9 +101,7 @@ class Session:
 
     def wait_until_ended(self, *, wait_s: float) -> bool:
         """Wait until every sink has everything and knows the end; False at the deadline."""
-        from opusclip_mlops.waiting import delivery_shown
-
-        with delivery_shown(self.folder, self.sinks) as show:
+        with waiting.delivery_shown(self.folder, self.sinks) as show:
 
             def is_done() -> bool:
                 show()
@@ -121,6 +110,18 @@ class Session:
                 )
 
             return self._wait(is_done, wait_s)
+
+    def missing(self) -> list[str]:
+        """What has not arrived, was refused or could not be kept: one line each."""
+        log = self.folder.path / "shipper.log"
+        lines = [
+            f"{line}; the shipper goes on, its log is {log}"
+            for line in waiting.undelivered(self.folder, self.sinks)
+        ]
+        for journal in (self._journal, self._control):
+            if journal.lost:
+                lines.append(f"{journal.lost} records could not be kept: {journal.fault}")
+        return lines
 
     def release(self) -> None:
         """Let go of the folder, so that the shipper may remove it."""

@@ -15,10 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from opusclip_mlops import checkpoints, media, provenance, records, waiting
+from opusclip_mlops import media, provenance, records
 from opusclip_mlops.config import TrackingConfig
 from opusclip_mlops.errors import DeliveryError, OpusclipError, RecordError
 from opusclip_mlops.folder import Identity
+from opusclip_mlops.keeping import CheckpointKeeper
 from opusclip_mlops.performance import PerformanceMeter
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.session import Session
@@ -30,7 +31,6 @@ FINISHED = "FINISHED"
 
 _STATUSES = (FINISHED, "FAILED", "KILLED")
 _RESUME_WAIT_S = 15.0
-_WATCHED = ("val/loss", "val_loss")
 _CONFIG_PARAMS = (
     "max_epochs",
     "learning_rate",
@@ -57,17 +57,15 @@ class ExperimentTracker:
         self._closed = False
         self._exception: BaseException | None = None
         self._dataset_digest: str | None = None
-        self._best: dict[str, float] = {}
-        self._last_checkpoint: str | None = None
         self._found: Identity | None = None
         self._meter = PerformanceMeter()
         tags = {**provenance.run_tags(Path.cwd()), **self.config.tag_values}
         self._session = Session(self.config, tags=records.to_text_values(tags, what="tag"))
+        self._keeper = CheckpointKeeper(self._session.folder)
         self._append = self._session.append
         self._step = -1
-        given = [name for name in _CONFIG_PARAMS if name in self.config.given]
-        if given:
-            self.log_params({name: getattr(self.config, name) for name in given})
+        if given := self.config.given.intersection(_CONFIG_PARAMS):
+            self.log_params({name: getattr(self.config, name) for name in sorted(given)})
         self._previous_hook, self._hook = sys.excepthook, self._note_exception
         sys.excepthook = self._hook
         atexit.register(self._close_at_exit)
@@ -269,26 +267,20 @@ class ExperimentTracker:
             scheduler, epoch = None, scheduler if epoch is None else epoch
         values = records.to_values(metrics) if metrics else {}
         at = max(0, self._current_step(step))
-        name = checkpoints.checkpoint_name(epoch or 0, at)
-        about = checkpoints.CheckpointMetadata(
-            name=name,
-            step=at,
+        best = self._keeper.is_best(values, monitor=monitor, mode=mode)
+        name = self._keeper.save(
+            model,
+            optimizer,
+            scheduler,
             epoch=epoch or 0,
-            run_id=self._known_run_id(),
+            step=at,
             metrics=values,
+            run_id=self._known_run_id(),
             config=dict(config or {}),
             model={"class": type(model).__name__, "config": dict(model_config or {})},
-            git_commit=provenance.git_commit(Path.cwd()),
-            git_dirty=provenance.git_dirty(Path.cwd()),
             dataset_digest=self._dataset_digest,
-            libraries=provenance.library_versions(),
-            parent=self._last_checkpoint,
         )
-        best = self._is_best(values, monitor, mode)
-        folder = self._session.folder.checkpoints / name
-        checkpoints.write_checkpoint(folder, model, optimizer, scheduler, metadata=about)
         self._append(records.Checkpoint(_now_ms(), at, epoch or 0, name, values, best))
-        self._last_checkpoint = name
         return name
 
     # The end
@@ -324,7 +316,10 @@ class ExperimentTracker:
         atexit.unregister(self._close_at_exit)
         self._session.end(status, reason)
         self._session.wait_until_ended(wait_s=self.config.drain_timeout_s)
-        self._tell_what_is_missing()
+        # Known for good before the shipper removes the folder.
+        self._known_run_id()
+        for line in self._session.missing():
+            print(f"opusclip: {line}", file=sys.stderr, flush=True)
         self._append = _refuse_after_close
         self._session.release()
         sys.excepthook = self._previous_hook if sys.excepthook == self._hook else sys.excepthook
@@ -376,27 +371,6 @@ class ExperimentTracker:
         values = records.to_values(metrics)
         self._append(records.Metrics(_now_ms(), self._current_step(step), values))
 
-    def _is_best(self, values: Mapping[str, float], monitor: str | None, mode: str) -> bool:
-        if mode not in ("min", "max"):
-            raise RecordError(f"mode must be 'min' or 'max', not {mode!r}")
-        watched = monitor or next((key for key in _WATCHED if key in values), None)
-        if watched is None:
-            return False
-        if watched not in values:
-            raise RecordError(f"monitor {watched!r} is not among the metrics: {', '.join(values)}")
-        value = values[watched] if mode == "min" else -values[watched]
-        if value != value or value >= self._best.get(watched, float("inf")):
-            return False
-        self._best[watched] = value
-        return True
-
-    def _tell_what_is_missing(self) -> None:
-        folder = self._session.folder
-        for line in waiting.undelivered(folder, self._session.sinks):
-            _say(f"{line}; the shipper goes on, its log is {folder.path / 'shipper.log'}")
-        if self._session.lost:
-            _say(f"{self._session.lost} records could not be kept: {self._session.fault}")
-
 
 def _end_of(error: BaseException | None) -> tuple[str, str]:
     """How an exception ends a run, and the reason in one line."""
@@ -416,10 +390,6 @@ def _prefixed(prefix: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _say(text: str) -> None:
-    print(f"opusclip: {text}", file=sys.stderr, flush=True)
 
 
 AdvancedExperimentTracker = ExperimentTracker

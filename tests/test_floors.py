@@ -12,9 +12,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "opusclip_mlops"
 
 FLOORS = [
     {"errors"},
-    {"config", "records", "folder", "metadata", "pixels", "provenance", "wandb_log"},
+    {"config", "records", "folder", "metadata", "pixels", "provenance", "redaction", "wandb_log"},
     {"journal", "checkpoints", "video", "performance", "environment", "waiting"},
-    {"media", "metrics"},
+    {"media", "metrics", "keeping"},
     {"sinks", "gates", "runs"},
     {"delivery"},
     {"shipper", "registry", "replay"},

@@ -25,10 +25,10 @@ from mlflow.models import ModelSignature
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, Schema
-from opusclip_mlops.projects.models import ModelConfig, build_model
 
 from opusclip_mlops.checkpoints import WEIGHTS, CheckpointMetadata, load_weights, read_metadata
 from opusclip_mlops.errors import CheckpointError
+from opusclip_mlops.projects.models import ModelConfig, build_model
 from opusclip_mlops.video import encode_mp4
 
 MODEL_FILE = Path(__file__).with_name("clip_generator.py")

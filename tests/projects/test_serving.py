@@ -7,7 +7,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,12 @@ import pytest
 import torch
 from mlflow.pyfunc.model import PythonModelContext
 from mlflow.tracking import MlflowClient
-from opusclip_mlops.projects.models import ModelConfig, build_model
 
 from opusclip_mlops import checkpoints
 from opusclip_mlops.checkpoints import CheckpointMetadata
 from opusclip_mlops.errors import CheckpointError
 from opusclip_mlops.projects import serving
+from opusclip_mlops.projects.models import ModelConfig, build_model
 from opusclip_mlops.registry import register
 from tests.servers import BIN, free_port, running
 
@@ -40,7 +39,7 @@ def checkpoint(folder: Path, **config: Any) -> Path:
         step=1,
         epoch=0,
         config=config,
-        model={"class": "VideoGenerationModel", "config": asdict(shape)},
+        model={"class": "VideoGenerationModel", "config": shape.to_dict()},
     )
     path = checkpoints.write_checkpoint(folder, build_model(shape), metadata=about)
     checkpoints.seal(path)

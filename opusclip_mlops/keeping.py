@@ -1,0 +1,74 @@
+"""The checkpoints of a run as it saves them: their metadata, and which is the best."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opusclip_mlops import checkpoints, provenance
+from opusclip_mlops.errors import RecordError
+from opusclip_mlops.folder import RunFolder
+from opusclip_mlops.metadata import CheckpointMetadata
+
+if TYPE_CHECKING:
+    import torch
+
+WATCHED = ("val/loss", "val_loss")
+"""The metrics the best checkpoint is chosen by where none is named: the lower the better."""
+
+
+class CheckpointKeeper:
+    """Writes checkpoints into a run's folder and remembers the best value of each metric."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._best: dict[str, float] = {}
+        self._last: str | None = None
+
+    def save(
+        self,
+        network: "torch.nn.Module",
+        optimizer: "torch.optim.Optimizer | None",
+        scheduler: "torch.optim.lr_scheduler.LRScheduler | None",
+        /,
+        *,
+        epoch: int,
+        step: int,
+        metrics: Mapping[str, float],
+        **facts: Any,
+    ) -> str:
+        """Write a checkpoint; returns its name. `facts` are further fields of its metadata."""
+        name = checkpoints.checkpoint_name(epoch, step)
+        about = CheckpointMetadata(
+            name=name,
+            step=step,
+            epoch=epoch,
+            metrics=metrics,
+            git_commit=provenance.git_commit(Path.cwd()),
+            git_dirty=provenance.git_dirty(Path.cwd()),
+            libraries=provenance.library_versions(),
+            parent=self._last,
+            **facts,
+        )
+        folder = self._folder.checkpoints / name
+        checkpoints.write_checkpoint(folder, network, optimizer, scheduler, metadata=about)
+        self._last = name
+        return name
+
+    def is_best(self, values: Mapping[str, float], *, monitor: str | None, mode: str) -> bool:
+        """Whether these values beat all before them; NaN beats nothing.
+
+        Raises:
+            RecordError: `monitor` is not among the metrics, or the mode is not `min` or `max`.
+        """
+        if mode not in ("min", "max"):
+            raise RecordError(f"mode must be 'min' or 'max', not {mode!r}")
+        watched = monitor or next((key for key in WATCHED if key in values), None)
+        if watched is None:
+            return False
+        if watched not in values:
+            raise RecordError(f"monitor {watched!r} is not among the metrics: {', '.join(values)}")
+        value = values[watched] if mode == "min" else -values[watched]
+        if value != value or value >= self._best.get(watched, float("inf")):
+            return False
+        self._best[watched] = value
+        return True

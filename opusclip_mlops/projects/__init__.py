@@ -1,0 +1,1 @@
+"""What `mlflow run` starts: two small video models, their data, training and evaluation."""
