@@ -1,0 +1,164 @@
+from pathlib import Path
+
+import pytest
+
+from opusclip_mlops import delivery
+from opusclip_mlops.delivery import deliver, final_end, is_caught_up, sessions
+from opusclip_mlops.errors import OpusclipError
+from opusclip_mlops.folder import CONTROL, RunFolder
+from opusclip_mlops.records import Batch, Metrics, RunEnded, RunStarted
+from opusclip_mlops.sinks import SinkState, Waiting, Written, open_sink
+from tests.journeys import append, end, make_run
+from tests.sinks.sink_contract import metrics
+
+
+class Memory:
+    """A sink that keeps batches, and fails when told to."""
+
+    def __init__(self, *, open_faults: int = 0, write_faults: int = 0) -> None:
+        self.batches: list[Batch] = []
+        self.states: list[SinkState] = []
+        self.ended: RunEnded | None = None
+        self.open_faults, self.write_faults = open_faults, write_faults
+
+    def open(self, state: SinkState) -> SinkState:
+        """Fail as often as told."""
+        self.states.append(state)
+        if self.open_faults:
+            self.open_faults -= 1
+            raise ConnectionError("no route to https://user:hunter22@host/")
+        return {"opened": len(self.states)}
+
+    def write(self, batch: Batch) -> Written:
+        """Keep the batch, then fail as often as told."""
+        self.batches.append(batch)
+        if self.write_faults:
+            self.write_faults -= 1
+            raise OSError("disk on fire")
+        return Written({"batches": len(self.batches)})
+
+    def close(self, end: RunEnded) -> None:
+        """Keep the end."""
+        self.ended = end
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
+    sink = Memory()
+    monkeypatch.setattr(delivery, "open_sink", lambda *_: sink)
+    monkeypatch.setattr(delivery, "FIRST_RETRY_S", 0.01)
+    return sink
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return make_run(tmp_path, ["memory"])
+
+
+def test_batches_hold_a_bounded_number_of_records(folder: RunFolder, memory: Memory) -> None:
+    """However long the backlog, a batch holds at most its number, in order, rows counted on."""
+    append(folder, metrics(2 * delivery.BATCH_RECORDS + 10))
+    end(folder)
+    deliver(folder, "memory")
+    rows = [[r for r in b.records if isinstance(r, Metrics)] for b in memory.batches]
+    assert [r.step for batch in rows for r in batch] == list(range(2 * delivery.BATCH_RECORDS + 10))
+    assert max(len(batch) for batch in rows) <= delivery.BATCH_RECORDS
+    firsts = [batch.first_row for batch in memory.batches]
+    assert firsts == [sum(map(len, rows[:i])) for i in range(len(rows))]
+
+
+def test_a_sink_that_cannot_be_opened_is_tried_again(folder: RunFolder, memory: Memory) -> None:
+    """Faults are counted, told without credentials, and forgotten once it works."""
+    memory.open_faults = 3
+    append(folder, metrics(2))
+    end(folder)
+    assert deliver(folder, "memory")
+    progress = folder.progress("memory")
+    assert (progress.faults, progress.error, progress.done) == (3, "", True)
+
+
+def test_credentials_in_a_fault_are_not_kept(
+    folder: RunFolder, memory: Memory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither the progress file nor the log names a password."""
+    delivery._note_fault(folder, "memory", ConnectionError("https://user:hunter22@host/"))
+    assert "user:***@host" in folder.progress("memory").error
+    assert "hunter22" not in capsys.readouterr().out
+    assert memory.batches == []
+
+
+def test_the_same_batch_is_given_again_after_a_fault(folder: RunFolder, memory: Memory) -> None:
+    """What was being written when a sink broke is given again exactly, though more was logged."""
+    memory.write_faults = 1
+    append(folder, metrics(5))
+    assert not deliver(folder, "memory")
+    append(folder, metrics(5, first=5))
+    end(folder)
+    assert deliver(folder, "memory")
+    first, again, rest = memory.batches
+    assert first == again
+    assert [r.step for r in rest.records if isinstance(r, Metrics)] == list(range(5, 10))
+    assert rest.first_row == 5
+
+
+def test_a_waiting_sink_is_no_fault(
+    folder: RunFolder, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sink that waits for another's answer is asked again and nothing is counted."""
+    asked = []
+
+    def ask(*_: object) -> Memory:
+        asked.append(1)
+        if len(asked) < 3:
+            raise Waiting("not yet")
+        return memory
+
+    monkeypatch.setattr(delivery, "open_sink", ask)
+    end(folder)
+    deliver(folder, "memory")
+    assert (len(asked), folder.progress("memory").faults) == (3, 0)
+
+
+def test_the_end_is_declared_after_everything_else(folder: RunFolder, memory: Memory) -> None:
+    """The sink hears of the end with its reason, once all records were given."""
+    append(folder, metrics(3))
+    end(folder, "FAILED", "why")
+    deliver(folder, "memory")
+    assert memory.ended is not None
+    assert (memory.ended.status, memory.ended.reason) == ("FAILED", "why")
+    assert is_caught_up(folder, folder.progress("memory"))
+    append(folder, metrics(1, first=3))
+    assert not is_caught_up(folder, folder.progress("memory"))
+
+
+def test_a_run_ends_when_every_process_that_logs_to_it_has(folder: RunFolder) -> None:
+    """One session's end is not the run's while another goes on; the owner's end counts."""
+    other = RunStarted("s2", "elsewhere", 1, 0.0, 5, owned=False)
+    append(folder, [other], journal="s2" + CONTROL)
+    end(folder, "FAILED", "why")
+    assert final_end(folder) is None
+    append(folder, [RunEnded("s2", "FINISHED", 2**41, owned=False)], journal="s2" + CONTROL)
+    final = final_end(folder)
+    assert final is not None
+    assert final.status == "FAILED"
+    assert {one.start.session for one in sessions(folder)} == {"s1", "s2"}
+
+
+def test_damage_in_the_journal_costs_what_it_hit_only(folder: RunFolder, memory: Memory) -> None:
+    """Records around damaged bytes are delivered."""
+    append(folder, metrics(50))
+    [segment] = [path for path in folder.segments() if CONTROL not in path.name]
+    content = bytearray(segment.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    segment.write_bytes(content)
+    end(folder)
+    deliver(folder, "memory")
+    steps = [r.step for b in memory.batches for r in b.records if isinstance(r, Metrics)]
+    assert len(steps) == 49
+    assert folder.progress("memory").done
+
+
+def test_an_unknown_sink_is_named(folder: RunFolder) -> None:
+    """The error lists the sinks there are."""
+    with pytest.raises(OpusclipError, match="mlflow, tensorboard, wandb"):
+        open_sink("mlflwo", folder)

@@ -1,0 +1,151 @@
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from opusclip_mlops.folder import CONTROL, RunFolder
+from opusclip_mlops.records import RunStarted
+from opusclip_mlops.shipper import is_alive, start_shipper
+from tests.journeys import append, end, make_run, store, wait_until
+from tests.reading import points_of_mlflow
+from tests.sinks.sink_contract import expected, metrics
+
+
+def client(tmp_path: Path) -> MlflowClient:
+    return MlflowClient(store(tmp_path))
+
+
+def only_run(tmp_path: Path):
+    experiment = client(tmp_path).get_experiment_by_name("films")
+    assert experiment is not None
+    [run] = client(tmp_path).search_runs([experiment.experiment_id])
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return make_run(tmp_path)
+
+
+@pytest.fixture
+def shipper(folder: RunFolder) -> Iterator[subprocess.Popen[bytes]]:
+    process = start_shipper(folder)
+    yield process
+    if process.poll() is None:
+        process.terminate()
+    process.wait()
+
+
+def sink_process(shipper: subprocess.Popen[bytes]) -> psutil.Process:
+    found: list[psutil.Process] = []
+
+    def has_started() -> bool:
+        found[:] = psutil.Process(shipper.pid).children()
+        return bool(found)
+
+    wait_until(has_started)
+    return found[0]
+
+
+def test_it_delivers_and_removes_the_folder(
+    tmp_path: Path, folder: RunFolder, shipper: subprocess.Popen[bytes]
+) -> None:
+    """Once the run has ended and every sink has everything, nothing is left behind."""
+    append(folder, logged := metrics(10))
+    end(folder)
+    assert shipper.wait(timeout=90) == 0
+    assert not folder.path.exists()
+    points = points_of_mlflow(client(tmp_path), only_run(tmp_path).info.run_id)
+    assert points == expected(logged, narrow=False)
+
+
+def test_a_killed_sink_is_started_again(
+    tmp_path: Path, folder: RunFolder, shipper: subprocess.Popen[bytes]
+) -> None:
+    """Kill -9 of a sink's process loses and doubles nothing."""
+    append(folder, first := metrics(10))
+    wait_until(lambda: folder.progress("mlflow").records > 5)
+    sink_process(shipper).kill()
+    append(folder, more := metrics(10, first=10))
+    end(folder)
+    assert shipper.wait(timeout=90) == 0
+    points = points_of_mlflow(client(tmp_path), only_run(tmp_path).info.run_id)
+    assert points == expected(first + more, narrow=False)
+
+
+def test_a_killed_supervisor_can_be_replaced(
+    tmp_path: Path, folder: RunFolder, shipper: subprocess.Popen[bytes]
+) -> None:
+    """Two supervisors never ship at once; the second takes over when the first is gone."""
+    second = start_shipper(folder)
+    append(folder, logged := metrics(10))
+    wait_until(lambda: folder.progress("mlflow").records > 5)
+    assert psutil.Process(second.pid).children() == []
+    for process in (sink_process(shipper), psutil.Process(shipper.pid)):
+        process.kill()
+    end(folder)
+    assert second.wait(timeout=90) == 0
+    points = points_of_mlflow(client(tmp_path), only_run(tmp_path).info.run_id)
+    assert points == expected(logged, narrow=False)
+
+
+def test_a_process_that_vanished_has_its_run_closed(tmp_path: Path) -> None:
+    """Kill -9 of the trainer leaves the run FAILED, with a reason that names the process."""
+    folder = make_run(tmp_path)
+    gone = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    started_s = psutil.Process(gone.pid).create_time()
+    start = RunStarted("s2", socket.gethostname(), gone.pid, started_s, 0)
+    append(folder, [start, *metrics(3)], journal="s2" + CONTROL)
+    end(folder)
+    shipper = start_shipper(folder)
+    wait_until(lambda: folder.progress("mlflow").records > 3)
+    os.kill(gone.pid, signal.SIGKILL)
+    gone.wait()
+    assert shipper.wait(timeout=90) == 0
+    run = only_run(tmp_path)
+    assert run.info.status == "FAILED"
+    assert f"process {gone.pid} vanished" in run.data.tags["opusclip.end_reason"]
+
+
+def test_refused_records_keep_the_folder(tmp_path: Path) -> None:
+    """A run with refused records stays on disk, so that they can be looked at."""
+    folder = make_run(tmp_path, run_id="f" * 32, name="f" * 32)
+    append(folder, metrics(1))
+    end(folder)
+    client(tmp_path).create_experiment("films")
+    assert start_shipper(folder).wait(timeout=90) == 0
+    assert folder.rejected.read_text().count("\n") == 1
+
+
+def test_a_reused_pid_is_not_mistaken_for_the_trainer() -> None:
+    """A process is known by its start time too; a zombie is dead."""
+    own = psutil.Process()
+    here = socket.gethostname()
+    assert is_alive(RunStarted("s", here, own.pid, own.create_time(), 0))
+    assert not is_alive(RunStarted("s", here, own.pid, own.create_time() - 1000, 0))
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    started = RunStarted("s", here, child.pid, psutil.Process(child.pid).create_time(), 0)
+    wait_until(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE)
+    assert not is_alive(started)
+    child.wait()
+    assert not is_alive(started)
+
+
+def test_the_supervisor_stays_small(folder: RunFolder, shipper: subprocess.Popen[bytes]) -> None:
+    """It imports no backend: at most 40 MB."""
+    sink_process(shipper)
+    assert psutil.Process(shipper.pid).memory_info().rss < 40e6
+    end(folder)
+
+
+def test_the_shipper_yields_to_training(shipper: subprocess.Popen[bytes]) -> None:
+    """The supervisor and its sinks run at a lower priority."""
+    wait_until(lambda: psutil.Process(shipper.pid).nice() == 10)
+    assert psutil.Process(sink_process(shipper).pid).nice() == 10
