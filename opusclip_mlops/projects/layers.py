@@ -10,23 +10,35 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _WORDS = 1024
+_FORGOTTEN, _WORDLESS = 0.3, 0.15
 
 
 class CaptionEncoder(nn.Module):
-    """Turns captions into vectors (B, width): the mean of learned vectors, one a word."""
+    """Turns captions into vectors (B, width): the mean of learned vectors, one a word.
+
+    A word says nothing until it was trained on, and training forgets words at random: so a prompt
+    of unknown words, or of none, still shows what the model knows.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.words = nn.EmbeddingBag(_WORDS, width, mode="mean")
+        nn.init.zeros_(self.words.weight)
 
     def forward(self, captions: Sequence[str]) -> Tensor:
         """Encode captions; any text will do, an empty one included."""
         device = self.words.weight.device
-        tokens = [_tokens(caption) for caption in captions]
+        tokens = [_tokens(self._remembered(caption)) for caption in captions]
         starts = np.cumsum([0, *(len(one) for one in tokens[:-1])])
         flat = torch.tensor([token for one in tokens for token in one], device=device)
         encoded: Tensor = self.words(flat, torch.from_numpy(starts).to(device))
         return encoded
+
+    def _remembered(self, caption: str) -> str:
+        if not self.training:
+            return caption
+        forgotten = 1.0 if torch.rand(()) < _WORDLESS else _FORGOTTEN
+        return " ".join(word for word in caption.split() if torch.rand(()) >= forgotten)
 
 
 def _tokens(caption: str) -> list[int]:

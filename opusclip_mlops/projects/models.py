@@ -30,6 +30,7 @@ KINDS = ("video", "transformer")
 _PATCH = 8
 _COARSE = 2
 _CLIP_LATENT = 8
+_CANVAS_GAIN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +143,7 @@ class VideoGenerationModel(ClipModel):
         self.patch_to_latent = nn.Conv3d(3, self._latent, (1, _PATCH, _PATCH), (1, _PATCH, _PATCH))
         self.latent_to_patch = nn.Conv3d(self._latent, 3 * _PATCH**2, 1)
         self.to_clip_latent = nn.Linear(width * self._grid**2, 2 * _CLIP_LATENT)
+        self.canvas = nn.Parameter(torch.zeros(3, config.size, config.size))
         self.prior = nn.Sequential(
             nn.Linear(2 * width + _CLIP_LATENT, 4 * width),
             nn.SiLU(),
@@ -220,7 +222,8 @@ class VideoGenerationModel(ClipModel):
     def _decode(self, latent: Tensor) -> Tensor:
         patches = functional.pixel_shuffle(self.latent_to_patch(latent).transpose(1, 2), _PATCH)
         details = functional.pixel_shuffle(self.decoder(latent).transpose(1, 2), 2)
-        return (patches + details).sigmoid()
+        # Multiplied, so that what never moves is learned in the first epochs.
+        return (patches + details + _CANVAS_GAIN * self.canvas).sigmoid()
 
 
 class TransformerModel(ClipModel):
@@ -247,11 +250,20 @@ class TransformerModel(ClipModel):
         self.correct = nn.Linear(width, coarse)
 
     def loss(self, clip: Tensor, captions: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Squared error of every predicted frame; the past it sees is a little noisy."""
+        """Squared error of every predicted frame.
+
+        Half of the past it sees are frames it has predicted itself, so that it learns to come back
+        from its own errors: a clip is generated from nothing else.
+        """
         patches = self._patches(clip)
         mean, log_variance = self.to_clip_latent(patches[:, 0].flatten(1)).chunk(2, dim=1)
-        noisy = patches[:, :-1] + 0.02 * torch.randn_like(patches[:, :-1])
-        first, following = self._predict(noisy, captions, drawn(mean, log_variance))
+        where = drawn(mean, log_variance)
+        with torch.no_grad():
+            first, following = self._predict(patches[:, :-1], captions, where)
+            own = torch.cat([first, following[:, :-1]], dim=1).clamp(0, 1)
+            is_own = torch.rand(*own.shape[:2], 1, 1, device=own.device) < 0.5
+        past = torch.where(is_own, own, patches[:, :-1])
+        first, following = self._predict(past, captions, where)
         parts = {
             "first_frame": functional.mse_loss(first, patches[:, :1]),
             "next_frames": functional.mse_loss(following, patches[:, 1:]),

@@ -271,7 +271,7 @@ def register(name: str, tracker: ExperimentTracker) -> RegisteredVersion:
 @click.option("--model", default="video", help="video or transformer.")
 @click.option("--epochs", default="10", help="1 to 10000.")
 @click.option("--batch-size", default="4", help="Windows in a step, 1 to 1024.")
-@click.option("--learning-rate", default="0.001", help="Above 0, at most 1.")
+@click.option("--learning-rate", default="0.002", help="Above 0, at most 1.")
 @click.option("--frames", default="16", help="Frames in a window, 2 to 256.")
 @click.option("--size", default="64", help="Side in pixels, a multiple of 8 from 16 to 512.")
 @click.option("--seed", default="0", help="0 or more; the same seed trains the same model.")
