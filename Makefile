@@ -33,7 +33,7 @@ setup: .venv/.setup
 	@.venv/bin/opusclip link-env
 
 run: setup
-	.venv/bin/mlflow run . $(RUN_ARGS)
+	.venv/bin/mlflow run . --experiment-name video-clips $(RUN_ARGS)
 
 test: .venv/.setup-test lint chromium
 	.venv/bin/pytest $(PYTEST_ARGS)

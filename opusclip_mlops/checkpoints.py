@@ -101,18 +101,20 @@ def read_metadata(folder: Path) -> CheckpointMetadata:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def seal(folder: Path) -> CheckpointMetadata:
+def seal(folder: Path, *, run_id: str | None = None) -> CheckpointMetadata:
     """Hash every file and complete metadata.json; a sealed checkpoint is left as it is.
 
-    Two processes may seal the same checkpoint at the same time.
+    Two processes may seal the same checkpoint at the same time. `run_id` is filled in where it was
+    not known yet when the checkpoint was written.
 
     Raises:
         CheckpointError: Not a checkpoint, a file is missing, or one is a symbolic link.
     """
     metadata = read_metadata(folder)
-    if metadata.sealed:
+    if metadata.sealed and (metadata.run_id or not run_id):
         return metadata
-    sealed = replace(metadata, files={name: _hashed(folder / name) for name in _names(folder)})
+    files = metadata.files or {name: _hashed(folder / name) for name in _names(folder)}
+    sealed = replace(metadata, files=files, run_id=metadata.run_id or run_id)
     _replace_text(folder / METADATA, _json_text(sealed.to_dict()))
     return sealed
 

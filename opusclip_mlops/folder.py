@@ -24,8 +24,11 @@ import msgspec
 from opusclip_mlops.errors import OpusclipError
 
 S = TypeVar("S", bound=msgspec.Struct)
-CONTROL = "-control"
-"""Ends the name of a session's journal of starts and ends, kept apart so that it stays short."""
+CONTROL = "+control"
+"""Ends the name of a session's journal of starts and ends, kept apart so that it stays short.
+
+No host name has a `+` in it, so that no other journal is taken for one.
+"""
 
 Position = dict[str, int]
 """How many bytes of each journal segment, by file name."""
@@ -161,6 +164,17 @@ class RunFolder:
             os.write(descriptor, line)
         finally:
             os.close(descriptor)
+
+    def note_arrival(self, checkpoint: str) -> None:
+        """Remember that a checkpoint stands whole in MLflow, for mirrors that refer to it."""
+        write_whole(self._arrival(checkpoint), b"")
+
+    def has_arrived(self, checkpoint: str) -> bool:
+        """Whether a checkpoint stands whole in MLflow."""
+        return self._arrival(checkpoint).exists()
+
+    def _arrival(self, checkpoint: str) -> Path:
+        return self.path / "sinks" / f"{Path(checkpoint).name}.arrived"
 
     def segments(self) -> list[Path]:
         """Journal segments in the order they are read in: what a session starts with first."""

@@ -206,7 +206,7 @@ class ExperimentTracker:
         step: int | None = None,
         *,
         fps: float = 8.0,
-        caption: str = "",
+        caption: str | None = None,
         value_range: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         """Log a clip at a step.
@@ -228,7 +228,7 @@ class ExperimentTracker:
         if not 0 < fps <= 1000:
             raise RecordError(f"fps of {key!r} must lie in (0, 1000], not {fps!r}")
         name = media.stage(self._session.folder, video, value_range=value_range)
-        self._append(records.Video(_now_ms(), at, key, name, float(fps), caption))
+        self._append(records.Video(_now_ms(), at, key, name, float(fps), caption or ""))
 
     def save_checkpoint(
         self,

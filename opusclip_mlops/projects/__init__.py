@@ -1,1 +1,6 @@
 """What `mlflow run` starts: two small video models, their data, training and evaluation."""
+
+import os
+
+# Before torch is imported: its idle threads leave the cores to the shipper instead of spinning.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -248,6 +248,10 @@ class TransformerModel(ClipModel):
         self.blocks = nn.ModuleList(Block(width) for _ in range(3))
         self.norm = nn.LayerNorm(width)
         self.correct = nn.Linear(width, coarse)
+        self.canvas = nn.Parameter(torch.zeros(places, values))
+        # Before it has learned anything, the next frame is the last one.
+        nn.init.zeros_(self.correct.weight)
+        nn.init.zeros_(self.correct.bias)
 
     def loss(self, clip: Tensor, captions: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """Squared error of every predicted frame.
@@ -308,7 +312,7 @@ class TransformerModel(ClipModel):
     def _first_frame(self, captions: Sequence[str], where: Tensor) -> Tensor:
         known = torch.cat([self.caption(captions), where], dim=1)
         values = self.first(known).unflatten(1, (1, self._grid**2, -1))
-        return self._drawn_coarsely(values).sigmoid()
+        return (self._drawn_coarsely(values) + _CANVAS_GAIN * self.canvas).sigmoid()
 
     def _drawn_coarsely(self, values: Tensor) -> Tensor:
         """A few values a patch (B, T, P, 3 * 2 * 2) as smooth patches (B, T, P, V).

@@ -242,9 +242,10 @@ class MlflowSink:
 
     def _send_checkpoint(self, record: records.Checkpoint) -> None:
         source = self._folder.checkpoints / Path(record.name).name
-        checkpoints.seal(source)
+        checkpoints.seal(source, run_id=self._run_id)
         self._client.log_artifacts(self._run_id, str(source), f"checkpoints/{source.name}")
         self._send_tags({LAST_TAG: record.name, **({BEST_TAG: record.name} if record.best else {})})
+        self._folder.note_arrival(record.name)
 
     def _upload(self, path: Path, artifact_folder: str, name: str) -> None:
         with tempfile.TemporaryDirectory(dir=self._folder.media) as folder:

@@ -82,10 +82,11 @@ class WandbSink:
 
     def close(self, end: RunEnded) -> None:
         """Finish the run with exit code 0 or 1."""
-        deadline = time.monotonic() + _FINISH_WAIT_S
-        while self._deferred and time.monotonic() < deadline:
+        while self._deferred and not self._folder.progress("mlflow").done:
+            time.sleep(0.2)
             self._send_deferred()
-            time.sleep(0.2 if self._deferred else 0)
+        for about in self._deferred:
+            print(f"checkpoint {about['name']} is not in MLflow: no W&B artifact refers to it")
         if end.reason:
             self._run.config.update({"end_reason": end.reason[:1000]}, allow_val_change=True)
         self._run.finish(exit_code=0 if end.status == "FINISHED" else 1)
@@ -152,7 +153,7 @@ class WandbSink:
         self._rows_given += 1
 
     def _defer(self, record: records.Checkpoint) -> None:
-        """Remember a checkpoint until MLflow has said where its artifacts lie."""
+        """Remember a checkpoint until it stands in MLflow."""
         about = checkpoints.seal(self._folder.checkpoints / Path(record.name).name)
         self._deferred.append(
             {
@@ -166,11 +167,12 @@ class WandbSink:
         )
 
     def _send_deferred(self) -> None:
-        """Log checkpoints as artifacts that refer to MLflow's: no second copy is made."""
+        """Log what has arrived in MLflow as artifacts that refer to it: no second copy is made."""
+        arrived = [one for one in self._deferred if self._folder.has_arrived(one["name"])]
         identity = self._folder.identity()
-        if not self._deferred or identity is None or not identity.artifact_uri:
+        if not arrived or identity is None:
             return
-        for about in self._deferred:
+        for about in arrived:
             artifact = wandb.Artifact(
                 f"checkpoint-{identity.mirror_id}", type="model",
                 metadata={**about, "mlflow_run_id": identity.run_id},
@@ -180,7 +182,7 @@ class WandbSink:
                 artifact.add_reference(f"{base}/{name}", name=name, checksum=False)
             aliases = ["latest", f"step-{about['step']}", *(["best"] if about["best"] else [])]
             self._run.log_artifact(artifact, aliases=aliases)
-        self._deferred = []
+        self._deferred = [one for one in self._deferred if one not in arrived]
 
     def _await_rows(self) -> None:
         deadline = time.monotonic() + _ON_DISK_WAIT_S

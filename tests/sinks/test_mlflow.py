@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from opusclip_mlops.delivery import deliver
-from opusclip_mlops.folder import RunFolder
+from opusclip_mlops.folder import CONTROL, RunFolder
 from opusclip_mlops.records import Dataset, Metrics, Params, Tags, Text
 from tests.journeys import append, end, make_run, store
 from tests.reading import Point, points_of_mlflow
@@ -136,7 +136,7 @@ def test_an_adopted_run_is_left_to_its_owner(tmp_path: Path) -> None:
     folder = make_run(tmp_path, run_id=given, name=given)
     from opusclip_mlops.records import RunEnded
 
-    append(folder, [RunEnded("s1", "FINISHED", T0_MS, owned=False)], journal="s1-control")
+    append(folder, [RunEnded("s1", "FINISHED", T0_MS, owned=False)], journal="s1" + CONTROL)
     deliver(folder, "mlflow")
     assert client().get_run(given).info.status == "RUNNING"
 

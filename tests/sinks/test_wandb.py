@@ -1,15 +1,17 @@
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from opusclip_mlops import wandb_log
+from opusclip_mlops import checkpoints, wandb_log
 from opusclip_mlops.delivery import deliver
 from opusclip_mlops.folder import RunFolder
-from opusclip_mlops.records import Dataset, Metrics, Params, Tags
+from opusclip_mlops.records import Checkpoint, Dataset, Metrics, Params, Tags
 from opusclip_mlops.sinks.wandb import wandb_mode
-from tests.journeys import LOCAL_ID, append, end, make_run
+from tests.journeys import LOCAL_ID, append, end, make_run, wait_until
 from tests.reading import Point, points_of_wandb, rows_of_wandb
 from tests.sinks.sink_contract import T0_MS, SinkContract, metrics, staged_clip
 
@@ -121,3 +123,29 @@ def test_the_mode_is_online_only_where_a_key_is_configured(
     netrc.write_text("machine api.wandb.ai login user password " + "k" * 40 + "\n")
     netrc.chmod(0o600)
     assert wandb_mode(None) == "online"
+
+
+def test_a_checkpoint_waits_for_mlflow_and_holds_nothing_else_up(tmp_path: Path) -> None:
+    """The artifact is logged once its files stand in MLflow; rows go on meanwhile, in one log."""
+    folder = make_run(tmp_path, ["mlflow", "wandb"])
+    name = "epoch_0001-step_000002"
+    about = checkpoints.CheckpointMetadata(name=name, epoch=1, step=2)
+    checkpoints.write_checkpoint(folder.checkpoints / name, torch.nn.Linear(2, 1), metadata=about)
+    append(folder, [*metrics(2), Checkpoint(T0_MS, 2, 1, name, {"val_loss": 0.5}, True)])
+    end(folder)
+    mirror = threading.Thread(target=deliver, args=(folder, "wandb"))
+    mirror.start()
+    wait_until(lambda: folder.progress("wandb").records >= 5)
+    deliver(folder, "mlflow")
+    mirror.join()
+    assert folder.progress("wandb").faults == 0
+    [log] = wandb_log.logs_of(tmp_path, LOCAL_ID)
+    assert len(wandb_log.rows(log)) == 2
+    [artifact] = [r.artifact for r in wandb_log.read_records(log) if r.HasField("artifact")]
+    refs = [Path(entry.ref.removeprefix("file://")) for entry in artifact.manifest.contents]
+    assert {path.name for path in refs} == {"weights.safetensors", "state.pt"}
+    assert all(path.is_file() for path in refs)
+    assert "best" in artifact.aliases
+    identity = folder.identity()
+    assert identity is not None
+    assert checkpoints.verify(refs[0].parent).run_id == identity.run_id
