@@ -28,7 +28,6 @@ MAX_FRAMES = 256
 KINDS = ("video", "transformer")
 
 _PATCH = 8
-_COARSE = 2
 _CLIP_LATENT = 8
 _CANVAS_GAIN = 8
 
@@ -227,7 +226,7 @@ class VideoGenerationModel(ClipModel):
 
 
 class TransformerModel(ClipModel):
-    """Predicts each frame from the frames before it, as corrections to the last one.
+    """Predicts each frame from those before it: each value moves part of the way to an aim.
 
     Attention runs over the patches of a frame, then over each patch's past. The first frame comes
     from the caption and a small latent that says where the clip begins.
@@ -238,20 +237,19 @@ class TransformerModel(ClipModel):
         width = 3 * config.width
         self._grid = config.size // _PATCH
         places, values = self._patch_shape
-        coarse = 3 * _COARSE**2
         self.caption = CaptionEncoder(config.width)
         self.to_clip_latent = nn.Linear(places * values, 2 * _CLIP_LATENT)
-        self.first = nn.Linear(config.width + _CLIP_LATENT, places * coarse)
+        self.first = nn.Linear(config.width + _CLIP_LATENT, places * values)
         self.known = nn.Linear(config.width + _CLIP_LATENT, width)
         self.embed = nn.Linear(values, width)
         self.places = nn.Parameter(0.02 * torch.randn(places, width))
-        self.blocks = nn.ModuleList(Block(width) for _ in range(3))
+        self.blocks = nn.ModuleList(Block(width) for _ in range(2))
         self.norm = nn.LayerNorm(width)
-        self.correct = nn.Linear(width, coarse)
+        self.aim = nn.Linear(width, values)
+        self.pull = nn.Linear(width, values)
         self.canvas = nn.Parameter(torch.zeros(places, values))
-        # Before it has learned anything, the next frame is the last one.
-        nn.init.zeros_(self.correct.weight)
-        nn.init.zeros_(self.correct.bias)
+        # Before it has learned anything, the next frame is nearly the last one.
+        nn.init.constant_(self.pull.bias, -2)
 
     def loss(self, clip: Tensor, captions: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """Squared error of every predicted frame.
@@ -273,7 +271,7 @@ class TransformerModel(ClipModel):
             "next_frames": functional.mse_loss(following, patches[:, 1:]),
             "clip_distance": divergence(mean, log_variance),
         }
-        total = parts["first_frame"] + parts["next_frames"] + 1e-4 * parts["clip_distance"]
+        total = parts["first_frame"] + parts["next_frames"] + 2e-3 * parts["clip_distance"]
         return total, parts
 
     def predict(self, clip: Tensor, captions: Sequence[str]) -> Tensor:
@@ -306,24 +304,16 @@ class TransformerModel(ClipModel):
         hidden = hidden + times.to(hidden.device)[:, None]
         for block in self.blocks:
             hidden = block(hidden)
-        following = past + self._drawn_coarsely(self.correct(self.norm(hidden)))
+        hidden = self.norm(hidden)
+        aim = (self.aim(hidden) + _CANVAS_GAIN * self.canvas).sigmoid()
+        following = past + self.pull(hidden).sigmoid() * (aim - past)
         return self._first_frame(captions, where), following
 
     def _first_frame(self, captions: Sequence[str], where: Tensor) -> Tensor:
         known = torch.cat([self.caption(captions), where], dim=1)
         values = self.first(known).unflatten(1, (1, self._grid**2, -1))
-        return (self._drawn_coarsely(values) + _CANVAS_GAIN * self.canvas).sigmoid()
-
-    def _drawn_coarsely(self, values: Tensor) -> Tensor:
-        """A few values a patch (B, T, P, 3 * 2 * 2) as smooth patches (B, T, P, V).
-
-        What is smooth does not add up to noise, however many frames are predicted in a row.
-        """
-        side = self._grid * _COARSE
-        flat = values.flatten(0, 1).transpose(1, 2)
-        small = functional.fold(flat, (side, side), _COARSE, stride=_COARSE)
-        frames = functional.interpolate(small, size=self.config.size, mode="bilinear")
-        return self._patches(_unflattened(frames, values))
+        first: Tensor = (values + _CANVAS_GAIN * self.canvas).sigmoid()
+        return first
 
     def _patches(self, clip: Tensor) -> Tensor:
         """(B, T, 3, H, W) as patches (B, T, P, V)."""
