@@ -14,6 +14,7 @@ from opusclip_mlops.errors import VideoError
 from opusclip_mlops.folder import RunFolder
 from opusclip_mlops.records import Video
 
+_POSTER_SIDE = 320
 _counter = itertools.count()
 
 
@@ -66,8 +67,8 @@ def rendition(folder: RunFolder, record: Video, kind: str) -> Path:
     frames, fps = _frames(staged, record.fps)
     writers: dict[str, Callable[[Path], None]] = {
         "mp4": lambda path: codec.write_mp4(frames, path, fps=fps),
-        "webp": lambda path: codec.write_webp(frames, path, fps=fps),
-        "png": lambda path: codec.write_contact_sheet(frames, path),
+        "webp": lambda path: codec.write_webp(_enlarged(frames), path, fps=fps),
+        "png": lambda path: codec.write_contact_sheet(_enlarged(frames), path),
         "gif": lambda path: codec.write_gif(frames, path, fps=fps),
     }
     try:
@@ -78,6 +79,12 @@ def rendition(folder: RunFolder, record: Video, kind: str) -> Path:
             raise error.__cause__ from None
         raise
     return made
+
+
+def _enlarged(frames: Any) -> Any:
+    """Small frames, a whole number of times larger: the image grid shows a picture as it is."""
+    factor = max(1, _POSTER_SIDE // max(frames.shape[1:3]))
+    return frames.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
 def artifact_name(record: Video) -> str:

@@ -116,7 +116,7 @@ def test_the_run_says_where_it_comes_from(trained: Trained) -> None:
     assert f"checkpoints/{best}" in names
     assert len(names) == 2
     media = "media/video/samples/generated_vs_target"
-    assert len(trained.client.list_artifacts(run.info.run_id, media)) == 2
+    assert len(trained.client.list_artifacts(run.info.run_id, media)) == 3
 
 
 def test_the_summary_names_the_next_commands(trained: Trained) -> None:
@@ -221,9 +221,13 @@ def test_the_sample_moves_in_the_stock_image_grid(
 ) -> None:
     """The run's page in MLflow's UI shows the sample, and two looks at it differ: it plays."""
     page = open_run(browser, interface, trained.run(), "model-metrics")
-    picture = page.locator("img[src*='samples~generated_vs_target']").first
+    title = page.get_by_text("samples/generated_vs_target").first
+    title.wait_for(timeout=60_000)
+    title.scroll_into_view_if_needed()
+    button = "following::button[@data-component-id='fullscreen_button_chartcard'][1]"
+    title.locator(f"xpath={button}").click()
+    picture = page.get_by_role("dialog").locator("img[src*='samples~generated_vs_target']").first
     picture.wait_for(state="visible", timeout=60_000)
-    picture.scroll_into_view_if_needed()
     looks = set()
     for _ in range(6):
         looks.add(picture.screenshot())

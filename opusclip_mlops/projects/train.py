@@ -153,6 +153,8 @@ def train(settings: Settings, tracker: ExperimentTracker) -> list[Epoch]:
     dataset = load_dataset(settings.data, frames=settings.frames, size=settings.size)
     log_dataset(dataset, tracker, context="training")
     training = Training(settings, dataset)
+    # MLflow's image grid opens at step 0: what the untrained model makes.
+    log_sample(training.model, dataset, tracker, seed=settings.seed)
     epochs = []
     for number in range(1, settings.epochs + 1):
         epochs.append(run_epoch(number, training, tracker))
