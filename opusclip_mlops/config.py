@@ -24,6 +24,9 @@ T = TypeVar("T")
 
 WANDB_MODES = ("online", "offline", "disabled")
 
+_TRAINING_FIELDS = (
+    "log_frequency", "save_frequency", "max_epochs", "learning_rate", "batch_size", "device",
+)  # fmt: skip
 _FOREIGN_VARIABLES = {
     "tracking_uri": "MLFLOW_TRACKING_URI",
     "registry_uri": "MLFLOW_REGISTRY_URI",
@@ -128,6 +131,11 @@ class TrackingConfig:
         if len(names) < len(defaults):
             return names
         return frozenset(name for name in names if getattr(self, name) != defaults[name])
+
+    @property
+    def given_params(self) -> dict[str, Any]:
+        """The training loop's own settings that were given by keyword: params of the run."""
+        return {name: getattr(self, name) for name in _TRAINING_FIELDS if name in self.given}
 
     @property
     def tag_values(self) -> dict[str, str]:

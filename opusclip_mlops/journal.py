@@ -69,7 +69,7 @@ class Journal:
         try:
             written = os.write(self._descriptor, frame)
         except OSError as error:
-            self._count_lost(error)
+            self.count_lost(error)
             return
         self._size_bytes += written
         if written < len(frame):
@@ -115,11 +115,12 @@ class Journal:
             self._size_bytes = self._segment_bytes
             self._roll()
             if os.write(self._descriptor, frame) < len(frame):
-                self._count_lost(OSError("disk full"))
+                self.count_lost(OSError("disk full"))
         except OSError as error:
-            self._count_lost(error)
+            self.count_lost(error)
 
-    def _count_lost(self, error: OSError) -> None:
+    def count_lost(self, error: OSError) -> None:
+        """Count a record that the disk could not take, and remember why."""
         self.lost += 1
         self.fault = f"journal {self._folder}: {error.strerror or error}"
 

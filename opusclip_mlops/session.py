@@ -111,6 +111,10 @@ class Session:
 
             return self._wait(is_done, wait_s)
 
+    def count_lost(self, error: OSError) -> None:
+        """Count a file that the disk could not take."""
+        self._journal.count_lost(error)
+
     def missing(self) -> list[str]:
         """What has not arrived, was refused or could not be kept: one line each."""
         log = self.folder.path / "shipper.log"

@@ -31,14 +31,6 @@ FINISHED = "FINISHED"
 
 _STATUSES = (FINISHED, "FAILED", "KILLED")
 _RESUME_WAIT_S = 15.0
-_CONFIG_PARAMS = (
-    "max_epochs",
-    "learning_rate",
-    "batch_size",
-    "device",
-    "log_frequency",
-    "save_frequency",
-)
 
 
 class ExperimentTracker:
@@ -64,8 +56,8 @@ class ExperimentTracker:
         self._keeper = CheckpointKeeper(self._session.folder)
         self._append = self._session.append
         self._step = -1
-        if given := self.config.given.intersection(_CONFIG_PARAMS):
-            self.log_params({name: getattr(self.config, name) for name in sorted(given)})
+        if self.config.given_params:
+            self.log_params(self.config.given_params)
         self._previous_hook, self._hook = sys.excepthook, self._note_exception
         sys.excepthook = self._hook
         atexit.register(self._close_at_exit)
@@ -227,7 +219,11 @@ class ExperimentTracker:
         at = self._current_step(step)
         if not 0 < fps <= 1000:
             raise RecordError(f"fps of {key!r} must lie in (0, 1000], not {fps!r}")
-        name = media.stage(self._session.folder, video, value_range=value_range)
+        try:
+            name = media.stage(self._session.folder, video, value_range=value_range)
+        except OSError as error:
+            self._session.count_lost(error)
+            return
         self._append(records.Video(_now_ms(), at, key, name, float(fps), caption or ""))
 
     def save_checkpoint(

@@ -1,4 +1,6 @@
 import os
+import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -300,6 +302,28 @@ def test_a_password_in_a_uri_is_never_written_down() -> None:
     assert b"mlflow" in written
     assert secret.encode() not in written
     tracker._session._shipper.terminate()
+
+
+def test_a_full_disk_does_not_stop_training(
+    mlflow_only: TrackingConfig,
+    capsys: pytest.CaptureFixture[str],
+    client: MlflowClient,
+) -> None:
+    """A clip the disk can't take is counted and told at close; all else is delivered."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with ExperimentTracker(mlflow_only) as tracker:
+        tracker.log_metrics({"loss": 0.5})
+        # As a full disk does, but for this process alone: no file may grow beyond 50 kB.
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+        try:
+            tracker.log_video(np.zeros((16, 64, 64, 3), np.uint8), "clip")
+            tracker.log_metrics({"loss": 0.25})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "1 records could not be kept" in capsys.readouterr().err
+    steps = [p.step for p in points_of_mlflow(client, tracker.run_id)]
+    assert steps == [0, 1]
 
 
 def test_the_public_names_are_there() -> None:
