@@ -84,11 +84,12 @@ def test_a_killed_supervisor_can_be_replaced(
     tmp_path: Path, folder: RunFolder, shipper: subprocess.Popen[bytes]
 ) -> None:
     """Two supervisors never ship at once; the second takes over when the first is gone."""
+    first_sink = sink_process(shipper)
     second = start_shipper(folder)
     append(folder, logged := metrics(10))
     wait_until(lambda: folder.progress("mlflow").records > 5)
     assert psutil.Process(second.pid).children() == []
-    for process in (sink_process(shipper), psutil.Process(shipper.pid)):
+    for process in (first_sink, psutil.Process(shipper.pid)):
         process.kill()
     end(folder)
     assert second.wait(timeout=90) == 0

@@ -132,7 +132,7 @@ def test_the_loss_falls_and_the_learning_rate_ends_near_zero(trained: Trained) -
     losses = [value for _, value in trained.history("train/loss")]
     rates = [value for _, value in trained.history("train/learning_rate")]
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
-    assert rates[0] == 0.001
+    assert rates[0] == 0.002
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] < 0.00001
 
@@ -176,7 +176,7 @@ def best_checkpoint(trained: Trained) -> tuple[Path, Any]:
 def test_a_checkpoint_knows_what_it_was_trained_with(trained: Trained) -> None:
     """Settings, dataset and model are in its metadata, so that it can be built and served."""
     _, metadata = best_checkpoint(trained)
-    config = {"model": "video", "seed": 7, "fps": FPS, "device": "cpu", "learning_rate": 0.001}
+    config = {"model": "video", "seed": 7, "fps": FPS, "device": "cpu", "learning_rate": 0.002}
     assert config.items() <= metadata.config.items()
     assert metadata.dataset_digest == trained.dataset.digest
     shape = ModelConfig.from_dict(metadata.model["config"])
@@ -184,9 +184,9 @@ def test_a_checkpoint_knows_what_it_was_trained_with(trained: Trained) -> None:
 
 
 def test_each_epoch_logs_a_generated_clip_beside_its_target(trained: Trained) -> None:
-    """The clip is twice as wide as the target, which is its right half, at the film's rate."""
+    """One before training and one an epoch, as wide as two targets, the right half the target."""
     names = trained.artifacts("media/video/samples/generated_vs_target")
-    assert len(names) == EPOCHS
+    assert len(names) == EPOCHS + 1
     clip = read_clip(trained.fetched(f"media/video/samples/generated_vs_target/{names[-1]}"))
     assert clip.frames.shape == (FRAMES, SIZE, 2 * SIZE, 3)
     assert clip.fps == FPS
