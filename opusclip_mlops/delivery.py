@@ -42,8 +42,11 @@ def sessions(folder: RunFolder) -> list[Session]:
             record = item.record if isinstance(item, journal.Entry) else None
             if isinstance(record, RunStarted):
                 starts[record.session] = record
-            elif isinstance(record, RunEnded):
-                ends.setdefault(record.session, record)
+            # A process's own word goes before the supervisor's guess.
+            elif isinstance(record, RunEnded) and (
+                record.session not in ends or path.name.startswith(record.session)
+            ):
+                ends[record.session] = record
     return [Session(start, ends.get(name)) for name, start in starts.items()]
 
 
@@ -53,7 +56,10 @@ def final_end(folder: RunFolder) -> RunEnded | None:
     ends = [one.end for one in every if one.end]
     if not ends or len(ends) < len(every):
         return None
-    return max(ends, key=lambda end: (end.owned, end.end_time_ms))
+    last_start_ms = max(one.start.start_time_ms for one in every)
+    # A failure counts, whoever ends after it, unless the run was gone on with since.
+    failures = [e for e in ends if e.status != "FINISHED" and e.end_time_ms >= last_start_ms]
+    return max(failures or ends, key=lambda end: (end.owned, end.end_time_ms))
 
 
 def is_caught_up(folder: RunFolder, progress: Progress) -> bool:
@@ -108,6 +114,9 @@ def _next_batch(folder: RunFolder, progress: Progress, *, ended: bool) -> tuple[
     records: list[Record] = []
     position = dict(progress.position)
     for path in folder.segments():
+        if progress.pending is None and len(records) >= BATCH_RECORDS:
+            # Later segments wait, so that records keep their order.
+            break
         stop = (progress.pending or {}).get(path.name, 0) if progress.pending else None
         for item in _unread(path, position.get(path.name, 0), stop, ended=ended):
             if isinstance(item, journal.Entry):

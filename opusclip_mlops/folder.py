@@ -185,6 +185,16 @@ class RunFolder:
         return {path.name: path.stat().st_size for path in self.segments()}
 
     @contextlib.contextmanager
+    def sinking(self, sink: str) -> Iterator[None]:
+        """Hold the right to write to one sink; waits while a process left over still does."""
+        descriptor = os.open(self.path / "sinks" / f"{sink}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    @contextlib.contextmanager
     def shipping(self) -> Iterator[None]:
         """Hold the right to ship this run; waits while another process holds it.
 

@@ -1,5 +1,6 @@
 """The checkpoints of a run as it saves them: their metadata, and which is the best."""
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ class CheckpointKeeper:
         **facts: Any,
     ) -> str:
         """Write a checkpoint; returns its name. `facts` are further fields of its metadata."""
-        name = checkpoints.checkpoint_name(epoch, step)
+        name = self._free_name(checkpoints.checkpoint_name(epoch, step))
         about = CheckpointMetadata(
             name=name,
             step=step,
@@ -53,6 +54,11 @@ class CheckpointKeeper:
         checkpoints.write_checkpoint(folder, network, optimizer, scheduler, metadata=about)
         self._last = name
         return name
+
+    def _free_name(self, name: str) -> str:
+        """The name, with a number behind it where a checkpoint of this name is there already."""
+        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        return next(one for one in names if not (self._folder.checkpoints / one).exists())
 
     def is_best(self, values: Mapping[str, float], *, monitor: str | None, mode: str) -> bool:
         """Whether these values beat all before them; NaN beats nothing.

@@ -1,5 +1,6 @@
 """A process's part in a run: its journal, its shipper, and the wait until all has arrived."""
 
+import contextlib
 import os
 import socket
 import sys
@@ -10,13 +11,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from opusclip_mlops import waiting
+from opusclip_mlops import journal, waiting
 from opusclip_mlops.config import TrackingConfig
-from opusclip_mlops.delivery import is_caught_up
-from opusclip_mlops.errors import DeliveryError
+from opusclip_mlops.delivery import final_end, is_caught_up
+from opusclip_mlops.errors import DeliveryError, OpusclipError
 from opusclip_mlops.folder import CONTROL, Identity, Manifest, Position, RunFolder
 from opusclip_mlops.journal import Journal
-from opusclip_mlops.records import RunEnded, RunStarted
+from opusclip_mlops.records import Row, RunEnded, RunStarted
 from opusclip_mlops.shipper import start_shipper
 
 POLL_S = 0.05
@@ -30,9 +31,11 @@ class Session:
         run_id, self._owned = _known_run(config)
         self._manifest = _manifest(config, run_id)
         self._secrets = _secrets(config)
-        self.folder = RunFolder(Path(config.journal_dir).absolute() / self._manifest.local_id)
-        self._hold = self.folder.hold()
+        self._resumed = run_id is not None
+        journal_dir = Path(config.journal_dir).absolute()
+        self.folder, self._hold = _held_folder(journal_dir, self._manifest.local_id, run_id)
         self.folder.create(self._manifest)
+        self._manifest = self.folder.manifest()
         self._name = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns() // 1_000_000}"
         self._journal = Journal(self.folder.path, self._name)
         self._control = Journal(self.folder.path, self._name + CONTROL)
@@ -47,7 +50,7 @@ class Session:
             host=socket.gethostname(),
             pid=os.getpid(),
             process_started_s=_process_started_s(),
-            start_time_ms=self._manifest.start_time_ms,
+            start_time_ms=int(time.time() * 1000),
             owned=self._owned,
             tags=tags,
         )
@@ -63,7 +66,7 @@ class Session:
     @property
     def is_resumed(self) -> bool:
         """Whether the run was there before."""
-        return self._manifest.run_id is not None
+        return self._resumed
 
     @property
     def sinks(self) -> list[str]:
@@ -101,13 +104,17 @@ class Session:
 
     def wait_until_ended(self, *, wait_s: float) -> bool:
         """Wait until every sink has everything and knows the end; False at the deadline."""
+        goal = self.folder.size_bytes()
         with waiting.delivery_shown(self.folder, self.sinks) as show:
 
             def is_done() -> bool:
                 show()
-                return all(
-                    is_caught_up(self.folder, self.folder.progress(sink)) for sink in self.sinks
-                )
+                every = [self.folder.progress(sink) for sink in self.sinks]
+                if all(is_caught_up(self.folder, progress) for progress in every):
+                    return True
+                # While another process logs to the run, its end is not ours to wait for.
+                is_shared = self.folder.path.exists() and final_end(self.folder) is None
+                return is_shared and all(self._has(sink, goal) for sink in self.sinks)
 
             return self._wait(is_done, wait_s)
 
@@ -115,16 +122,23 @@ class Session:
         """Count a file that the disk could not take."""
         self._journal.count_lost(error)
 
+    def last_step_before(self) -> int:
+        """The highest step that earlier processes left in this folder, -1 where there is none."""
+        earlier = [p for p in self.folder.segments() if not p.name.startswith(self._name)]
+        items = (item for path in earlier for item in journal.read(path))
+        records = (item.record for item in items if isinstance(item, journal.Entry))
+        return max((one.step for one in records if isinstance(one, Row)), default=-1)
+
     def missing(self) -> list[str]:
         """What has not arrived, was refused or could not be kept: one line each."""
         log = self.folder.path / "shipper.log"
         lines = [
-            f"{line}; the shipper goes on, its log is {log}"
+            line if "refused" in line else f"{line}; the shipper goes on, its log is {log}"
             for line in waiting.undelivered(self.folder, self.sinks)
         ]
-        for journal in (self._journal, self._control):
-            if journal.lost:
-                lines.append(f"{journal.lost} records could not be kept: {journal.fault}")
+        for log_file in (self._journal, self._control):
+            if log_file.lost:
+                lines.append(f"{log_file.lost} records could not be kept: {log_file.fault}")
         return lines
 
     def release(self) -> None:
@@ -150,8 +164,24 @@ class Session:
         """Start the shipper again when it was killed."""
         lived_s = time.monotonic() - self._shipper_started_s
         if self._shipper.poll() is not None and lived_s > _RESTART_WAIT_S:
-            self._shipper = start_shipper(self.folder, environment=self._secrets)
             self._shipper_started_s = time.monotonic()
+            # No process to be had now, or the folder is gone: that is no fault of the training.
+            with contextlib.suppress(OSError, OpusclipError):
+                self._shipper = start_shipper(self.folder, environment=self._secrets)
+
+
+def _held_folder(journal_dir: Path, local_id: str, run_id: str | None) -> tuple[RunFolder, int]:
+    """The run's folder, held: the one that still delivers an earlier part of it, else a new one."""
+    for path in sorted(journal_dir.glob("*")) if run_id else []:
+        identity = RunFolder(path).identity()
+        if identity is None or identity.run_id != run_id:
+            continue
+        hold = RunFolder(path).hold()
+        if RunFolder(path).identity() is not None:
+            return RunFolder(path), hold
+        os.close(hold)
+    folder = RunFolder(journal_dir / local_id)
+    return folder, folder.hold()
 
 
 def _known_run(config: TrackingConfig) -> tuple[str | None, bool]:

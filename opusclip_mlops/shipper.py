@@ -83,7 +83,8 @@ def supervise(folder: RunFolder) -> None:
                 _supervise(folder)
     except FileNotFoundError:
         # Another supervisor has delivered everything and removed the folder.
-        return
+        if folder.path.exists():
+            raise
 
 
 def _supervise(folder: RunFolder) -> None:
@@ -141,10 +142,17 @@ def _close_vanished(folder: RunFolder) -> None:
         start = session.start
         if session.end is None and start.host == socket.gethostname() and not is_alive(start):
             reason = f"process {start.pid} vanished without closing its run"
-            end = RunEnded(start.session, "FAILED", int(time.time() * 1000), reason, start.owned)
+            end_time_ms = _last_sign_of_life_ms(folder, start)
+            end = RunEnded(start.session, "FAILED", end_time_ms, reason, start.owned)
             control = Journal(folder.path, f"supervisor{CONTROL}")
             control.append(end)
             control.close()
+
+
+def _last_sign_of_life_ms(folder: RunFolder, start: RunStarted) -> int:
+    own = [p for p in folder.segments() if p.name.startswith(start.session)]
+    written_ms = [int(path.stat().st_mtime * 1000) for path in own]
+    return max([start.start_time_ms, *written_ms])
 
 
 def is_alive(start: RunStarted) -> bool:
@@ -167,7 +175,8 @@ def main(arguments: list[str]) -> None:
     if arguments[1:2] == ["--sink"]:
         from opusclip_mlops.delivery import deliver
 
-        sys.exit(0 if deliver(folder, arguments[2]) else 1)
+        with folder.sinking(arguments[2]):
+            sys.exit(0 if deliver(folder, arguments[2]) else 1)
     else:
         supervise(folder)
 

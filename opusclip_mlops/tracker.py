@@ -7,17 +7,19 @@ it to MLflow, TensorBoard and W&B. No backend is imported here, and none can sto
 import atexit
 import contextlib
 import json
+import numbers
 import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 
 from opusclip_mlops import media, provenance, records
 from opusclip_mlops.config import TrackingConfig
 from opusclip_mlops.errors import DeliveryError, OpusclipError, RecordError
+from opusclip_mlops.exits import ExitWatch
 from opusclip_mlops.folder import Identity
 from opusclip_mlops.keeping import CheckpointKeeper
 from opusclip_mlops.performance import PerformanceMeter
@@ -47,7 +49,6 @@ class ExperimentTracker:
         self.config = config or TrackingConfig()
         self._pid = os.getpid()
         self._closed = False
-        self._exception: BaseException | None = None
         self._dataset_digest: str | None = None
         self._found: Identity | None = None
         self._meter = PerformanceMeter()
@@ -58,8 +59,7 @@ class ExperimentTracker:
         self._step = -1
         if self.config.given_params:
             self.log_params(self.config.given_params)
-        self._previous_hook, self._hook = sys.excepthook, self._note_exception
-        sys.excepthook = self._hook
+        self._exit_watch = ExitWatch()
         atexit.register(self._close_at_exit)
 
     # What the run is called
@@ -185,7 +185,9 @@ class ExperimentTracker:
         if not 1 <= len(digest) <= 36:
             raise RecordError(f"dataset digest {digest!r} must have 1 to 36 characters")
         self._dataset_digest = digest
-        about = (json.dumps(one) if one else "" for one in (profile, schema))
+        if not 1 <= len(name) <= 500:
+            raise RecordError(f"dataset name {name[:40]!r} must have 1 to 500 characters")
+        about = (json.dumps(one, default=str) if one else "" for one in (profile, schema))
         location = json.dumps({"uri": source})
         self._append(records.Dataset(name, digest, source_type, location, context, *about))
 
@@ -217,8 +219,8 @@ class ExperimentTracker:
         """
         records.check_key(key)
         at = self._current_step(step)
-        if not 0 < fps <= 1000:
-            raise RecordError(f"fps of {key!r} must lie in (0, 1000], not {fps!r}")
+        if not 0.01 <= fps <= 1000:
+            raise RecordError(f"fps of {key!r} must be 0.01 to 1000, not {fps!r}")
         try:
             name = media.stage(self._session.folder, video, value_range=value_range)
         except OSError as error:
@@ -259,15 +261,19 @@ class ExperimentTracker:
             RecordError: `monitor` is not among the metrics, or an unknown mode.
             CheckpointError: it cannot be written.
         """
-        if isinstance(scheduler, int):
-            scheduler, epoch = None, scheduler if epoch is None else epoch
+        if isinstance(scheduler, numbers.Integral) and not isinstance(scheduler, bool):
+            scheduler, epoch = None, int(scheduler) if epoch is None else epoch
+        elif scheduler is not None and not hasattr(scheduler, "state_dict"):
+            raise TypeError(f"the third argument is a scheduler or an epoch, not {scheduler!r:.60}")
+        if not hasattr(model, "state_dict"):
+            raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
         values = records.to_values(metrics) if metrics else {}
         at = max(0, self._current_step(step))
         best = self._keeper.is_best(values, monitor=monitor, mode=mode)
         name = self._keeper.save(
             model,
             optimizer,
-            scheduler,
+            cast("torch.optim.lr_scheduler.LRScheduler | None", scheduler),
             epoch=epoch or 0,
             step=at,
             metrics=values,
@@ -318,7 +324,7 @@ class ExperimentTracker:
             print(f"opusclip: {line}", file=sys.stderr, flush=True)
         self._append = _refuse_after_close
         self._session.release()
-        sys.excepthook = self._previous_hook if sys.excepthook == self._hook else sys.excepthook
+        self._exit_watch.release()
 
     def __enter__(self) -> Self:
         return self
@@ -332,13 +338,7 @@ class ExperimentTracker:
         self.close(*_end_of(error))
 
     def _close_at_exit(self) -> None:
-        self.close(*_end_of(self._exception))
-
-    def _note_exception(
-        self, kind: type[BaseException], error: BaseException, traceback: TracebackType | None
-    ) -> None:
-        self._exception = error
-        self._previous_hook(kind, error, traceback)
+        self.close(*_end_of(self._exit_watch.error))
 
     def _identity(self, *, wait_s: float | None = None) -> Identity:
         if self._found is None:
@@ -355,6 +355,7 @@ class ExperimentTracker:
     def _next_step(self) -> int:
         """The step after the last; in a run that is gone on with, after the last in MLflow."""
         if self._step < 0 and self._session.is_resumed:
+            self._step = self._session.last_step_before()
             with contextlib.suppress(DeliveryError):
                 self._step = max(self._step, self._identity(wait_s=_RESUME_WAIT_S).last_step)
         return self._step + 1

@@ -144,6 +144,42 @@ def test_a_run_ends_when_every_process_that_logs_to_it_has(folder: RunFolder) ->
     assert {one.start.session for one in sessions(folder)} == {"s1", "s2"}
 
 
+def test_a_failure_is_not_covered_by_another_processes_good_end(folder: RunFolder) -> None:
+    """One rank failed, another finished later: the run failed; gone on with since, it did not."""
+    other = RunStarted("s2", "elsewhere", 1, 0.0, 1_700_000_000_001)
+    append(folder, [other, RunEnded("s2", "FINISHED", 2**41)], journal="s2" + CONTROL)
+    end(folder, "FAILED", "why")
+    final = final_end(folder)
+    assert final is not None
+    assert (final.status, final.reason) == ("FAILED", "why")
+    later = RunStarted("s3", "elsewhere", 1, 0.0, 2**41)
+    append(folder, [later, RunEnded("s3", "FINISHED", 2**41 + 5)], journal="s3" + CONTROL)
+    final = final_end(folder)
+    assert final is not None
+    assert final.status == "FINISHED"
+
+
+def test_records_keep_their_order_over_segments(folder: RunFolder, memory: Memory) -> None:
+    """A later segment waits until the one before it was read to its end."""
+    count = 2 * delivery.BATCH_RECORDS
+    append(folder, metrics(count), journal="s1-a")
+    append(folder, metrics(20, first=count), journal="s1-b")
+    end(folder)
+    deliver(folder, "memory")
+    steps = [r.step for b in memory.batches for r in b.records if isinstance(r, Metrics)]
+    assert steps == list(range(count + 20))
+
+
+def test_a_process_own_word_goes_before_the_guess(folder: RunFolder) -> None:
+    """A supervisor that took a process for dead is overruled by the process itself."""
+    append(folder, [RunEnded("s1", "FAILED", 5, "vanished")], journal="a-supervisor" + CONTROL)
+    end(folder, "FINISHED")
+    append(folder, [RunEnded("s1", "FAILED", 6, "vanished")], journal="z-supervisor" + CONTROL)
+    final = final_end(folder)
+    assert final is not None
+    assert final.status == "FINISHED"
+
+
 def test_damage_in_the_journal_costs_what_it_hit_only(folder: RunFolder, memory: Memory) -> None:
     """Records around damaged bytes are delivered."""
     append(folder, metrics(50))

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "opusclip_mlops"
 FLOORS = [
     {"errors"},
     {"config", "records", "folder", "metadata", "pixels", "provenance", "redaction", "wandb_log"},
-    {"journal", "checkpoints", "video", "performance", "environment", "waiting"},
+    {"journal", "checkpoints", "video", "performance", "environment", "waiting", "exits"},
     {"media", "metrics", "keeping"},
     {"sinks", "gates", "runs"},
     {"delivery"},

@@ -13,8 +13,8 @@ from mlflow import MlflowClient
 from opusclip_mlops.folder import CONTROL, RunFolder
 from opusclip_mlops.records import RunStarted
 from opusclip_mlops.shipper import is_alive, start_shipper
-from tests.journeys import append, end, make_run, store, wait_until
-from tests.reading import points_of_mlflow
+from tests.journeys import LOCAL_ID, append, end, make_run, store, wait_until
+from tests.reading import points_of_mlflow, points_of_tensorboard
 from tests.sinks.sink_contract import expected, metrics
 
 
@@ -95,6 +95,26 @@ def test_a_killed_supervisor_can_be_replaced(
     assert second.wait(timeout=90) == 0
     points = points_of_mlflow(client(tmp_path), only_run(tmp_path).info.run_id)
     assert points == expected(logged, narrow=False)
+
+
+def test_sinks_that_outlive_their_supervisor_double_nothing(tmp_path: Path) -> None:
+    """With the supervisor alone killed, its sinks and those of the next never write at once."""
+    folder = make_run(tmp_path, ["mlflow", "tensorboard"])
+    append(folder, first := metrics(3000))
+    shipper = start_shipper(folder)
+    wait_until(lambda: folder.progress("tensorboard").records > 5)
+    left = psutil.Process(shipper.pid).children()
+    shipper.kill()
+    shipper.wait()
+    second = start_shipper(folder)
+    append(folder, more := metrics(300, first=3000))
+    end(folder)
+    assert second.wait(timeout=120) == 0
+    psutil.wait_procs(left, timeout=30)
+    events = tmp_path / "runs" / "films" / LOCAL_ID
+    assert points_of_tensorboard(events) == expected(first + more, narrow=True)
+    points = points_of_mlflow(client(tmp_path), only_run(tmp_path).info.run_id)
+    assert points == expected(first + more, narrow=False)
 
 
 def test_a_process_that_vanished_has_its_run_closed(tmp_path: Path) -> None:

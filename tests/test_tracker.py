@@ -116,6 +116,21 @@ def test_checkpoints_are_artifacts_and_the_best_is_marked(
     assert names == {"weights.safetensors", "state.pt", "metadata.json"}
 
 
+def test_checkpoints_of_one_step_do_not_replace_each_other(
+    mlflow_only: TrackingConfig, client: MlflowClient
+) -> None:
+    """A second checkpoint at the same epoch and step gets a name of its own."""
+    model = torch.nn.Linear(2, 1)
+    with ExperimentTracker(mlflow_only) as tracker:
+        names = [tracker.save_checkpoint(model, None, np.int64(7)) for _ in range(2)]
+        with pytest.raises(TypeError, match="scheduler or an epoch"):
+            tracker.save_checkpoint(model, None, "x")  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="Module"):
+            tracker.save_checkpoint(3)  # type: ignore[arg-type]
+    assert names == ["epoch_0007-step_000000", "epoch_0007-step_000000-2"]
+    assert len(client.list_artifacts(tracker.run_id, "checkpoints")) == 2
+
+
 def test_wandb_refers_to_the_checkpoint_in_mlflow(
     tmp_path: Path, config: TrackingConfig, client: MlflowClient
 ) -> None:
@@ -195,6 +210,30 @@ def test_a_run_is_gone_on_with(
     assert client.get_run(first.run_id).info.status == "FINISHED"
 
 
+def test_a_run_gone_on_with_while_its_past_still_drains(
+    tmp_path: Path, client: MlflowClient
+) -> None:
+    """The next tracker joins the folder that is being delivered: one run, in order, FINISHED."""
+    run_script(
+        "import os, signal\n"
+        "from opusclip_mlops import ExperimentTracker, TrackingConfig\n"
+        "tracker = ExperimentTracker(TrackingConfig(experiment_name='my_experiment'))\n"
+        "for i in range(20000): tracker.log_metrics({'loss': i})\n"
+        "open('run_id', 'w').write(tracker.run_id)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n",
+        tmp_path,
+        check=False,
+    )
+    run_id = (tmp_path / "run_id").read_text()
+    with ExperimentTracker(TrackingConfig(run_id=run_id, tracking_uri=store(tmp_path))) as tracker:
+        tracker.log_metrics({"loss": 1.0}, step=20000)
+    wait_until(lambda: not journals(tmp_path))
+    record = points_of_mlflow(client, run_id)
+    assert [p.step for p in record] == list(range(20001))
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert points_of_wandb(tmp_path, tracker.local_id) == record
+
+
 @pytest.fixture
 def fluent(tmp_path: Path) -> Iterator[Any]:
     import mlflow
@@ -263,6 +302,8 @@ def test_close_says_what_is_still_on_its_way(tmp_path: Path, client: MlflowClien
     [
         ("raise ValueError('no frames')", "FAILED", "ValueError: no frames"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "FAILED", "vanished"),
+        ("import sys; sys.exit(3)", "FAILED", "SystemExit: 3"),
+        ("import sys; sys.exit()", "FINISHED", ""),
         ("pass", "FINISHED", ""),
     ],
 )

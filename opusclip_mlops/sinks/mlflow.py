@@ -4,6 +4,7 @@ Re-sending is harmless: timestamps and values are those of the log call, artifac
 names each time, and a run made by a shipper that died is found again by its tag.
 """
 
+import hashlib
 import os
 import re
 import tempfile
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 # The loop around a sink retries; a client that retries by itself would only hide it for minutes.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
+import requests
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
@@ -44,6 +46,7 @@ REASON_TAG = "opusclip.end_reason"
 
 _LOGGED_IMAGES_TAG = "mlflow.loggedImages"
 _METRICS_PER_CALL = 1000
+_TOO_LARGE = 413
 _FOR_GOOD = {
     ErrorCode.Name(code)
     for code in (
@@ -73,6 +76,11 @@ class MlflowSink:
             if not self._manifest.run_id or error.error_code not in _FOR_GOOD:
                 raise
             self._no_run = f"MLflow run {self._manifest.run_id}: {_one_line(error)}"
+            # The mirrors wait for a name: they keep what the record refuses.
+            name = self._manifest.experiment_name or "Default"
+            self._folder.write_identity(
+                Identity(mirror_id=self._manifest.local_id, experiment_name=name)
+            )
             return state
         self._run_id = run.info.run_id
         self._params = dict(run.data.params)
@@ -97,6 +105,8 @@ class MlflowSink:
             return
         if end.reason:
             self._client.set_tag(self._run_id, REASON_TAG, end.reason[:5000])
+        elif REASON_TAG in self._client.get_run(self._run_id).data.tags:
+            self._client.delete_tag(self._run_id, REASON_TAG)
         if end.owned:
             self._client.set_terminated(self._run_id, end.status, end.end_time_ms)
 
@@ -161,6 +171,10 @@ class MlflowSink:
             send(record)
         except (VideoError, CheckpointError) as error:
             self._refuse(record, str(error))
+        except requests.HTTPError as error:
+            if error.response is None or error.response.status_code != _TOO_LARGE:
+                raise
+            self._refuse(record, one_line(str(error)))
         except MlflowException as error:
             if error.error_code not in _FOR_GOOD:
                 raise
@@ -196,8 +210,7 @@ class MlflowSink:
             case records.Video():
                 self._send_video(record)
             case records.Text():
-                name = f"step_{record.step:08d}-{record.timestamp_ms}.txt"
-                self._client.log_text(self._run_id, record.text, f"text/{_path(record.key)}/{name}")
+                self._client.log_text(self._run_id, record.text, _text_name(record))
             case records.Checkpoint():
                 self._send_checkpoint(record)
 
@@ -287,6 +300,13 @@ def _same(old: str, new: str) -> bool:
         return old == new or float(old) == float(new)
     except ValueError:
         return False
+
+
+def _text_name(record: records.Text) -> str:
+    """Its own name for each text, the same each time it is sent."""
+    digest = hashlib.sha256(f"{record.key}\0{record.text}".encode()).hexdigest()[:12]
+    name = f"step_{record.step:08d}-{record.timestamp_ms}-{digest}.txt"
+    return f"text/{_path(record.key)}/{name}"
 
 
 def _path(key: str) -> str:

@@ -121,7 +121,7 @@ class TensorBoardSink:
                 summary = text_pb(record.key, record.text)
                 return [_event(record.timestamp_ms, record.step, summary)]
             case records.Params():
-                self._params.update(record.values)
+                self._params = {**record.values, **self._params}
                 return [Event(wall_time=now_s, summary=_table(records.Params(self._params)))]
             case records.Tags() | records.Dataset():
                 return [Event(wall_time=now_s, summary=_table(record))]

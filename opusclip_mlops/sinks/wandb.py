@@ -62,6 +62,7 @@ class WandbSink:
         self._rows_given = 0
         self._deferred: list[dict[str, Any]] = list(state.get("deferred", []))
         self._tags: dict[str, str] = dict(state.get("tags", {}))
+        self._params: dict[str, str] = dict(state.get("params", {}))
         return self._state()
 
     def write(self, batch: Batch) -> Written:
@@ -110,7 +111,12 @@ class WandbSink:
         )
 
     def _state(self) -> SinkState:
-        return {"base": self._base, "deferred": self._deferred, "tags": self._tags}
+        return {
+            "base": self._base,
+            "deferred": self._deferred,
+            "tags": self._tags,
+            "params": self._params,
+        }
 
     def _send(self, record: Record, row: int) -> None:
         match record:
@@ -125,7 +131,8 @@ class WandbSink:
                 page = wandb.Html(_as_page(record.text), inject=False)
                 self._log_row(record, row, {_column(record.key): page})
             case records.Params():
-                self._run.config.update(record.values, allow_val_change=True)
+                self._params = {**record.values, **self._params}
+                self._run.config.update(self._params, allow_val_change=True)
             case records.Tags():
                 self._set_tags(record.values)
             case records.RunStarted():

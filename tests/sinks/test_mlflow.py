@@ -161,3 +161,24 @@ def test_one_bad_metric_does_not_take_others_with_it(tmp_path: Path, key: str) -
     deliver(folder, "mlflow")
     assert len(points_of_mlflow(client(), run_of(folder).info.run_id)) == 20
     assert folder.progress("mlflow").rejected == 1
+
+
+def test_texts_of_one_moment_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    """Five texts under one key, step and millisecond are five files."""
+    folder = make_run(tmp_path)
+    append(folder, [Text(T0_MS, 1, "captions", f"caption {i}") for i in range(5)])
+    end(folder)
+    deliver(folder, "mlflow")
+    assert len(client().list_artifacts(run_of(folder).info.run_id, "text/captions")) == 5
+
+
+def test_a_run_that_is_not_there_does_not_hold_up_the_mirrors(tmp_path: Path) -> None:
+    """What the record refuses, the mirrors keep."""
+    client().create_experiment("films")
+    folder = make_run(tmp_path, ["mlflow", "tensorboard"], run_id="f" * 32, name="f" * 32)
+    append(folder, metrics(2))
+    end(folder)
+    deliver(folder, "mlflow")
+    deliver(folder, "tensorboard")
+    assert folder.progress("tensorboard").done
+    assert folder.progress("tensorboard").rejected == 0
