@@ -27,7 +27,7 @@ define install
 endef
 comma := ,
 
-.PHONY: setup run test lint clean ui serve chromium
+.PHONY: setup run test lint soak clean ui serve chromium
 
 setup: .venv/.setup
 	@.venv/bin/opusclip link-env
@@ -42,6 +42,10 @@ lint: .venv/.setup-test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+# What takes long: the journal's reader against 100,000 damaged files.
+soak: .venv/.setup-test
+	OPUSCLIP_FUZZ_CASES=100000 .venv/bin/pytest tests/test_journal.py $(PYTEST_ARGS)
 
 # The same places as `make run`: a new store must not send the runs' artifacts to a server.
 ui: .venv/.setup

@@ -127,6 +127,8 @@ def test_the_summary_names_the_next_commands(trained: Trained) -> None:
     assert "clip-generator version 1" in trained.output
     assert "mlflow ui --backend-store-uri sqlite:///mlflow.db" in trained.output
     assert "tensorboard --logdir runs" in trained.output
+    [activate] = re.findall(r"source (\S+)", trained.output)
+    assert Path(activate).resolve() == Path(sys.executable).with_name("activate").resolve()
     assert "mlflow models serve -m models:/clip-generator/1 --env-manager local" in trained.output
     [offline] = re.findall(r"wandb sync (\S+)", trained.output)
     [log] = wandb_log.logs_of(trained.folder, run.info.run_id)

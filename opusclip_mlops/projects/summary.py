@@ -1,6 +1,8 @@
 """What a training run says: a line an epoch, and at its end what came of it and what comes next."""
 
+import os
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,7 +64,7 @@ def commands(
 ) -> dict[str, str]:
     """The next commands, to be typed in the folder the run was started in."""
     uri = _store(config)
-    found = {"look": _look(uri)}
+    found = {**_activation(), "look": _look(uri)}
     if config.use_tensorboard:
         found["curves"] = f"tensorboard --logdir {shlex.quote(config.tensorboard_dir)}"
     if version:
@@ -75,6 +77,16 @@ def commands(
     if folders := _offline_runs(Path(config.wandb_dir), local_id):
         found["upload"] = f"wandb sync {shlex.join(folders)}"
     return found
+
+
+def _activation() -> dict[str, str]:
+    """How the shell finds the commands below, where this process runs in a virtual environment."""
+    if sys.prefix == sys.base_prefix:
+        return {}
+    environment = Path(os.environ.get("VIRTUAL_ENV", sys.prefix))
+    if environment.is_relative_to(Path.cwd()):
+        environment = environment.relative_to(Path.cwd())
+    return {"first": f"source {shlex.quote(str(environment / 'bin' / 'activate'))}"}
 
 
 def _store(config: TrackingConfig) -> str:
