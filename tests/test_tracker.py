@@ -13,7 +13,12 @@ import torch
 from mlflow import MlflowClient
 
 import opusclip_mlops
-from opusclip_mlops import AdvancedExperimentTracker, ExperimentTracker, TrackingConfig
+from opusclip_mlops import (
+    AdvancedExperimentTracker,
+    ExperimentTracker,
+    TrackingConfig,
+    checkpoints,
+)
 from opusclip_mlops.errors import OpusclipError, RecordError
 from tests.journeys import store, wait_until
 from tests.reading import (
@@ -23,6 +28,7 @@ from tests.reading import (
     points_of_wandb,
     rows_of_wandb,
 )
+from tests.servers import mlflow_server
 
 
 @pytest.fixture
@@ -87,6 +93,26 @@ def test_the_three_places_hold_the_same_points(
     events = tmp_path / "runs" / "my_experiment" / tracker.local_id
     assert points_of_tensorboard(events) == narrow(record)
     wait_until(lambda: not journals(tmp_path))
+
+
+def test_a_server_holds_what_was_logged(tmp_path: Path) -> None:
+    """Through a real MLflow server: points, clip, checkpoint, times and end all arrive."""
+    with mlflow_server(tmp_path) as address:
+        config = TrackingConfig(experiment_name="remote", tracking_uri=address, use_wandb=False)
+        with ExperimentTracker(config) as tracker:
+            for i in range(1500):
+                tracker.log_metrics({"train/loss": 1 / (i + 1), "train/lr": 0.1})
+            tracker.log_video(np.zeros((4, 16, 16, 3), np.uint8), "clip", 3)
+            name = tracker.save_checkpoint(torch.nn.Linear(2, 1), metrics={"val_loss": 0.5})
+        client = MlflowClient(address)
+        record = points_of_mlflow(client, tracker.run_id)
+        assert len(record) == 3000
+        events = tmp_path / "runs" / "remote" / tracker.local_id
+        assert points_of_tensorboard(events) == narrow(record)
+        fetched = Path(client.download_artifacts(tracker.run_id, f"checkpoints/{name}"))
+        assert checkpoints.verify(fetched).run_id == tracker.run_id
+        assert len(client.list_artifacts(tracker.run_id, "media/video/clip")) == 1
+        assert client.get_run(tracker.run_id).info.status == "FINISHED"
 
 
 def test_it_is_one_class_under_two_names() -> None:
