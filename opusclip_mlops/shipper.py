@@ -23,6 +23,7 @@ from opusclip_mlops.delivery import final_end, is_caught_up, sessions
 from opusclip_mlops.folder import CONTROL, RunFolder
 from opusclip_mlops.journal import Journal
 from opusclip_mlops.records import RunEnded, RunStarted
+from opusclip_mlops.redaction import one_line
 
 POLL_S = 0.1
 SYNC_EVERY_S = 1.0
@@ -89,16 +90,23 @@ def supervise(folder: RunFolder) -> None:
 
 def _supervise(folder: RunFolder) -> None:
     children = [_Child(name) for name in folder.manifest().sinks]
-    synced_s = 0.0
-    while True:
-        if time.monotonic() - synced_s >= SYNC_EVERY_S:
-            _sync(folder)
-            _close_vanished(folder)
-            synced_s = time.monotonic()
-        for child in children:
-            _keep_running(folder, child)
-        if _is_over(folder, children):
-            return
+    synced_s, told = 0.0, ""
+    while folder.path.exists():
+        try:
+            if time.monotonic() - synced_s >= SYNC_EVERY_S:
+                synced_s = time.monotonic()
+                _sync(folder)
+                _close_vanished(folder)
+            for child in children:
+                _keep_running(folder, child)
+            if _is_over(folder, children):
+                return
+        except OSError as error:
+            # A full disk, no more processes, a folder that is away: it may pass.
+            if str(error) != told:
+                told = str(error)
+                print(f"supervisor: {one_line(told)}", flush=True)
+            time.sleep(SYNC_EVERY_S)
         time.sleep(POLL_S)
 
 

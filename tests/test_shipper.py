@@ -135,6 +135,22 @@ def test_a_process_that_vanished_has_its_run_closed(tmp_path: Path) -> None:
     assert f"process {gone.pid} vanished" in run.data.tags["opusclip.end_reason"]
 
 
+def test_a_fault_of_the_machine_only_delays(tmp_path: Path) -> None:
+    """A supervisor that can't start its sinks for a while tries again, and says why in its log."""
+    away = tmp_path / "away"
+    away.mkdir()
+    folder = make_run(tmp_path, cwd=str(away))
+    append(folder, logged := metrics(10))
+    shipper = start_shipper(folder)
+    away.rmdir()
+    wait_until(lambda: "supervisor: " in (folder.path / "shipper.log").read_text())
+    away.mkdir()
+    end(folder)
+    assert shipper.wait(timeout=120) == 0
+    points = points_of_mlflow(client(tmp_path), only_run(tmp_path).info.run_id)
+    assert points == expected(logged, narrow=False)
+
+
 def test_refused_records_keep_the_folder(tmp_path: Path) -> None:
     """A run with refused records stays on disk, so that they can be looked at."""
     folder = make_run(tmp_path, run_id="f" * 32, name="f" * 32)
