@@ -5,6 +5,7 @@ look like for a caption. `TransformerModel` predicts each frame from those befor
 Clips are float tensors (B, T, 3, H, W) in 0..1, H = W = `size`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -64,24 +65,24 @@ def build_model(config: ModelConfig) -> "ClipModel":
     return VideoGenerationModel(config) if config.kind == "video" else TransformerModel(config)
 
 
-class ClipModel(nn.Module):
+class ClipModel(nn.Module, ABC):
     """What training, evaluation and serving ask of a model."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
 
+    @abstractmethod
     def loss(self, clip: Tensor, captions: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss of a batch, and its parts by name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(self, clip: Tensor, captions: Sequence[str]) -> Tensor:
         """What the model says about a real clip that it is shown, same shape, in 0..1."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sample(self, caption: str, frames: int, generator: torch.Generator) -> Tensor:
         """A new clip (T, 3, H, W) in 0..1."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def generate(
