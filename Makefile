@@ -4,6 +4,7 @@ PYTHON ?= $(shell for python in python3.11 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 PYTEST_ARGS ?=
 RUN_ARGS ?=
+BENCH_ARGS ?=
 MODEL ?= models:/clip-generator/1
 UI_PORT ?= 5000
 SERVE_PORT ?= 5001
@@ -27,7 +28,7 @@ define install
 endef
 comma := ,
 
-.PHONY: setup run test lint soak clean ui serve chromium
+.PHONY: setup run test lint soak clean ui serve chromium compiler bench
 
 setup: .venv/.setup
 	@.venv/bin/opusclip link-env
@@ -35,7 +36,7 @@ setup: .venv/.setup
 run: setup
 	.venv/bin/mlflow run . --experiment-name video-clips $(RUN_ARGS)
 
-test: .venv/.setup-test lint chromium
+test: .venv/.setup-test lint chromium compiler
 	.venv/bin/pytest $(PYTEST_ARGS)
 
 lint: .venv/.setup-test
@@ -43,9 +44,13 @@ lint: .venv/.setup-test
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-# What takes long: the journal's reader against 100,000 damaged files.
+# What takes long: the journal's reader against 100,000 damaged files, outages of a minute.
 soak: .venv/.setup-test
-	OPUSCLIP_FUZZ_CASES=100000 .venv/bin/pytest tests/test_journal.py $(PYTEST_ARGS)
+	OPUSCLIP_FUZZ_CASES=100000 OPUSCLIP_SOAK=1 .venv/bin/pytest tests/test_journal.py tests/faults $(PYTEST_ARGS)
+
+# What is promised, measured beside other libraries: about ten minutes; writes benchmarks/results.json.
+bench: .venv/.setup benchmarks/.venv/.setup
+	.venv/bin/python -m benchmarks $(BENCH_ARGS)
 
 # The same places as `make run`: a new store must not send the runs' artifacts to a server.
 ui: .venv/.setup
@@ -57,7 +62,7 @@ serve: .venv/.setup
 
 # Runs, models and journals are yours: mlflow.db, mlruns, runs, wandb and .opusclip stay.
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv benchmarks/.venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 ifneq ($(MADE_FOR),$(CURDIR))
@@ -74,6 +79,12 @@ endif
 	$(call install,sample$(comma)test)
 	@touch $@
 
+# Two of the libraries measured beside ours need what does not go with constraints.txt.
+benchmarks/.venv/.setup: benchmarks/peers.txt
+	$(PYTHON) -m venv --clear benchmarks/.venv
+	benchmarks/.venv/bin/python -m pip install --quiet -r benchmarks/peers.txt
+	@touch $@
+
 # Only the browser tests need it. With CI=true they fail without it, elsewhere they are skipped.
 chromium:
 	@for name in chromium chromium-browser google-chrome; do \
@@ -84,3 +95,9 @@ chromium:
 	else \
 		echo 'no chromium, and no root and apt-get to install it: the browser tests have none'; \
 	fi
+
+# The GPU tests compile a stub of NVIDIA's library.
+compiler:
+	@command -v cc >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+		&& apt-get update -q && apt-get install -q -y --no-install-recommends gcc libc6-dev; } \
+		|| echo 'no C compiler, and no root and apt-get to install it: the GPU tests have none'

@@ -16,13 +16,17 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self, TypeVar
 
 from opusclip_mlops.errors import ConfigError
+from opusclip_mlops.redaction import redacted
 
 T = TypeVar("T")
 
 WANDB_MODES = ("online", "offline", "disabled")
+PRIORITIES = ("high", "medium", "low")
+LEAST_QUOTA_BYTES = 1024**2
 
 _TRAINING_FIELDS = (
     "log_frequency", "save_frequency", "max_epochs", "learning_rate", "batch_size", "device",
@@ -38,6 +42,7 @@ _FOREIGN_VARIABLES = {
     "wandb_entity": "WANDB_ENTITY",
     "wandb_dir": "WANDB_DIR",
 }
+_MAPPINGS: dict[str, Any] = {"priorities": Mapping[str, str], "log_intervals": Mapping[str, int]}
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _UNSET: Any = object()
 _file: contextvars.ContextVar[Path | None] = contextvars.ContextVar("file", default=None)
@@ -45,7 +50,11 @@ _file: contextvars.ContextVar[Path | None] = contextvars.ContextVar("file", defa
 
 def _setting(default: T) -> T:
     """A dataclass field that falls back on environment, file and default, in this order."""
-    return field(default=typing.cast(T, _UNSET), metadata={"default": default})
+    return field(
+        default=typing.cast(T, _UNSET),
+        metadata={"default": default},
+        hash=not isinstance(default, Mapping),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +78,16 @@ class TrackingConfig:
         wandb_dir: folder in which W&B keeps its `wandb/`.
         journal_dir: folder of the local journal.
         drain_timeout_s: how long `close()` waits for delivery, in seconds.
-        log_frequency: a training loop's steps between logs.
+        priorities: `high`, `medium` or `low` by key pattern (`"video/*": "high"`), the first that
+            fits; then the built-in ones: losses, validation and learning rate are high, `system/`,
+            `performance/` and `profiling/` low, the rest medium.
+        log_intervals: steps between two points of a key, by priority; 1 logs everything.
+        backlog_quota_bytes: what may wait for delivery before points are left out: low ones first,
+            medium ones at 1.25 times as much, high ones never.
+        system_metrics: measure CPU, memory and GPU while the run goes on.
+        system_metrics_interval_s: seconds between two measurements.
+        log_frequency: a training loop's steps between logs; when it is set, the interval of medium
+            and low keys too, unless `log_intervals` says otherwise.
         save_frequency: a training loop's steps between checkpoints.
         max_epochs: a training loop's epochs.
         learning_rate: a training loop's learning rate.
@@ -97,6 +115,11 @@ class TrackingConfig:
     wandb_dir: str = _setting(".")
     journal_dir: str = _setting(".opusclip/journal")
     drain_timeout_s: float = _setting(60.0)
+    priorities: Mapping[str, str] = _setting(MappingProxyType({}))
+    log_intervals: Mapping[str, int] = _setting(MappingProxyType({}))
+    backlog_quota_bytes: int = _setting(4 * 1024**3)
+    system_metrics: bool = _setting(True)
+    system_metrics_interval_s: float = _setting(10.0)
     log_frequency: int = _setting(100)
     save_frequency: int = _setting(1000)
     max_epochs: int = _setting(100)
@@ -114,11 +137,24 @@ class TrackingConfig:
     def __post_init__(self) -> None:
         unset = [one for one in fields(TrackingConfig) if getattr(self, one.name) is _UNSET]
         file, settings = _read_settings() if unset else (None, {})
+        elsewhere = set()
         for one in fields(TrackingConfig):
             value, origin = getattr(self, one.name), one.name
             if value is _UNSET:
                 value, origin = _found(one, file, settings)
+            if origin != one.name:
+                elsewhere.add(one.name)
             object.__setattr__(self, one.name, _checked(one.name, value, origin))
+        object.__setattr__(self, "_elsewhere", frozenset(elsewhere))
+
+    def __init_subclass__(cls) -> None:
+        # Else `@dataclass` would give the subclass one that shows passwords.
+        cls.__repr__ = cls.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        """The fields and their values, without the passwords in URIs."""
+        shown = (f"{one.name}={_shown(getattr(self, one.name))}" for one in fields(self))
+        return f"{type(self).__qualname__}({', '.join(shown)})"
 
     @property
     def given(self) -> frozenset[str]:
@@ -136,6 +172,17 @@ class TrackingConfig:
     def given_params(self) -> dict[str, Any]:
         """The training loop's own settings that were given by keyword: params of the run."""
         return {name: getattr(self, name) for name in _TRAINING_FIELDS if name in self.given}
+
+    @property
+    def intervals(self) -> dict[str, int]:
+        """Steps between two points of a key, by priority.
+
+        What `log_intervals` leaves open is `log_frequency` for medium and low, where a keyword, the
+        environment or the file set it, and otherwise 1.
+        """
+        is_set = "log_frequency" in self.given | self._elsewhere  # type: ignore[attr-defined]
+        rest = self.log_frequency if is_set else 1
+        return {"high": 1, "medium": rest, "low": rest, **self.log_intervals}
 
     @property
     def tag_values(self) -> dict[str, str]:
@@ -160,6 +207,19 @@ class TrackingConfig:
 
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "drain_timeout_s": (lambda v: 0 <= v < float("inf"), "0 or more seconds"),
+    "priorities": (
+        lambda v: all(one in PRIORITIES for one in v.values()),
+        "a mapping of key patterns to high, medium or low",
+    ),
+    "log_intervals": (
+        lambda v: all(one in PRIORITIES and steps >= 1 for one, steps in v.items()),
+        "a mapping of high, medium or low to 1 or more steps",
+    ),
+    "backlog_quota_bytes": (
+        lambda v: v >= LEAST_QUOTA_BYTES,
+        f"{LEAST_QUOTA_BYTES} or more bytes (1 MiB)",
+    ),
+    "system_metrics_interval_s": (lambda v: 0.5 <= v < float("inf"), "0.5 or more seconds"),
     "log_frequency": (lambda v: v >= 1, "1 or more"),
     "save_frequency": (lambda v: v >= 1, "1 or more"),
     "max_epochs": (lambda v: v >= 1, "1 or more"),
@@ -243,6 +303,8 @@ def _parsed(name: str, text: str, origin: str) -> Any:
     """The text of an environment variable, or of a file, as a value of the field's type."""
     if name == "tags":
         return _parsed_tags(text, origin)
+    if name in _MAPPINGS:
+        return _parsed_json(text, origin)
     if name == "wandb_mode" and origin == "WANDB_MODE":
         return {"dryrun": "offline", "run": "online"}.get(text, text)
     hint = _hints()[name]
@@ -258,15 +320,19 @@ def _parsed(name: str, text: str, origin: str) -> Any:
 def _parsed_tags(text: str, origin: str) -> dict[str, str] | list[str]:
     """Tags as JSON, or as words and names=values between commas."""
     if text.lstrip().startswith(("{", "[")):
-        try:
-            return typing.cast("dict[str, str] | list[str]", json.loads(text))
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{origin} is not JSON: {error}: {text!r}") from None
+        return typing.cast("dict[str, str] | list[str]", _parsed_json(text, origin))
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not any("=" in word for word in words):
         return words
     pairs = (word.partition("=") for word in words)
     return {name.strip(): value.strip() if equals else "true" for name, equals, value in pairs}
+
+
+def _parsed_json(text: str, origin: str) -> Any:
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ConfigError(f"{origin} is not JSON: {error}: {text!r:.80}") from None
 
 
 def _checked(name: str, value: Any, origin: str) -> Any:
@@ -288,6 +354,8 @@ def _converted(value: Any, hint: Any) -> Any:
     """NumPy's numbers and paths as Python's own, tags as a copy; `_UNSET` for another type."""
     if hint is bool:
         return value if isinstance(value, bool) else _UNSET
+    if hint in _MAPPINGS.values():
+        return _converted_mapping(value, *typing.get_args(hint))
     if hint in (int, float):
         kind = numbers.Integral if hint is int else numbers.Real
         is_number = isinstance(value, kind) and not isinstance(value, bool)
@@ -309,8 +377,22 @@ def _converted(value: Any, hint: Any) -> Any:
     )
 
 
+def _converted_mapping(value: Any, *hints: Any) -> Any:
+    """A copy of a mapping, names and values in their types; `_UNSET` for anything else."""
+    if not isinstance(value, Mapping):
+        return _UNSET
+    pairs = [tuple(map(_converted, pair, hints)) for pair in value.items()]
+    return _UNSET if any(_UNSET in pair for pair in pairs) else dict(pairs)
+
+
+def _shown(value: Any) -> str:
+    return repr(redacted(value)) if isinstance(value, str) else redacted(repr(value))
+
+
 def _expected(name: str) -> str:
     plain = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
+    if name in _MAPPINGS:
+        return _RULES[name][1]
     if name == "tags":
         return "a mapping or a list of words"
     return plain.get(_hints()[name], "a text")

@@ -1,11 +1,13 @@
 """Gives a run's journal to one sink: batches, retries, positions; written once, for every sink.
 
-Before a batch is given its end is noted, after it was taken its end is acknowledged. After a crash
-the same batch is given again, so that a sink can find out which of its rows are there already.
+The end of each batch is noted before it is given. After a crash, what was given and not yet safe is
+given again in the same batches, so that a sink can find out which of its rows are there already.
 """
 
+import contextlib
 import time
 import traceback
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,53 +15,26 @@ from pathlib import Path
 import msgspec
 
 from opusclip_mlops import journal
-from opusclip_mlops.folder import CONTROL, Position, Progress, Rejection, RunFolder
-from opusclip_mlops.records import Batch, Record, RunEnded, RunStarted
+from opusclip_mlops.faults import attempted
+from opusclip_mlops.folder import Position, Progress, Rejection, RunFolder
+from opusclip_mlops.records import Batch, Record, last_training_step
 from opusclip_mlops.redaction import one_line, redacted
-from opusclip_mlops.sinks import Sink, SinkState, Waiting, Written, open_sink
+from opusclip_mlops.sessions import final_end
+from opusclip_mlops.sinks import (
+    NEEDS_NEW_PROCESS,
+    Refusal,
+    Sink,
+    Waiting,
+    Written,
+    open_sink,
+)
 
 BATCH_RECORDS = 2000
-IDLE_WAIT_S = 0.1
-FIRST_RETRY_S, LAST_RETRY_S = 0.5, 30.0
-
-
-@dataclass(frozen=True)
-class Session:
-    """A process that logs to a run, from its start to its end (None while it goes on)."""
-
-    start: RunStarted
-    end: RunEnded | None
-
-
-def sessions(folder: RunFolder) -> list[Session]:
-    """All processes that logged to this run."""
-    starts: dict[str, RunStarted] = {}
-    ends: dict[str, RunEnded] = {}
-    for path in folder.segments():
-        if CONTROL not in path.name:
-            continue
-        for item in journal.read(path):
-            record = item.record if isinstance(item, journal.Entry) else None
-            if isinstance(record, RunStarted):
-                starts[record.session] = record
-            # A process's own word goes before the supervisor's guess.
-            elif isinstance(record, RunEnded) and (
-                record.session not in ends or path.name.startswith(record.session)
-            ):
-                ends[record.session] = record
-    return [Session(start, ends.get(name)) for name, start in starts.items()]
-
-
-def final_end(folder: RunFolder) -> RunEnded | None:
-    """How the run ended, once every process that logged to it has ended; None before."""
-    every = sessions(folder)
-    ends = [one.end for one in every if one.end]
-    if not ends or len(ends) < len(every):
-        return None
-    last_start_ms = max(one.start.start_time_ms for one in every)
-    # A failure counts, whoever ends after it, unless the run was gone on with since.
-    failures = [e for e in ends if e.status != "FINISHED" and e.end_time_ms >= last_start_ms]
-    return max(failures or ends, key=lambda end: (end.owned, end.end_time_ms))
+BATCH_BYTES = 4 * 1024 * 1024
+BATCHES_AHEAD = 8
+POLL_S = 0.1
+LINGER_S = 0.5
+FIRST_RETRY_S, LAST_RETRY_S = 0.5, 10.0
 
 
 def is_caught_up(folder: RunFolder, progress: Progress) -> bool:
@@ -70,65 +45,181 @@ def is_caught_up(folder: RunFolder, progress: Progress) -> bool:
 def deliver(folder: RunFolder, name: str) -> bool:
     """Give the run to a sink until its end is declared there; True when that is done.
 
-    A sink that can't be opened is tried again for ever. False when it broke while it was open: what
-    its client library has left behind is best escaped by a process of its own.
+    A sink that fails is opened again, for as long as it takes. False when it broke while it was
+    open and only a process of its own escapes what its client library has left behind.
     """
     wait_s = FIRST_RETRY_S
     while not is_caught_up(folder, folder.progress(name)):
-        sink = None
-        try:
-            opening = open_sink(name, folder)
-            state = opening.open(dict(folder.progress(name).state))
-            sink = opening
-            _deliver_all(folder, name, sink, state)
-        except Waiting:
-            time.sleep(IDLE_WAIT_S)
-        except Exception as error:  # noqa: BLE001 - the one place where a backend may fail in any way
-            _note_fault(folder, name, error)
-            if sink is not None:
+        delivery = _Delivery(folder, name)
+        fault = attempted(delivery.run)
+        if isinstance(fault, Waiting):
+            time.sleep(POLL_S)
+        elif fault is not None:
+            _note_fault(folder, name, fault)
+            if delivery.is_open and name in NEEDS_NEW_PROCESS:
                 return False
+            wait_s = FIRST_RETRY_S if delivery.has_delivered else wait_s
             time.sleep(wait_s)
             wait_s = min(2 * wait_s, LAST_RETRY_S)
     return True
 
 
-def _deliver_all(folder: RunFolder, name: str, sink: Sink, state: SinkState) -> None:
-    progress = _kept(folder, name, folder.progress(name), state=state, done=False, error="")
-    while True:
+@dataclass(frozen=True)
+class _Given:
+    """A batch that a sink was given: where it ends, how long it was, what of it was refused."""
+
+    position: Position
+    end_row: int
+    records: int
+    last_step: int
+    refused: tuple[Refusal, ...]
+
+
+class _Delivery:
+    """A sink from its opening to the run's end, or to its first fault."""
+
+    def __init__(self, folder: RunFolder, name: str) -> None:
+        self.is_open = False
+        self.has_delivered = False
+        self._folder, self._name = folder, name
+        self._progress = folder.progress(name)
+        self._ahead: deque[_Given] = deque()
+        # Ends of batches that were given before, and are given again just so.
+        self._repeats = deque(self._progress.given)
+        self._unfinished = False
+
+    def run(self) -> None:
+        """Open the sink, give it everything, declare the end."""
+        self._sink: Sink = open_sink(self._name, self._folder)
+        state = self._sink.open(dict(self._progress.state))
+        self.is_open = True
+        self._keep(state=state, done=False, error="")
+        while not self._has_ended():
+            pass
+
+    def _has_ended(self) -> bool:
+        """Give one batch, or wait for one; True once the end is declared."""
         # Read before the records: what was logged before this end is then in the sizes below.
-        end = final_end(folder)
-        batch, position = _next_batch(folder, progress, ended=end is not None)
-        if position != progress.position:
-            progress = _kept(folder, name, progress, pending=position)
-            progress = _acknowledged(folder, name, progress, batch, sink.write(batch))
+        end = final_end(self._folder)
+        batch, position = self._next_batch(ended=end is not None)
+        if position != self._given_until:
+            self._give(batch, position)
+            self._linger(batch, ended=end is not None)
+        elif self._unfinished:
+            time.sleep(POLL_S)
+            self._ask()
         elif end is not None:
-            sink.close(end)
-            _kept(folder, name, progress, done=True)
-            return
+            self._sink.close(end)
+            self._keep(done=True)
+            return True
         else:
-            time.sleep(IDLE_WAIT_S)
+            time.sleep(POLL_S)
+        return False
+
+    @property
+    def _given_until(self) -> Position:
+        return self._ahead[-1].position if self._ahead else self._progress.position
+
+    @property
+    def _next_row(self) -> int:
+        return self._ahead[-1].end_row if self._ahead else self._progress.row
+
+    def _next_batch(self, *, ended: bool) -> tuple[Batch, Position]:
+        """The next of the batches that were given before, else what was logged since."""
+        stop = self._repeats.popleft() if self._repeats else None
+        if stop is None and len(self._ahead) >= BATCHES_AHEAD:
+            return Batch(records=()), self._given_until
+        records, position = _unread(self._folder, self._given_until, stop, ended=ended)
+        return Batch(records=tuple(records), first_row=self._next_row), position
+
+    def _give(self, batch: Batch, position: Position) -> None:
+        end_row = batch.first_row + batch.row_count
+        given = [*(one.position for one in self._ahead), position, *self._repeats]
+        if given != self._progress.given:
+            self._keep(given=given)
+        written = self._sink.write(batch)
+        last_step = last_training_step(batch.records)
+        given_now = _Given(position, end_row, len(batch.records), last_step, written.refused)
+        self._ahead.append(given_now)
+        self._acknowledge(written, ())
+
+    def _ask(self) -> None:
+        written = self._sink.write(Batch(records=(), first_row=self._next_row))
+        self._acknowledge(written, written.refused)
+
+    def _linger(self, batch: Batch, *, ended: bool) -> None:
+        """A short wait lets a batch grow: fewer, larger ones cost the machine far less."""
+        deadline = time.monotonic() + LINGER_S
+        few = len(batch.records) < BATCH_RECORDS // 4
+        while few and not (ended or self._repeats) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+            ended = final_end(self._folder) is not None
+
+    def _acknowledge(self, written: Written, refused: tuple[Refusal, ...]) -> None:
+        """Move the position behind every batch whose rows are all safe."""
+        progress = self._progress
+        position, row, records = progress.position, progress.row, progress.records
+        last_step = progress.last_step
+        while self._ahead and _is_safe(self._ahead[0], written):
+            safe = self._ahead.popleft()
+            position, row, records = safe.position, safe.end_row, records + safe.records
+            refused += safe.refused
+            last_step = max(last_step, safe.last_step)
+            self.has_delivered = True
+        for refusal in refused:
+            self._folder.reject(_rejection(self._name, refusal))
+        given = [*(one.position for one in self._ahead), *self._repeats]
+        self._unfinished = written.unfinished or bool(self._ahead)
+        self._keep(
+            position=position,
+            given=given,
+            row=row,
+            state=written.state,
+            records=records,
+            last_step=last_step,
+            rejected=progress.rejected + len(refused),
+            error="",
+        )
+
+    def _keep(self, **changes: object) -> None:
+        changed = msgspec.structs.replace(self._progress, **changes)
+        if changed != self._progress:
+            changed = msgspec.structs.replace(changed, number=changed.number + 1)
+            self._folder.write_progress(self._name, changed)
+            self._progress = changed
 
 
-def _next_batch(folder: RunFolder, progress: Progress, *, ended: bool) -> tuple[Batch, Position]:
-    """The batch that was being given when the sink stopped, else what was logged since."""
-    records: list[Record] = []
-    position = dict(progress.position)
-    for path in folder.segments():
-        if progress.pending is None and len(records) >= BATCH_RECORDS:
-            # Later segments wait, so that records keep their order.
-            break
-        stop = (progress.pending or {}).get(path.name, 0) if progress.pending else None
-        for item in _unread(path, position.get(path.name, 0), stop, ended=ended):
-            if isinstance(item, journal.Entry):
-                records.append(item.record)
-            position[path.name] = item.end_bytes
-            if stop is None and len(records) >= BATCH_RECORDS:
-                break
-        position.setdefault(path.name, 0)
-    return Batch(records=tuple(records), first_row=progress.row), position
+def _is_safe(given: _Given, written: Written) -> bool:
+    return written.safe_rows is None or given.end_row <= written.safe_rows
 
 
 def _unread(
+    folder: RunFolder, since: Position, stop: Position | None, *, ended: bool
+) -> tuple[list[Record], Position]:
+    """Records behind a position: up to `stop`, else as many as make a batch."""
+    records: list[Record] = []
+    position, size_bytes = dict(since), 0
+    for path in folder.segments():
+        if stop is None and _is_full(records, size_bytes):
+            # Later segments wait, so that records keep their order.
+            break
+        start = position.get(path.name, 0)
+        end = None if stop is None else stop.get(path.name, 0)
+        for item in _items(path, start, end, ended=ended):
+            if isinstance(item, journal.Entry):
+                records.append(item.record)
+            position[path.name] = item.end_bytes
+            if stop is None and _is_full(records, size_bytes + item.end_bytes - start):
+                break
+        size_bytes += position.setdefault(path.name, 0) - start
+    return records, position
+
+
+def _is_full(records: list[Record], size_bytes: int) -> bool:
+    return len(records) >= BATCH_RECORDS or size_bytes >= BATCH_BYTES
+
+
+def _items(
     path: Path, start: int, stop: int | None, *, ended: bool
 ) -> Iterator[journal.Entry | journal.Damage]:
     if start >= (path.stat().st_size if stop is None else stop):
@@ -139,24 +230,10 @@ def _unread(
         yield item
 
 
-def _acknowledged(
-    folder: RunFolder, name: str, progress: Progress, batch: Batch, written: Written
-) -> Progress:
-    for refusal in written.refused:
-        record = {"kind": type(refusal.record).__name__, **msgspec.structs.asdict(refusal.record)}
-        folder.reject(Rejection(name, refusal.reason, record))
-    return _kept(
-        folder,
-        name,
-        progress,
-        position=progress.pending or {},
-        pending=None,
-        row=progress.row + batch.row_count,
-        state=written.state,
-        records=progress.records + len(batch.records),
-        rejected=progress.rejected + len(written.refused),
-        error="",
-    )
+def _rejection(sink: str, refusal: Refusal) -> Rejection:
+    kind = type(refusal.record).__name__
+    fields = msgspec.structs.asdict(refusal.record)
+    return Rejection(sink, refusal.reason, {"kind": kind, **fields})
 
 
 def _note_fault(folder: RunFolder, name: str, error: Exception) -> None:
@@ -164,11 +241,10 @@ def _note_fault(folder: RunFolder, name: str, error: Exception) -> None:
     text = one_line(f"{type(error).__name__}: {error}")
     if text != progress.error:
         now = time.strftime("%Y-%m-%d %H:%M:%S")
-        print(f"{now} {name}: {redacted(traceback.format_exc())}", flush=True)
-    _kept(folder, name, progress, faults=progress.faults + 1, error=text)
-
-
-def _kept(folder: RunFolder, name: str, progress: Progress, **changes: object) -> Progress:
-    changed = msgspec.structs.replace(progress, **changes)
-    folder.write_progress(name, changed)
-    return changed
+        lines = "".join(traceback.format_exception(error))
+        print(f"{now} {name}: {redacted(lines)}", flush=True)
+    number, faults = progress.number + 1, progress.faults + 1
+    changed = msgspec.structs.replace(progress, number=number, faults=faults, error=text)
+    # On a full disk the fault stays untold; the delivery goes on.
+    with contextlib.suppress(OSError):
+        folder.write_progress(name, changed)

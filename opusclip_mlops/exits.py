@@ -1,8 +1,34 @@
-"""How a process ends, noted while it does: by an exception nobody caught, or by an exit code."""
+"""How a process ends, noted while it does.
 
+`ExitWatch` sees what Python sees: an exception nobody caught, `sys.exit`. `DeathNotes` are files
+that the C library and `faulthandler` write where Python runs no more: the signal that killed the
+process with the lines it was at, and the exit code of a process that ends by itself.
+"""
+
+import contextlib
+import ctypes
+import faulthandler
+import os
+import signal
 import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
+
+from opusclip_mlops.redaction import one_line, redacted
+
+SIGNALS = ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGXCPU")
+"""Signals that kill a process which does not handle them, and are noted before they do."""
+
+FATAL = "fatal"
+"""Ends the name of the note of a crash inside the interpreter or a library."""
+
+_TRACEBACK_CHARACTERS = 7500
+
+EXIT_CODE = "exit"
+"""Ends the name of the note that holds the exit code, as one byte."""
 
 
 class ExitWatch:
@@ -31,3 +57,142 @@ class ExitWatch:
     def _note_exit(self, status: Any = None, /) -> NoReturn:
         self.error = SystemExit(status)
         self._exit(status)
+
+
+def end_of(error: BaseException | None) -> tuple[str, str]:
+    """How an exception ends a run, FINISHED, FAILED or KILLED, and the reason in one line."""
+    if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
+        return "FINISHED", ""
+    reason = one_line(f"{type(error).__name__}: {error}")
+    return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", reason
+
+
+def traceback_of(error: BaseException | None) -> str:
+    """The lines an exception came through, as long as a tag may be, without credentials.
+
+    Empty for an exit that is asked for. Of a long one the end is kept: it names the fault.
+    """
+    if error is None or isinstance(error, SystemExit):
+        return ""
+    text = redacted("".join(traceback.format_exception(error)))
+    return text if len(text) <= _TRACEBACK_CHARACTERS else f"…{text[-_TRACEBACK_CHARACTERS:]}"
+
+
+class DeathNotes:
+    """The notes of this process in a run's folder, `<session>.<kind>`; harmless where impossible.
+
+    A process has one set of them; each further run it tracks gets links to the same files.
+    """
+
+    def __init__(self, folder: Path, session: str) -> None:
+        self._is_open = True
+        _process.open_count += 1
+        for kind, begin in _process.kinds().items():
+            with contextlib.suppress(OSError):
+                _process.put(kind, folder / f"{session}.{kind}", begin)
+
+    def release(self) -> None:
+        """Stop taking notes, once no run of this process needs them."""
+        if self._is_open:
+            self._is_open = False
+            _process.open_count -= 1
+            if not _process.open_count:
+                _process.stop_signals()
+
+
+class _ProcessNotes:
+    """The one set of notes of this process."""
+
+    def __init__(self) -> None:
+        self.open_count = 0
+        self._paths: dict[str, Path] = {}
+        self._files: dict[str, BinaryIO] = {}
+        self._fatal_is_ours = False
+        self._stream: int | None = None
+        os.register_at_fork(after_in_child=self.forget)
+
+    def kinds(self) -> dict[str, Callable[[Path], None]]:
+        """The kinds of notes that can be taken now, and what begins each."""
+        found: dict[str, Callable[[Path], None]] = {}
+        found |= {name: self._begin_signal for name in SIGNALS if self._is_free(name)}
+        if self._fatal_is_ours or not faulthandler.is_enabled():
+            found[FATAL] = self._begin_fatal
+        if hasattr(_LIBC, "on_exit"):
+            found[EXIT_CODE] = self._begin_exit_code
+        return found
+
+    def put(self, kind: str, path: Path, begin: Callable[[Path], None]) -> None:
+        """Begin a note at this path, or link the one that is being taken."""
+        try:
+            os.link(self._paths[kind], path)
+        except (KeyError, OSError):
+            begin(path)
+            self._paths[kind] = path
+
+    def stop_signals(self) -> None:
+        """Take no more notes of signals and crashes."""
+        for name in [kind for kind in self._files if kind != FATAL]:
+            faulthandler.unregister(getattr(signal, name))
+        if self._fatal_is_ours:
+            faulthandler.disable()
+        for file in self._files.values():
+            file.close()
+        self._files, self._fatal_is_ours = {}, False
+        self._paths = {k: path for k, path in self._paths.items() if k == EXIT_CODE}
+
+    def forget(self) -> None:
+        """In a forked child: its death is not its parent's."""
+        self.stop_signals()
+        self.open_count, self._paths = 0, {}
+        if self._stream is not None:
+            self._point_stream_at(os.devnull, os.O_WRONLY)
+
+    def _is_free(self, name: str) -> bool:
+        if name in self._files:
+            return True
+        return signal.getsignal(getattr(signal, name)) is signal.SIG_DFL
+
+    def _begin_signal(self, path: Path) -> None:
+        name = path.suffix[1:]
+        file = path.open("ab")
+        faulthandler.register(getattr(signal, name), file=file, all_threads=False, chain=True)
+        self._replace(name, file)
+
+    def _begin_fatal(self, path: Path) -> None:
+        file = path.open("ab")
+        faulthandler.enable(file=file, all_threads=False)
+        self._fatal_is_ours = True
+        self._replace(FATAL, file)
+
+    def _replace(self, kind: str, file: BinaryIO) -> None:
+        if kind in self._files:
+            self._files[kind].close()
+        self._files[kind] = file
+
+    def _begin_exit_code(self, path: Path) -> None:
+        """Let the C library write the exit code, the one thing Python tells nobody at its end."""
+        if self._stream is None:
+            self._stream = _LIBC.fopen(os.fsencode(path), b"ae")
+            if self._stream is not None:
+                _LIBC.on_exit(_LIBC.fputc, self._stream)
+        else:
+            self._point_stream_at(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def _point_stream_at(self, path: Path | str, flags: int) -> None:
+        descriptor = os.open(path, flags, 0o600)
+        os.dup2(descriptor, _LIBC.fileno(self._stream), inheritable=False)
+        os.close(descriptor)
+
+
+def _c_library() -> Any:
+    library = ctypes.CDLL(None)
+    library.fopen.restype = ctypes.c_void_p
+    library.fopen.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
+    library.fileno.argtypes = [ctypes.c_void_p]
+    if hasattr(library, "on_exit"):
+        library.on_exit.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    return library
+
+
+_LIBC = _c_library()
+_process = _ProcessNotes()

@@ -5,15 +5,18 @@
   identity.json          what MLflow answered: run id, experiment, where artifacts lie
   *.journal              the records
   media/ checkpoints/    files that records refer to
-  sinks/<name>.json      the position each sink has acknowledged
+  sinks/<name>.0 .1      the position each sink has acknowledged, written in turn
   sinks/rejected.jsonl   records a sink refused for good, with the reason
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
+import struct
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +32,10 @@ CONTROL = "+control"
 
 No host name has a `+` in it, so that no other journal is taken for one.
 """
+
+_LOCK_POLL_S = 0.05
+_SLOT_BYTES = 16 * 1024
+_SLOT_HEADER = struct.Struct("<II")
 
 Position = dict[str, int]
 """How many bytes of each journal segment, by file name."""
@@ -57,13 +64,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     wandb_entity: str | None = None
     project_name: str = ""
     notes: str = ""
+    backlog_quota_bytes: int = 4 * 2**30
+    system_metrics: bool = True
+    system_metrics_interval_s: float = 10.0
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """What the run is in MLflow; `mirror_id` is its name in every mirror.
 
     `run_id`, `artifact_uri` are empty until MLflow has answered. `last_step` is the highest step
-    found in a run that is gone on with, -1 in a new one.
+    found in a run that is gone on with, -1 in a new one; `start_time_ms` is the run's own.
     """
 
     mirror_id: str
@@ -73,21 +83,26 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     experiment_id: str = ""
     artifact_uri: str = ""
     last_step: int = -1
+    start_time_ms: int = 0
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a sink is: what it has acknowledged, and what it was being given.
+    """Where a sink is: what it has acknowledged, and what it was given since.
 
-    `row` is the ordinal of the next row; `state` is the sink's own; `error` is the last fault,
-    empty once it works again; `rejected` counts the records it refused for good.
+    `given` holds the end of each batch that is not acknowledged yet, in order; `row` is the ordinal
+    of the first row behind `position`; `state` is the sink's own; `error` is the last fault, empty
+    once it works again; `rejected` counts the records it refused for good; `last_step` is the
+    highest step that was acknowledged; `number` counts how often this was written.
     """
 
+    number: int = 0
     position: Position = {}
-    pending: Position | None = None
+    given: list[Position] = []
     row: int = 0
     state: dict[str, Any] = {}
     records: int = 0
     rejected: int = 0
+    last_step: int = -1
     faults: int = 0
     error: str = ""
     done: bool = False
@@ -111,6 +126,9 @@ class RunFolder:
         """Make the folder, private to the user; a manifest that is there already is kept."""
         for part in (self.path, self.media, self.checkpoints, self.path / "sinks"):
             part.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for slot in (slot for sink in manifest.sinks for slot in self._slots(sink)):
+            if not slot.exists():
+                _write_slot(slot, b"".ljust(_SLOT_BYTES))
         if not (self.path / "manifest.json").exists():
             _write_first(self.path / "manifest.json", msgspec.json.encode(manifest))
 
@@ -146,15 +164,24 @@ class RunFolder:
 
     def write_identity(self, identity: Identity) -> None:
         """Keep what MLflow answered."""
-        write_whole(self.path / "identity.json", msgspec.json.encode(identity))
+        if identity != self.identity():
+            write_whole(self.path / "identity.json", msgspec.json.encode(identity))
 
     def progress(self, sink: str) -> Progress:
         """Read where a sink has got to."""
-        return _read_json(self.path / "sinks" / f"{sink}.json", Progress) or Progress()
+        found = [_read_slot(path) for path in self._slots(sink)]
+        return max((one for one in found if one), key=lambda one: one.number, default=Progress())
 
     def write_progress(self, sink: str, progress: Progress) -> None:
-        """Keep where a sink has got to."""
-        write_whole(self.path / "sinks" / f"{sink}.json", msgspec.json.encode(progress))
+        """Keep where a sink has got to.
+
+        It is written over what was kept the time before last: that needs no room on a full disk,
+        and a crash in the middle leaves the last one whole.
+        """
+        _write_slot(self._slots(sink)[progress.number % 2], msgspec.json.encode(progress))
+
+    def _slots(self, sink: str) -> tuple[Path, Path]:
+        return self.path / "sinks" / f"{sink}.0", self.path / "sinks" / f"{sink}.1"
 
     def reject(self, rejection: Rejection) -> None:
         """Put a record on the list of those refused for good."""
@@ -195,22 +222,39 @@ class RunFolder:
             os.close(descriptor)
 
     @contextlib.contextmanager
-    def shipping(self) -> Iterator[None]:
-        """Hold the right to ship this run; waits while another process holds it.
+    def shipping(self, *, wait_s: float = 0.0) -> Iterator[bool]:
+        """Hold the right to ship this run; False when another process still does after `wait_s`.
 
         Raises:
             FileNotFoundError: the folder is gone.
         """
-        descriptor = _locked(self.path / "shipper.lock", fcntl.LOCK_EX)
+        deadline = time.monotonic() + wait_s
+        descriptor = None
+        while descriptor is None:
+            try:
+                descriptor = _locked(self.path / "shipper.lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    break
+                time.sleep(_LOCK_POLL_S)
         try:
-            yield
+            yield descriptor is not None
         finally:
-            os.close(descriptor)
+            if descriptor is not None:
+                _unlock(descriptor)
+
+    def wait_until_unshipped(self) -> None:
+        """Return once no process holds the right to ship this run; costs nothing while it waits.
+
+        Raises:
+            FileNotFoundError: the folder is gone.
+        """
+        _unlock(_locked(self.path / "shipper.lock", fcntl.LOCK_SH))
 
     def is_shipped(self) -> bool:
         """Whether a process holds the right to ship this run."""
         try:
-            os.close(_locked(self.path / "shipper.lock", fcntl.LOCK_SH | fcntl.LOCK_NB))
+            _unlock(_locked(self.path / "shipper.lock", fcntl.LOCK_SH | fcntl.LOCK_NB))
         except BlockingIOError:
             return True
         except OSError:
@@ -265,6 +309,12 @@ def _locked(path: Path, how: int) -> int:
         os.close(descriptor)
 
 
+def _unlock(descriptor: int) -> None:
+    # Explicitly: a child forked in between would otherwise hold the lock on.
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
+
+
 def _is_still(path: Path, descriptor: int) -> bool:
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
@@ -305,6 +355,28 @@ def _temporary(path: Path, content: bytes, *, durable: bool = False) -> Iterator
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write_slot(path: Path, content: bytes) -> None:
+    """Write in place: a checksum tells a whole content from a torn one."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        frame = _SLOT_HEADER.pack(len(content), zlib.crc32(content)) + content
+        if os.pwrite(descriptor, frame, 0) < len(frame):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    finally:
+        os.close(descriptor)
+
+
+def _read_slot(path: Path) -> Progress | None:
+    try:
+        content = path.read_bytes()
+        size_bytes, checksum = _SLOT_HEADER.unpack_from(content)
+        payload = content[_SLOT_HEADER.size : _SLOT_HEADER.size + size_bytes]
+        whole = len(payload) == size_bytes and zlib.crc32(payload) == checksum
+        return msgspec.json.decode(payload, type=Progress) if whole else None
+    except (FileNotFoundError, NotADirectoryError, struct.error, msgspec.DecodeError):
+        return None
 
 
 def _read_json(path: Path, kind: type[S]) -> S | None:

@@ -11,7 +11,7 @@ import os
 import struct
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,20 +43,32 @@ _encode = msgspec.msgpack.Encoder(enc_hook=_plain).encode
 class Journal:
     """Appends records to segments `<name>-<n>.journal` in one folder.
 
-    `append` never raises for a fault of the disk: what could not be kept is counted in `lost`, and
-    `fault` says why in one line. Safe in threads and in forked children.
+    `append` never raises for a fault of the disk: what could not be kept is counted in `lost`,
+    `fault` says why in one line, and `on_loss` is called. Safe in threads and in forked children.
     """
 
-    def __init__(self, folder: Path, name: str, *, segment_bytes: int = SEGMENT_BYTES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        segment_bytes: int = SEGMENT_BYTES,
+        on_loss: Callable[[], None] | None = None,
+    ) -> None:
         self.lost = 0
         self.fault = ""
         self._folder = folder
         self._name = name
         self._segment_bytes = segment_bytes
+        self._on_loss = on_loss
         self._roll_lock = threading.Lock()
-        self._old_descriptors: list[int] = []
         self._descriptor = self._open_next_segment()
         self._size_bytes = 0
+
+    @property
+    def descriptor(self) -> int:
+        """The open segment's file descriptor, the same one for the journal's whole life."""
+        return self._descriptor
 
     def append(self, record: Record) -> None:
         """Append one record; it is in the page cache when this returns.
@@ -64,7 +76,8 @@ class Journal:
         Raises:
             RecordError: a field is of a wrong type, or the record is larger than 64 MiB.
         """
-        payload = _payload(record)
+        # Metrics are made of plain numbers by `records.to_values`; the rest holds what users gave.
+        payload = _encode(record) if type(record) is Metrics else _payload(record)
         frame = _HEADER.pack(_MAGIC, len(payload), zlib.crc32(payload)) + payload
         try:
             written = os.write(self._descriptor, frame)
@@ -80,11 +93,9 @@ class Journal:
                 self._roll()
 
     def close(self) -> None:
-        """Close the files; what is appended afterwards counts as lost."""
-        for descriptor in (*self._old_descriptors, self._descriptor):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._old_descriptors.clear()
+        """Close the file; what is appended afterwards counts as lost."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
         self._descriptor = -1
 
     def _open_next_segment(self) -> int:
@@ -103,9 +114,10 @@ class Journal:
         try:
             if self._size_bytes >= self._segment_bytes:
                 descriptor = self._open_next_segment()
-                # Another thread may be writing to the old one: it stays open until close().
-                self._old_descriptors.append(self._descriptor)
-                self._descriptor, self._size_bytes = descriptor, 0
+                # One number for ever: a thread in the midst of a write ends it in the old file.
+                os.dup2(descriptor, self._descriptor, inheritable=False)
+                os.close(descriptor)
+                self._size_bytes = 0
         finally:
             self._roll_lock.release()
 
@@ -123,15 +135,15 @@ class Journal:
         """Count a record that the disk could not take, and remember why."""
         self.lost += 1
         self.fault = f"journal {self._folder}: {error.strerror or error}"
+        if self._on_loss:
+            self._on_loss()
 
 
 def _payload(record: Record) -> bytes:
     """A record as MessagePack that is sure to be read back."""
     try:
         payload = _encoded(record)
-        # Metrics are made of plain numbers by `records.to_values`; the rest holds what users gave.
-        if type(record) is not Metrics:
-            _decode(payload)
+        _decode(payload)
     except (TypeError, OverflowError, msgspec.ValidationError) as error:
         raise RecordError(f"{type(record).__name__} cannot be kept: {error}") from None
     if len(payload) > MAX_PAYLOAD_BYTES:
@@ -180,56 +192,69 @@ def read(path: Path, start_bytes: int = 0, *, ended: bool = False) -> Iterator[E
     """
     with path.open("rb") as file:
         file.seek(start_bytes)
-        buffer, base_bytes = b"", start_bytes
+        buffer, base_bytes, bad_from = b"", start_bytes, -1
         while True:
             chunk = file.read(_READ_BYTES)
             buffer += chunk
-            consumed_bytes = 0
-            for item in _frames(buffer, base_bytes, ended=ended and not chunk):
-                yield item
-                consumed_bytes = item.end_bytes - base_bytes
-            buffer, base_bytes = buffer[consumed_bytes:], base_bytes + consumed_bytes
+            at = 0
+            for record, begin, end in _whole_frames(buffer):
+                if begin > at or bad_from >= 0:
+                    yield Damage(base_bytes + at if bad_from < 0 else bad_from, base_bytes + begin)
+                yield Entry(record, base_bytes + end)
+                at, bad_from = end, -1
+            keep = _next_possible_frame(buffer, at)
+            if keep > at and bad_from < 0:
+                bad_from = base_bytes + at
+            buffer, base_bytes = buffer[keep:], base_bytes + keep
             if not chunk:
-                return
+                break
+    if ended and (buffer or bad_from >= 0):
+        yield Damage(base_bytes if bad_from < 0 else bad_from, base_bytes + len(buffer))
 
 
-def _frames(buffer: bytes, base_bytes: int, *, ended: bool) -> Iterator[Entry | Damage]:
-    """Whole frames of a buffer; after a bad one, the next whole one that can be found.
+def _whole_frames(buffer: bytes) -> Iterator[tuple[Record, int, int]]:
+    """Each whole frame of a buffer: its record, where it begins and ends.
 
     A frame that goes on behind the buffer hides none: no text holds the magic's first byte.
     """
     at = 0
-    while at < len(buffer):
+    while (at := _next_magic(buffer, at)) >= 0:
         found = _whole_frame(buffer, at)
         if found:
-            yield Entry(found[0], base_bytes + found[1])
-            at = found[1]
-            continue
-        resume = _next_whole_frame(buffer, at + 1)
-        if resume is None:
-            if not ended:
-                return
-            resume = len(buffer)
-        yield Damage(base_bytes + at, base_bytes + resume)
-        at = resume
+            yield found[0], at, found[1]
+        at = found[1] if found else at + 1
+
+
+def _next_magic(buffer: bytes, at: int) -> int:
+    return at if buffer.startswith(_MAGIC, at) else buffer.find(_MAGIC, at)
+
+
+def _next_possible_frame(buffer: bytes, at: int) -> int:
+    """Where a frame may begin that goes on behind the buffer; all before it can be forgotten."""
+    first = at
+    while (at := _next_magic(buffer, at)) >= 0:
+        header_end = at + _HEADER.size
+        if header_end > len(buffer):
+            return at
+        length = _HEADER.unpack_from(buffer, at)[1]
+        if len(buffer) < header_end + length <= header_end + MAX_PAYLOAD_BYTES:
+            return at
+        at += 1
+    cut = next((n for n in range(len(_MAGIC) - 1, 0, -1) if buffer.endswith(_MAGIC[:n])), 0)
+    return max(first, len(buffer) - cut)
 
 
 def _whole_frame(buffer: bytes, at: int) -> tuple[Record, int] | None:
     if len(buffer) - at < _HEADER.size:
         return None
-    magic, length, checksum = _HEADER.unpack_from(buffer, at)
+    _, length, checksum = _HEADER.unpack_from(buffer, at)
     begin, end = at + _HEADER.size, at + _HEADER.size + length
-    if magic != _MAGIC or end > len(buffer) or zlib.crc32(buffer[begin:end]) != checksum:
+    if end > len(buffer):
+        return None
+    payload = memoryview(buffer)[begin:end]
+    if zlib.crc32(payload) != checksum:
         return None
     try:
-        return _decode(buffer[begin:end]), end
+        return _decode(payload), end
     except msgspec.DecodeError:
         return None
-
-
-def _next_whole_frame(buffer: bytes, at: int) -> int | None:
-    while (at := buffer.find(_MAGIC, at)) >= 0:
-        if _whole_frame(buffer, at):
-            return at
-        at += 1
-    return None

@@ -1,9 +1,10 @@
 """The checkpoints of a run as it saves them: their metadata, and which is the best."""
 
 import itertools
+import numbers
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from opusclip_mlops import checkpoints, provenance
 from opusclip_mlops.errors import RecordError
@@ -78,3 +79,18 @@ class CheckpointKeeper:
             return False
         self._best[watched] = value
         return True
+
+
+def scheduler_and_epoch(
+    given: object, epoch: int | None
+) -> tuple["torch.optim.lr_scheduler.LRScheduler | None", int | None]:
+    """What `save_checkpoint`'s third argument is: the scheduler, or the epoch.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if isinstance(given, numbers.Integral) and not isinstance(given, bool):
+        return None, int(given) if epoch is None else epoch
+    if given is not None and not hasattr(given, "state_dict"):
+        raise TypeError(f"the third argument is a scheduler or an epoch, not {given!r:.60}")
+    return cast("torch.optim.lr_scheduler.LRScheduler | None", given), epoch

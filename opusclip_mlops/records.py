@@ -9,7 +9,8 @@ import numbers
 import operator
 import posixpath
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -37,8 +38,8 @@ _known_keys: set[str] = set()
 class RunStarted(msgspec.Struct, frozen=True, tag="start", array_like=True):
     """A process began to log: who it is and what its run is to be called.
 
-    `pid` and `process_started_s` (Unix seconds) name the process beyond doubt; `owned` says whether
-    the run's end is ours to declare.
+    `process_started_s`, in seconds since the machine was started, tells a process from a later one
+    with the same `pid`; `owned` says whether the run's end is ours to declare.
     """
 
     session: str
@@ -114,19 +115,36 @@ class Checkpoint(msgspec.Struct, frozen=True, tag="checkpoint", array_like=True)
 
 
 class RunEnded(msgspec.Struct, frozen=True, tag="end", array_like=True):
-    """A process stopped logging: FINISHED, FAILED or KILLED, at `end_time_ms`, and why."""
+    """A process stopped logging: FINISHED, FAILED or KILLED, at `end_time_ms`, and why.
+
+    `at_exit` says that nobody closed the run: then the exit code has the last word.
+    """
 
     session: str
     status: str
     end_time_ms: int
     reason: str = ""
     owned: bool = True
+    at_exit: bool = False
 
 
 Record = RunStarted | Metrics | Params | Tags | Dataset | Video | Text | Checkpoint | RunEnded
 
 Row = Metrics | Video | Text
 """The records that carry a step: each is one point in time, in order."""
+
+SYSTEM_PREFIX = "system/"
+"""Begins the keys of what the machine uses; their steps are not the training's."""
+
+
+def last_training_step(records: Iterable[Record]) -> int:
+    """The highest step that the training has logged, -1 where there is none."""
+    rows = (one for one in records if isinstance(one, Row) and not _is_of_machine(one))
+    return max((row.step for row in rows), default=-1)
+
+
+def _is_of_machine(row: Row) -> bool:
+    return isinstance(row, Metrics) and all(key.startswith(SYSTEM_PREFIX) for key in row.values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +266,23 @@ def to_step(step: Any) -> int:
     if not -_MAX_INT64 - 1 <= whole <= _MAX_INT64:
         raise RecordError("step must lie between -2**63 and 2**63 - 1: it is kept in 64 bits")
     return whole
+
+
+def check_dataset(name: str, digest: str) -> None:
+    """Raise when MLflow would refuse a dataset of this name and digest.
+
+    Raises:
+        RecordError: the name has not 1 to 500 characters, or the digest not 1 to 36.
+    """
+    if not 1 <= len(digest) <= 36:
+        raise RecordError(f"dataset digest {digest!r} must have 1 to 36 characters")
+    if not 1 <= len(name) <= 500:
+        raise RecordError(f"dataset name {name[:40]!r} must have 1 to 500 characters")
+
+
+def now_ms() -> int:
+    """The time of a record that is made now, in Unix milliseconds."""
+    return time.time_ns() // 1_000_000
 
 
 def to_text_values(values: Mapping[str, Any], *, what: str = "param") -> dict[str, str]:

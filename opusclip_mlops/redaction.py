@@ -3,7 +3,7 @@
 import os
 import re
 
-_IN_URI = re.compile(r"(://[^/@\s:]*):[^/@\s]+@")
+_IN_URI = re.compile(r"(://[^/@\s:]*):[^/\s]+@")
 _IN_QUERY = re.compile(r"(?i)\b((?:password|passwd|token|secret|api_?key)=)[^&\s'\"]+")
 _SECRET_NAME = re.compile(r"(?i)(PASSWORD|PASSWD|SECRET|TOKEN|API_?KEY)")
 _SHORTEST_SECRET = 6

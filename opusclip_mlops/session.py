@@ -1,6 +1,6 @@
 """A process's part in a run: its journal, its shipper, and the wait until all has arrived."""
 
-import contextlib
+import errno
 import os
 import socket
 import sys
@@ -8,20 +8,25 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from opusclip_mlops import journal, waiting
+from opusclip_mlops.accounting import Account, Totals, totals
+from opusclip_mlops.backlog import open_level, read_level, reserve
 from opusclip_mlops.config import TrackingConfig
-from opusclip_mlops.delivery import final_end, is_caught_up
-from opusclip_mlops.errors import DeliveryError, OpusclipError
+from opusclip_mlops.deaths import TRACEBACK_TAG
+from opusclip_mlops.delivery import is_caught_up
+from opusclip_mlops.errors import ConfigError, DeliveryError
+from opusclip_mlops.exits import DeathNotes
 from opusclip_mlops.folder import CONTROL, Identity, Manifest, Position, RunFolder
 from opusclip_mlops.journal import Journal
-from opusclip_mlops.records import Row, RunEnded, RunStarted
-from opusclip_mlops.shipper import start_shipper
+from opusclip_mlops.launch import ShipperGuard
+from opusclip_mlops.records import RunEnded, RunStarted, Tags, Text, last_training_step
+from opusclip_mlops.selection import Selection
+from opusclip_mlops.sessions import final_end, hold_alive, process_started_s
 
 POLL_S = 0.05
-_RESTART_WAIT_S = 1.0
+_RESERVED_BYTES = 64 * 1024
 
 
 class Session:
@@ -32,31 +37,63 @@ class Session:
         self._manifest = _manifest(config, run_id)
         self._secrets = _secrets(config)
         self._resumed = run_id is not None
+        try:
+            self._open(config, run_id)
+            self._begin(run_id, tags)
+        except OSError as error:
+            raise ConfigError(
+                f"journal_dir {config.journal_dir} cannot be written: {error.strerror or error}:"
+                " make room, or set journal_dir to a folder of yours on a local disk"
+            ) from None
+
+    def _open(self, config: TrackingConfig, run_id: str | None) -> None:
         journal_dir = Path(config.journal_dir).absolute()
         self.folder, self._hold = _held_folder(journal_dir, self._manifest.local_id, run_id)
         self.folder.create(self._manifest)
         self._manifest = self.folder.manifest()
-        self._name = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns() // 1_000_000}"
-        self._journal = Journal(self.folder.path, self._name)
-        self._control = Journal(self.folder.path, self._name + CONTROL)
+        self._name = _own_name()
+        self._open_journals(config)
+        self._open_control()
+
+    def _open_control(self) -> None:
+        self._alive = hold_alive(self.folder, self._name)
+        self._notes = DeathNotes(self.folder.path, self._name)
+        lost = self._account.count_lost
+        self._control = Journal(self.folder.path, self._name + CONTROL, on_loss=lost)
+        # The run's end must find room on a disk that its metrics have filled.
+        reserve(self._control.descriptor, _RESERVED_BYTES)
+
+    def _open_journals(self, config: TrackingConfig) -> None:
+        self._identity: Identity | None = None
+        self._account = Account(self.folder.path, self._name)
+        self._left_out = Totals(skipped={}, shed={})
+        self._journal = Journal(self.folder.path, self._name, on_loss=self._account.count_lost)
+        self._level = open_level(self.folder)
         self.append = self._journal.append
-        self._begin(run_id, tags)
+        self.selection = Selection(
+            priorities=config.priorities,
+            intervals=config.intervals,
+            level=lambda: read_level(self._level),
+            account=self._account,
+        )
 
     def _begin(self, run_id: str | None, tags: dict[str, str]) -> None:
         if run_id is None and self._manifest.experiment_name:
             self.folder.write_identity(_own_identity(self._manifest))
+        self._start_time_ms = int(time.time() * 1000)
         start = RunStarted(
             session=self._name,
             host=socket.gethostname(),
             pid=os.getpid(),
-            process_started_s=_process_started_s(),
-            start_time_ms=int(time.time() * 1000),
+            process_started_s=process_started_s(os.getpid()),
+            start_time_ms=self._start_time_ms,
             owned=self._owned,
             tags=tags,
         )
         self._control.append(start)
-        self._shipper = start_shipper(self.folder, environment=self._secrets)
-        self._shipper_started_s = time.monotonic()
+        if self._control.lost:
+            raise OSError(errno.ENOSPC, self._control.fault)
+        self._guard = ShipperGuard(self.folder, environment=self._secrets)
 
     @property
     def local_id(self) -> str:
@@ -79,23 +116,46 @@ class Session:
         Raises:
             DeliveryError: MLflow has not answered within `wait_s` seconds; the last fault is named.
         """
-        found: list[Identity] = []
 
         def is_known() -> bool:
-            identity = self.folder.identity()
-            found[:] = [identity] if identity and identity.run_id else []
-            return bool(found) or self.folder.progress("mlflow").rejected > 0
+            identity = self._identity or self.folder.identity()
+            self._identity = identity if identity and identity.run_id else None
+            return bool(self._identity) or self.folder.progress("mlflow").rejected > 0
 
         self._wait(is_known, wait_s)
-        if not found:
+        if not self._identity:
             why = self.folder.progress("mlflow").error or "no answer yet"
             raise DeliveryError(f"MLflow has not made the run within {wait_s:g} s: {why}")
-        return found[0]
+        return self._identity
 
-    def end(self, status: str, reason: str) -> None:
-        """Declare the end of this process's part; nothing is appended afterwards."""
-        now_ms = int(time.time() * 1000)
-        self._control.append(RunEnded(self._name, status, now_ms, reason, self._owned))
+    def known_run_id(self) -> str | None:
+        """The MLflow run id where it is known already; it is not waited for."""
+        try:
+            return self.identity(wait_s=0).run_id
+        except DeliveryError:
+            return None
+
+    def end(self, status: str, reason: str, *, traceback: str = "", at_exit: bool = False) -> None:
+        """Declare the end of this process's part; nothing is appended afterwards.
+
+        `at_exit` says that nobody closed the run: then the process's exit code has the last word.
+        """
+        # The clock may have been set back meanwhile.
+        now_ms = max(int(time.time() * 1000), self._start_time_ms)
+        for record in self._count_left_out(now_ms):
+            self._control.append(record)
+        if traceback:
+            self._control.append(Tags({TRACEBACK_TAG: traceback}))
+        end = RunEnded(self._name, status, now_ms, reason, self._owned, at_exit)
+        self._control.append(end)
+
+    def _count_left_out(self, now_ms: int) -> list[Tags | Text]:
+        try:
+            self._left_out = totals(self.folder.path)
+        except OSError:
+            # An account that can't be read: then nothing is claimed.
+            return []
+        return self._left_out.records(timestamp_ms=now_ms)
 
     def wait_until_arrived(self, sinks: list[str], *, wait_s: float) -> bool:
         """Wait until what was logged so far has arrived; False at the deadline."""
@@ -124,10 +184,11 @@ class Session:
 
     def last_step_before(self) -> int:
         """The highest step that earlier processes left in this folder, -1 where there is none."""
+        known = max((self.folder.progress(sink).last_step for sink in self.sinks), default=-1)
         earlier = [p for p in self.folder.segments() if not p.name.startswith(self._name)]
         items = (item for path in earlier for item in journal.read(path))
-        records = (item.record for item in items if isinstance(item, journal.Entry))
-        return max((one.step for one in records if isinstance(one, Row)), default=-1)
+        unread = (item.record for item in items if isinstance(item, journal.Entry))
+        return max(known, last_training_step(unread))
 
     def missing(self) -> list[str]:
         """What has not arrived, was refused or could not be kept: one line each."""
@@ -136,16 +197,36 @@ class Session:
             line if "refused" in line else f"{line}; the shipper goes on, its log is {log}"
             for line in waiting.undelivered(self.folder, self.sinks)
         ]
-        for log_file in (self._journal, self._control):
-            if log_file.lost:
-                lines.append(f"{log_file.lost} records could not be kept: {log_file.fault}")
+        return [*lines, *self._left_out_lines()]
+
+    def _left_out_lines(self) -> list[str]:
+        left, fault = self._left_out, self._journal.fault or self._control.fault
+        lines = []
+        if left.lost:
+            lines.append(f"{left.lost:,} records could not be kept: {fault or 'see its log'}")
+        if left.shed:
+            points, keys = sum(left.shed.values()), len(left.shed)
+            lines.append(
+                f"{points:,} points of {keys} keys were shed, because the backlog passed its quota;"
+                " the counts are in the run, under text/opusclip/left_out"
+            )
         return lines
 
-    def release(self) -> None:
-        """Let go of the folder, so that the shipper may remove it."""
+    def release(self, *, is_last_word: bool = True) -> None:
+        """Let go of the folder, so that the shipper may remove it.
+
+        Where the exit code has the last word, the folder is held until the process is gone.
+        """
+        self._guard.release()
         self._journal.close()
         self._control.close()
-        os.close(self._hold)
+        self._account.close()
+        os.close(self._level)
+        self._level = -1
+        if is_last_word:
+            self._notes.release()
+            os.close(self._alive)
+            os.close(self._hold)
 
     def _has(self, sink: str, goal: Position) -> bool:
         position = self.folder.progress(sink).position
@@ -156,18 +237,24 @@ class Session:
         while not is_done():
             if time.monotonic() >= deadline:
                 return False
-            self._keep_shipper()
             time.sleep(POLL_S)
         return True
 
-    def _keep_shipper(self) -> None:
-        """Start the shipper again when it was killed."""
-        lived_s = time.monotonic() - self._shipper_started_s
-        if self._shipper.poll() is not None and lived_s > _RESTART_WAIT_S:
-            self._shipper_started_s = time.monotonic()
-            # No process to be had now, or the folder is gone: that is no fault of the training.
-            with contextlib.suppress(OSError, OpusclipError):
-                self._shipper = start_shipper(self.folder, environment=self._secrets)
+
+class JoinedSession(Session):
+    """A further process's way to append to a run that another one began and will end."""
+
+    def __init__(self, config: TrackingConfig, folder: Path) -> None:
+        self.folder = RunFolder(folder)
+        self._manifest = self.folder.manifest()
+        self._hold = self.folder.hold()
+        self._resumed = False
+        self._name = _own_name()
+        self._open_journals(config)
+
+
+def _own_name() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}-{time.time_ns() // 1_000_000}"
 
 
 def _held_folder(journal_dir: Path, local_id: str, run_id: str | None) -> tuple[RunFolder, int]:
@@ -227,6 +314,9 @@ def _manifest(config: TrackingConfig, run_id: str | None) -> Manifest:
         wandb_entity=config.wandb_entity,
         project_name=config.project_name,
         notes=config.notes,
+        backlog_quota_bytes=config.backlog_quota_bytes,
+        system_metrics=config.system_metrics,
+        system_metrics_interval_s=config.system_metrics_interval_s,
     )
 
 
@@ -257,10 +347,3 @@ def _unless_secret(uri: str | None) -> str | None:
     parts = urlsplit(uri)
     is_secret = parts.password is not None or "password" in parse_qs(parts.query)
     return None if is_secret else uri
-
-
-def _process_started_s() -> float:
-    import psutil
-
-    process: Any = psutil.Process()
-    return float(process.create_time())

@@ -3,66 +3,43 @@
     python -m opusclip_mlops.shipper <run folder>              the supervisor
     python -m opusclip_mlops.shipper <run folder> --sink NAME  one sink
 
-The supervisor outlives the training process. It restarts a sink that died, puts the journal on the
-disk every second, closes the run of a process that vanished, and removes the folder once every sink
-has everything.
+The supervisor outlives the training process. It restarts a sink that died or was stopped, puts the
+journal on the disk every second, measures the machine, closes the run of a process that vanished,
+and removes the folder once every sink has everything.
 """
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 
-from opusclip_mlops.delivery import final_end, is_caught_up, sessions
-from opusclip_mlops.folder import CONTROL, RunFolder
-from opusclip_mlops.journal import Journal
-from opusclip_mlops.records import RunEnded, RunStarted
+from opusclip_mlops.delivery import deliver, is_caught_up
+from opusclip_mlops.folder import RunFolder
+from opusclip_mlops.launch import HUNG_S, start_process
 from opusclip_mlops.redaction import one_line
+from opusclip_mlops.sessions import final_end
+from opusclip_mlops.watching import Watch
 
 POLL_S = 0.1
-SYNC_EVERY_S = 1.0
+WATCH_EVERY_S = 1.0
 NICENESS = 10
+_TAKE_OVER_S = 2.0
 _RESTART_FIRST_S, _RESTART_LAST_S = 0.2, 30.0
-_START_TIME_TOLERANCE_S = 2.0
 
 
-def start_shipper(
-    folder: RunFolder, *, environment: Mapping[str, str] | None = None
-) -> subprocess.Popen[bytes]:
-    """Start a supervisor for this run, in a session of its own so that it outlives its parent.
-
-    `environment` is added to this process's own: what must not be written to disk goes there.
-    """
-    return _start(folder, own_session=True, environment=environment or {})
-
-
-def _start(
-    folder: RunFolder,
-    *arguments: str,
-    own_session: bool = False,
-    environment: Mapping[str, str] = MappingProxyType({}),
-) -> subprocess.Popen[bytes]:
-    package = Path(__file__).resolve().parent.parent
-    path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(package))))
-    log = os.open(folder.path / "shipper.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+def supervise(folder: RunFolder) -> None:
+    """Ship a run until everything is delivered, unless another supervisor does."""
     try:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "opusclip_mlops.shipper", str(folder.path), *arguments],
-            cwd=folder.manifest().cwd,
-            env={**os.environ, **environment, "PYTHONPATH": path},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=own_session,
-        )
-    finally:
-        os.close(log)
+        with folder.shipping(wait_s=_TAKE_OVER_S) as is_ours:
+            if is_ours and folder.path.exists():
+                _Supervisor(folder).run()
+    except FileNotFoundError:
+        # Another supervisor has delivered everything and removed the folder.
+        if folder.path.exists():
+            raise
 
 
 @dataclass
@@ -72,107 +49,119 @@ class _Child:
     name: str
     process: subprocess.Popen[bytes] | None = None
     started_s: float = 0.0
+    stopped_s: float | None = None
     wait_s: float = _RESTART_FIRST_S
     not_before_s: float = field(default_factory=time.monotonic)
 
 
-def supervise(folder: RunFolder) -> None:
-    """Ship a run until everything is delivered; waits while another supervisor does."""
+class _Supervisor:
+    """Keeps a process for each sink, and watches over the run, until all is delivered."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._children = [_Child(name) for name in folder.manifest().sinks]
+        self._watch = Watch(folder)
+        self._told = ""
+
+    def run(self) -> None:
+        """Return when everything is delivered, or the folder is gone."""
+        watched_s = 0.0
+        while self._folder.path.exists():
+            try:
+                if time.monotonic() - watched_s >= WATCH_EVERY_S:
+                    watched_s = time.monotonic()
+                    self._watch.look()
+                for child in self._children:
+                    self._keep_running(child)
+                if self._is_over():
+                    return
+            except OSError as error:
+                # A full disk, no more processes, a folder that is away: it may pass.
+                self._tell(one_line(str(error)))
+                time.sleep(WATCH_EVERY_S)
+            time.sleep(POLL_S)
+
+    def _tell(self, fault: str) -> None:
+        if fault != self._told:
+            self._told = fault
+            print(f"supervisor: {fault}", flush=True)
+
+    def _is_over(self) -> bool:
+        if any(child.process for child in self._children) or final_end(self._folder) is None:
+            return False
+        every = [self._folder.progress(child.name) for child in self._children]
+        if not all(is_caught_up(self._folder, progress) for progress in every):
+            return False
+        if not self._watch.may_end() or final_end(self._folder) is None:
+            return False
+        refused = any(progress.rejected for progress in every)
+        return refused or self._folder.remove_unless_held()
+
+    def _keep_running(self, child: _Child) -> None:
+        now_s = time.monotonic()
+        if child.process and child.process.poll() is not None:
+            _note_end(child, now_s)
+        if child.process:
+            self._end_if_stopped(child, now_s)
+        elif now_s >= child.not_before_s and not self._is_caught_up(child):
+            child.started_s, child.stopped_s = now_s, None
+            child.process = start_process(self._folder, "--sink", child.name)
+
+    def _is_caught_up(self, child: _Child) -> bool:
+        return is_caught_up(self._folder, self._folder.progress(child.name))
+
+    def _end_if_stopped(self, child: _Child, now_s: float) -> None:
+        """Kill a sink's process that somebody has stopped and nobody lets go on."""
+        assert child.process is not None
+        if not is_stopped(child.process.pid):
+            child.stopped_s = None
+        elif child.stopped_s is None:
+            child.stopped_s = now_s
+        elif now_s - child.stopped_s >= HUNG_S:
+            self._tell(f"{child.name} stood stopped for {HUNG_S:g} s and is started again")
+            end_with_children(child.process.pid)
+
+
+def _note_end(child: _Child, now_s: float) -> None:
+    assert child.process is not None
+    failed = child.process.returncode != 0
+    lived_long = now_s - child.started_s > _RESTART_LAST_S
+    child.wait_s = _RESTART_FIRST_S if lived_long or not failed else 2 * child.wait_s
+    child.not_before_s = now_s + (min(child.wait_s, _RESTART_LAST_S) if failed else 0)
+    child.process = None
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process was stopped by a signal and not let go on."""
     try:
-        with folder.shipping():
-            if folder.path.exists():
-                _supervise(folder)
-    except FileNotFoundError:
-        # Another supervisor has delivered everything and removed the folder.
-        if folder.path.exists():
-            raise
-
-
-def _supervise(folder: RunFolder) -> None:
-    children = [_Child(name) for name in folder.manifest().sinks]
-    synced_s, told = 0.0, ""
-    while folder.path.exists():
-        try:
-            if time.monotonic() - synced_s >= SYNC_EVERY_S:
-                synced_s = time.monotonic()
-                _sync(folder)
-                _close_vanished(folder)
-            for child in children:
-                _keep_running(folder, child)
-            if _is_over(folder, children):
-                return
-        except OSError as error:
-            # A full disk, no more processes, a folder that is away: it may pass.
-            if str(error) != told:
-                told = str(error)
-                print(f"supervisor: {one_line(told)}", flush=True)
-            time.sleep(SYNC_EVERY_S)
-        time.sleep(POLL_S)
-
-
-def _is_over(folder: RunFolder, children: list[_Child]) -> bool:
-    if any(child.process for child in children) or final_end(folder) is None:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
         return False
-    every = [folder.progress(child.name) for child in children]
-    if not all(is_caught_up(folder, progress) for progress in every):
-        return False
-    refused = any(progress.rejected for progress in every)
-    return refused or folder.remove_unless_held()
+    return stat.rpartition(")")[2].split()[0] in ("T", "t")
 
 
-def _keep_running(folder: RunFolder, child: _Child) -> None:
-    now_s = time.monotonic()
-    if child.process and child.process.poll() is not None:
-        failed = child.process.returncode != 0
-        lived_long = now_s - child.started_s > _RESTART_LAST_S
-        child.wait_s = _RESTART_FIRST_S if lived_long or not failed else 2 * child.wait_s
-        child.not_before_s = now_s + (min(child.wait_s, _RESTART_LAST_S) if failed else 0)
-        child.process = None
-    if child.process or now_s < child.not_before_s:
-        return
-    if not is_caught_up(folder, folder.progress(child.name)):
-        child.started_s = now_s
-        child.process = _start(folder, "--sink", child.name)
-
-
-def _sync(folder: RunFolder) -> None:
-    for path in folder.segments():
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fdatasync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _close_vanished(folder: RunFolder) -> None:
-    """Declare the end of every session of this host whose process is gone without doing so."""
-    for session in sessions(folder):
-        start = session.start
-        if session.end is None and start.host == socket.gethostname() and not is_alive(start):
-            reason = f"process {start.pid} vanished without closing its run"
-            end_time_ms = _last_sign_of_life_ms(folder, start)
-            end = RunEnded(start.session, "FAILED", end_time_ms, reason, start.owned)
-            control = Journal(folder.path, f"supervisor{CONTROL}")
-            control.append(end)
-            control.close()
-
-
-def _last_sign_of_life_ms(folder: RunFolder, start: RunStarted) -> int:
-    own = [p for p in folder.segments() if p.name.startswith(start.session)]
-    written_ms = [int(path.stat().st_mtime * 1000) for path in own]
-    return max([start.start_time_ms, *written_ms])
-
-
-def is_alive(start: RunStarted) -> bool:
-    """Whether the process that began this session is still the one that runs."""
+def end_with_children(pid: int) -> None:
+    """Kill a process and all that it started, stopped ones too."""
     import psutil
 
     try:
-        process = psutil.Process(start.pid)
-        same = abs(process.create_time() - start.process_started_s) < _START_TIME_TOLERANCE_S
-        return same and process.status() != psutil.STATUS_ZOMBIE
+        every = [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
     except psutil.NoSuchProcess:
-        return False
+        return
+    for process in every:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def _run_sink(folder: RunFolder, name: str) -> None:
+    with folder.sinking(name):
+        if deliver(folder, name):
+            return
+    # What the client library would do at a normal exit may hang; its children may be stopped.
+    sys.stdout.flush()
+    end_with_children(os.getpid())
 
 
 def main(arguments: list[str]) -> None:
@@ -181,10 +170,7 @@ def main(arguments: list[str]) -> None:
     os.nice(max(0, NICENESS - os.nice(0)))
     folder = RunFolder(Path(arguments[0]))
     if arguments[1:2] == ["--sink"]:
-        from opusclip_mlops.delivery import deliver
-
-        with folder.sinking(arguments[2]):
-            sys.exit(0 if deliver(folder, arguments[2]) else 1)
+        _run_sink(folder, arguments[2])
     else:
         supervise(folder)
 

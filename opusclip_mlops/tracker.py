@@ -7,31 +7,27 @@ it to MLflow, TensorBoard and W&B. No backend is imported here, and none can sto
 import atexit
 import contextlib
 import json
-import numbers
 import os
 import sys
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from opusclip_mlops import media, provenance, records
 from opusclip_mlops.config import TrackingConfig
 from opusclip_mlops.errors import DeliveryError, OpusclipError, RecordError
-from opusclip_mlops.exits import ExitWatch
-from opusclip_mlops.folder import Identity
-from opusclip_mlops.keeping import CheckpointKeeper
+from opusclip_mlops.exits import ExitWatch, end_of, traceback_of
+from opusclip_mlops.keeping import CheckpointKeeper, scheduler_and_epoch
 from opusclip_mlops.performance import PerformanceMeter
-from opusclip_mlops.redaction import one_line
-from opusclip_mlops.session import Session
+from opusclip_mlops.records import now_ms
+from opusclip_mlops.session import JoinedSession, Session
+from opusclip_mlops.timing import Timing
 
 if TYPE_CHECKING:
     import torch
 
-FINISHED = "FINISHED"
-
-_STATUSES = (FINISHED, "FAILED", "KILLED")
+_STATUSES = ("FINISHED", "FAILED", "KILLED")
 _RESUME_WAIT_S = 15.0
 
 
@@ -47,20 +43,31 @@ class ExperimentTracker:
 
     def __init__(self, config: TrackingConfig | None = None) -> None:
         self.config = config or TrackingConfig()
-        self._pid = os.getpid()
-        self._closed = False
-        self._dataset_digest: str | None = None
-        self._found: Identity | None = None
-        self._meter = PerformanceMeter()
         tags = {**provenance.run_tags(Path.cwd()), **self.config.tag_values}
-        self._session = Session(self.config, tags=records.to_text_values(tags, what="tag"))
-        self._keeper = CheckpointKeeper(self._session.folder)
-        self._append = self._session.append
-        self._step = -1
+        self._use(Session(self.config, tags=records.to_text_values(tags, what="tag")))
+        self._pid = os.getpid()
         if self.config.given_params:
             self.log_params(self.config.given_params)
         self._exit_watch = ExitWatch()
         atexit.register(self._close_at_exit)
+
+    def _use(self, session: Session) -> None:
+        self._session = session
+        self._append = session.append
+        self._kept = session.selection.kept
+        self._keeper = CheckpointKeeper(session.folder)
+        self._meter = PerformanceMeter()
+        self._pid = 0
+        self._closed = False
+        self._dataset_digest: str | None = None
+        self._step = -1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent to another process, such as a data loader's worker, it logs to the same run there.
+
+        The run's end stays with the process that began it: `close()` does nothing in the other.
+        """
+        return _joined, (self.config, self._session.folder.path)
 
     # What the run is called
 
@@ -76,7 +83,7 @@ class ExperimentTracker:
         Raises:
             DeliveryError: no answer within `drain_timeout_s`.
         """
-        return self._identity().run_id
+        return self._session.identity(wait_s=self.config.drain_timeout_s).run_id
 
     @property
     def step(self) -> int:
@@ -96,7 +103,7 @@ class ExperimentTracker:
         """
         values = records.to_values(metrics)
         at = self._next_step() if step is None else records.to_step(step)
-        self._append(records.Metrics(time.time_ns() // 1_000_000, at, values))
+        self._log_now(values, at)
         self._step = at
 
     def log_training_metrics(self, epoch: int, step: int, metrics: Mapping[str, Any]) -> None:
@@ -125,18 +132,18 @@ class ExperimentTracker:
             if isinstance(content, Mapping):
                 self._log_beside(_prefixed(f"profiling/{part}", content), at)
             else:
-                lines = [content] if isinstance(content, str) else [str(one) for one in content]
-                self.log_text("\n".join(lines), f"profiling/{part}", at)
+                text = content if isinstance(content, str) else "\n".join(map(str, content))
+                self.log_text(text, f"profiling/{part}", at)
 
-    @contextlib.contextmanager
-    def profile_operation(self, name: str, category: str = "operation") -> Iterator[None]:
-        """Time a block: logs `profiling/<category>/<name>/ms`, also when the block raises."""
-        started_s = time.perf_counter()
-        try:
-            yield
-        finally:
-            elapsed_ms = 1000 * (time.perf_counter() - started_s)
-            self._log_beside({f"profiling/{category}/{name}/ms": elapsed_ms}, None)
+    def profile_operation(self, name: str, category: str = "operation") -> Timing:
+        """Time a block or a function: logs `profiling/<category>/<name>/ms`, also when it raises.
+
+        Raises:
+            RecordError: a name that is no legal key.
+        """
+        key = f"profiling/{category}/{name}/ms"
+        records.check_key(key)
+        return Timing(key, self._log_timing)
 
     # Words
 
@@ -155,7 +162,7 @@ class ExperimentTracker:
     def log_text(self, text: str, key: str, step: int | None = None) -> None:
         """Log a text at a step."""
         records.check_key(key)
-        self._append(records.Text(_now_ms(), self._current_step(step), key, str(text)))
+        self._append(records.Text(now_ms(), self._current_step(step), key, str(text)))
 
     def log_dataset(
         self,
@@ -182,14 +189,11 @@ class ExperimentTracker:
         Raises:
             RecordError: the digest is empty or too long.
         """
-        if not 1 <= len(digest) <= 36:
-            raise RecordError(f"dataset digest {digest!r} must have 1 to 36 characters")
-        self._dataset_digest = digest
-        if not 1 <= len(name) <= 500:
-            raise RecordError(f"dataset name {name[:40]!r} must have 1 to 500 characters")
         about = (json.dumps(one, default=str) if one else "" for one in (profile, schema))
         location = json.dumps({"uri": source})
+        records.check_dataset(name, digest)
         self._append(records.Dataset(name, digest, source_type, location, context, *about))
+        self._dataset_digest = digest
 
     # Files
 
@@ -211,7 +215,7 @@ class ExperimentTracker:
             key: Its name, such as `samples/kite`.
             step: The training step; the last one logged otherwise.
             fps: Frames per second; a file keeps its own.
-            caption: Shown where the mirror can.
+            caption: Shown where it can be.
             value_range: What floats mean black and white.
 
         Raises:
@@ -226,7 +230,7 @@ class ExperimentTracker:
         except OSError as error:
             self._session.count_lost(error)
             return
-        self._append(records.Video(_now_ms(), at, key, name, float(fps), caption or ""))
+        self._append(records.Video(now_ms(), at, key, name, float(fps), caption or ""))
 
     def save_checkpoint(
         self,
@@ -261,10 +265,7 @@ class ExperimentTracker:
             RecordError: `monitor` is not among the metrics, or an unknown mode.
             CheckpointError: it cannot be written.
         """
-        if isinstance(scheduler, numbers.Integral) and not isinstance(scheduler, bool):
-            scheduler, epoch = None, int(scheduler) if epoch is None else epoch
-        elif scheduler is not None and not hasattr(scheduler, "state_dict"):
-            raise TypeError(f"the third argument is a scheduler or an epoch, not {scheduler!r:.60}")
+        scheduler, epoch = scheduler_and_epoch(scheduler, epoch)
         if not hasattr(model, "state_dict"):
             raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
         values = records.to_values(metrics) if metrics else {}
@@ -273,16 +274,16 @@ class ExperimentTracker:
         name = self._keeper.save(
             model,
             optimizer,
-            cast("torch.optim.lr_scheduler.LRScheduler | None", scheduler),
+            scheduler,
             epoch=epoch or 0,
             step=at,
             metrics=values,
-            run_id=self._known_run_id(),
+            run_id=self._session.known_run_id(),
             config=dict(config or {}),
             model={"class": type(model).__name__, "config": dict(model_config or {})},
             dataset_digest=self._dataset_digest,
         )
-        self._append(records.Checkpoint(_now_ms(), at, epoch or 0, name, values, best))
+        self._append(records.Checkpoint(now_ms(), at, epoch or 0, name, values, best))
         return name
 
     # The end
@@ -297,7 +298,7 @@ class ExperimentTracker:
             [sink] if sink else self._session.sinks, wait_s=wait_s
         )
 
-    def close(self, status: str = FINISHED, reason: str = "") -> None:
+    def close(self, status: str = "FINISHED", reason: str = "") -> None:
         """End the run and wait for delivery, at most `drain_timeout_s`.
 
         What has not arrived by then is said on stderr; the shipper goes on with it. Closing twice
@@ -312,18 +313,24 @@ class ExperimentTracker:
         """
         if status not in _STATUSES:
             raise RecordError(f"status must be FINISHED, FAILED or KILLED, not {status!r}")
+        self._end(status, reason)
+
+    def _end(self, status: str, reason: str, *, traceback: str = "", at_exit: bool = False) -> None:
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
         atexit.unregister(self._close_at_exit)
-        self._session.end(status, reason)
-        self._session.wait_until_ended(wait_s=self.config.drain_timeout_s)
+        self._session.end(status, reason, traceback=traceback, at_exit=at_exit)
+        self._append = _refuse_after_close
+        try:
+            self._session.wait_until_ended(wait_s=self.config.drain_timeout_s)
+        except KeyboardInterrupt:
+            print("opusclip: not waited for; the shipper goes on", file=sys.stderr, flush=True)
         # Known for good before the shipper removes the folder.
-        self._known_run_id()
+        self._session.known_run_id()
         for line in self._session.missing():
             print(f"opusclip: {line}", file=sys.stderr, flush=True)
-        self._append = _refuse_after_close
-        self._session.release()
+        self._session.release(is_last_word=not at_exit)
         self._exit_watch.release()
 
     def __enter__(self) -> Self:
@@ -335,46 +342,43 @@ class ExperimentTracker:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close(*_end_of(error))
+        self._end(*end_of(error), traceback=traceback_of(error))
 
     def _close_at_exit(self) -> None:
-        self.close(*_end_of(self._exit_watch.error))
-
-    def _identity(self, *, wait_s: float | None = None) -> Identity:
-        if self._found is None:
-            wait_s = self.config.drain_timeout_s if wait_s is None else wait_s
-            self._found = self._session.identity(wait_s=wait_s)
-        return self._found
-
-    def _known_run_id(self) -> str | None:
-        """The MLflow run id where it is known already; saving a checkpoint does not wait for it."""
-        with contextlib.suppress(DeliveryError):
-            return self._identity(wait_s=0).run_id
-        return None
+        error = self._exit_watch.error
+        self._end(*end_of(error), traceback=traceback_of(error), at_exit=True)
 
     def _next_step(self) -> int:
         """The step after the last; in a run that is gone on with, after the last in MLflow."""
         if self._step < 0 and self._session.is_resumed:
             self._step = self._session.last_step_before()
             with contextlib.suppress(DeliveryError):
-                self._step = max(self._step, self._identity(wait_s=_RESUME_WAIT_S).last_step)
+                found = self._session.identity(wait_s=_RESUME_WAIT_S)
+                self._step = max(self._step, found.last_step)
         return self._step + 1
 
     def _current_step(self, step: int | None) -> int:
         return max(self._step, 0) if step is None else records.to_step(step)
 
+    def _log_timing(self, key: str, elapsed_ms: float) -> None:
+        self._log_now({key: elapsed_ms}, max(self._step, 0))
+
     def _log_beside(self, metrics: Mapping[str, Any], step: int | None) -> None:
         """Log at the step the training has reached, without counting a step."""
-        values = records.to_values(metrics)
-        self._append(records.Metrics(_now_ms(), self._current_step(step), values))
+        self._log_now(records.to_values(metrics), self._current_step(step))
+
+    def _log_now(self, values: dict[str, float], step: int) -> None:
+        timestamp_ms = now_ms()
+        kept = self._kept(values, step=step, timestamp_ms=timestamp_ms)
+        if kept:
+            self._append(records.Metrics(timestamp_ms, step, kept))
 
 
-def _end_of(error: BaseException | None) -> tuple[str, str]:
-    """How an exception ends a run, and the reason in one line."""
-    if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
-        return FINISHED, ""
-    reason = one_line(f"{type(error).__name__}: {error}")
-    return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", reason
+def _joined(config: TrackingConfig, folder: Path) -> ExperimentTracker:
+    tracker = ExperimentTracker.__new__(ExperimentTracker)
+    tracker.config = config
+    tracker._use(JoinedSession(config, folder))
+    return tracker
 
 
 def _refuse_after_close(record: records.Record) -> NoReturn:
@@ -383,10 +387,6 @@ def _refuse_after_close(record: records.Record) -> NoReturn:
 
 def _prefixed(prefix: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{prefix}/{key}": value for key, value in metrics.items()}
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 AdvancedExperimentTracker = ExperimentTracker

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 from mlflow import MlflowClient
 
 from opusclip_mlops.folder import CONTROL, Identity, Manifest, RunFolder
 from opusclip_mlops.journal import Journal
 from opusclip_mlops.records import Record, RunEnded, RunStarted
+from opusclip_mlops.sessions import process_started_s
 
 LOCAL_ID = "0123456789abcdef0123456789abcdef"
 
@@ -54,6 +54,7 @@ def make_run(
         "start_time_ms": 1_700_000_000_000,
         "tracking_uri": store(tmp_path),
         "project_name": "clips",
+        "system_metrics": False,
         **fields,
     }
     folder.create(Manifest(**manifest))
@@ -63,7 +64,7 @@ def make_run(
         session="s1",
         host=socket.gethostname(),
         pid=os.getpid(),
-        process_started_s=psutil.Process().create_time(),
+        process_started_s=process_started_s(os.getpid()),
         start_time_ms=1_700_000_000_000,
         tags={"team": "true"},
     )
@@ -89,7 +90,7 @@ def deliver_and_die(folder: RunFolder, sink: str) -> None:
     """Deliver in a process that dies once its first batch was taken, but not acknowledged."""
     code = (
         "import os, sys; from pathlib import Path; from opusclip_mlops import delivery, folder\n"
-        "delivery._acknowledged = lambda *_: os._exit(9)\n"
+        "delivery._Delivery._acknowledge = lambda *_: os._exit(9)\n"
         "delivery.deliver(folder.RunFolder(Path(sys.argv[1])), sys.argv[2])\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(folder.path), sink], check=False)

@@ -35,6 +35,11 @@ def points_of_mlflow(client: MlflowClient, run_id: str) -> list[Point]:
     )
 
 
+def of_training(points: list[Point]) -> list[Point]:
+    """Without what the machine was measured to use."""
+    return [point for point in points if not point.key.startswith("system/")]
+
+
 def event_reader(folder: Path) -> EventAccumulator:
     """TensorBoard's own reader, keeping every point."""
     reader = EventAccumulator(str(folder), size_guidance={SCALARS: 0, IMAGES: 0, TENSORS: 0})

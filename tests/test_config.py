@@ -32,6 +32,11 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "wandb_dir": ("logs-a", "logs-b"),
     "journal_dir": ("journal-a", "journal-b"),
     "drain_timeout_s": (1.5, 2.5),
+    "priorities": ({"video/*": "low"}, {"*": "high"}),
+    "log_intervals": ({"low": 50}, {"low": 10, "medium": 5}),
+    "backlog_quota_bytes": (2**20, 2**21),
+    "system_metrics": (False, True),
+    "system_metrics_interval_s": (1.5, 2.5),
     "log_frequency": (3, 4),
     "save_frequency": (5, 6),
     "max_epochs": (7, 8),
@@ -50,7 +55,8 @@ FOREIGN = {
     "wandb_entity": "WANDB_ENTITY",
     "wandb_dir": "WANDB_DIR",
 }
-NUMBERS = ["drain_timeout_s", "log_frequency", "save_frequency", "max_epochs", "batch_size"]
+WHOLE = ["log_frequency", "save_frequency", "max_epochs", "batch_size", "backlog_quota_bytes"]
+NUMBERS = [*WHOLE, "drain_timeout_s", "system_metrics_interval_s"]
 every_field = pytest.mark.parametrize("name", VALUES)
 
 
@@ -59,8 +65,9 @@ def as_text(value: Any) -> str:
 
 
 def write_toml(path: Path, name: str, value: Any) -> Path:
-    pairs = [f"{key} = {json.dumps(one)}" for key, one in value.items()] if name == "tags" else []
-    text = f"{{ {', '.join(pairs)} }}" if name == "tags" else json.dumps(value)
+    is_table = isinstance(value, dict)
+    pairs = [f'"{key}" = {json.dumps(one)}' for key, one in value.items()] if is_table else []
+    text = f"{{ {', '.join(pairs)} }}" if is_table else json.dumps(value)
     path.write_text(f"{name} = {text}\n")
     return path
 
@@ -230,7 +237,7 @@ def test_a_name_in_a_file_that_is_no_text_is_refused(text: str, tmp_path: Path) 
     ("name", "value"),
     [
         *((name, wrong) for name in NUMBERS for wrong in ("3", True, None, [3], 1j)),
-        *((name, 2.5) for name in NUMBERS if name != "drain_timeout_s"),
+        *((name, 2.5) for name in WHOLE),
         *(
             (name, Path("3"))
             for name in (*NUMBERS, "learning_rate", "use_wandb", "use_tensorboard", "tags")
@@ -250,6 +257,14 @@ def test_a_name_in_a_file_that_is_no_text_is_refused(text: str, tmp_path: Path) 
         ("tags", b"words"),
         ("tags", 3),
         ("tags", {"a", "b"}),
+        *((name, wrong) for name in ("priorities", "log_intervals") for wrong in ("low", ["low"])),
+        *((name, wrong) for name in ("priorities", "log_intervals") for wrong in (None, 3)),
+        ("priorities", {3: "low"}),
+        ("priorities", {"system/*": 3}),
+        ("log_intervals", {"low": "3"}),
+        ("log_intervals", {"low": 2.5}),
+        ("log_intervals", {"low": True}),
+        ("system_metrics", 1),
     ],
 )
 def test_a_wrong_type_is_refused(name: str, value: Any) -> None:
@@ -263,10 +278,15 @@ def test_a_wrong_type_is_refused(name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *((name, 0) for name in ("log_frequency", "save_frequency", "max_epochs", "batch_size")),
+        *((name, 0) for name in WHOLE),
         *((name, -1) for name in NUMBERS),
         *((name, float("nan")) for name in ("drain_timeout_s", "learning_rate")),
         *((name, float("inf")) for name in ("drain_timeout_s", "learning_rate")),
+        ("priorities", {"system/*": "lowest"}),
+        ("log_intervals", {"low": 0}),
+        ("log_intervals", {"lowest": 5}),
+        ("backlog_quota_bytes", 2**20 - 1),
+        *(("system_metrics_interval_s", value) for value in (0.49, float("nan"), float("inf"))),
         ("learning_rate", 0.0),
         ("learning_rate", -0.1),
         ("wandb_mode", "ofline"),
@@ -288,7 +308,11 @@ def test_a_value_out_of_range_is_refused(name: str, value: Any) -> None:
 
 def test_names_and_notes_may_be_as_long_as_mlflow_stores_them() -> None:
     """The longest that its columns hold are taken."""
-    about = {"experiment_name": "x" * 256, "run_name": "x" * 250, "notes": "x" * 8000}
+    about: dict[str, Any] = {
+        "experiment_name": "x" * 256,
+        "run_name": "x" * 250,
+        "notes": "x" * 8000,
+    }
     config = TrackingConfig(**about)
     assert {name: getattr(config, name) for name in about} == about
 
@@ -303,6 +327,22 @@ def test_names_and_notes_may_be_as_long_as_mlflow_stores_them() -> None:
         ("OPUSCLIP_LEARNING_RATE", "nan", "OPUSCLIP_LEARNING_RATE must be above 0, not nan"),
         ("OPUSCLIP_USE_WANDB", "maybe", "OPUSCLIP_USE_WANDB must be true or false, not 'maybe'"),
         ("OPUSCLIP_TAGS", '{"a": ', "OPUSCLIP_TAGS is not JSON"),
+        ("OPUSCLIP_PRIORITIES", "system/*=low", "OPUSCLIP_PRIORITIES is not JSON"),
+        (
+            "OPUSCLIP_PRIORITIES",
+            '{"system/*": "none"}',
+            "OPUSCLIP_PRIORITIES must be a mapping of key patterns to high, medium or low, not {",
+        ),
+        (
+            "OPUSCLIP_LOG_INTERVALS",
+            '{"low": "5"}',
+            "OPUSCLIP_LOG_INTERVALS must be a mapping of high, medium or low to 1 or more steps",
+        ),
+        (
+            "OPUSCLIP_BACKLOG_QUOTA_BYTES",
+            "1000",
+            "OPUSCLIP_BACKLOG_QUOTA_BYTES must be 1048576 or more bytes (1 MiB), not 1000",
+        ),
         ("WANDB_MODE", "sometimes", "WANDB_MODE must be one of online, offline, disabled"),
         ("MLFLOW_RUN_ID", "../x", "MLFLOW_RUN_ID must be an MLflow run id"),
     ],
@@ -426,7 +466,103 @@ def test_tags_are_the_configurations_own() -> None:
     assert config.tag_values == {"team": "video"}
 
 
+# What is logged how often
+
+
+def test_by_default_everything_is_logged() -> None:
+    """Without any setting, each priority logs every step."""
+    assert TrackingConfig().intervals == {"high": 1, "medium": 1, "low": 1}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"log_frequency": 20}, (1, 20, 20)),
+        ({"log_frequency": 100}, (1, 100, 100)),
+        ({"log_intervals": {"low": 50}}, (1, 1, 50)),
+        ({"log_intervals": {"low": 50}, "log_frequency": 20}, (1, 20, 50)),
+        ({"log_intervals": {"high": 2, "low": 1}, "log_frequency": 20}, (2, 20, 1)),
+    ],
+)
+def test_intervals_come_from_two_settings(given: Any, expected: tuple[int, int, int]) -> None:
+    """`log_intervals` first, then a `log_frequency` that was set; high keys only by the first."""
+    intervals = TrackingConfig(**given).intervals
+    assert (intervals["high"], intervals["medium"], intervals["low"]) == expected
+
+
+@pytest.mark.parametrize("name", ["log_frequency", "OPUSCLIP_LOG_FREQUENCY", "file"])
+def test_a_log_frequency_from_anywhere_counts(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Keyword, environment and file alike, and even where it says what is the default."""
+    (tmp_path / "c.yaml").write_text("log_frequency: 100\n" if name == "file" else "notes: x\n")
+    if name.isupper():
+        monkeypatch.setenv(name, "100")
+    given = {"log_frequency": 100} if name == "log_frequency" else {}
+    config = TrackingConfig.from_file(tmp_path / "c.yaml", **given)
+    assert config.intervals == {"high": 1, "medium": 100, "low": 100}
+    assert copy.copy(config).intervals == pickle.loads(pickle.dumps(config)).intervals
+    assert copy.copy(config).intervals["low"] == 100
+
+
+def test_the_order_of_patterns_is_kept(tmp_path: Path) -> None:
+    """The first pattern that fits decides, so that their order is the user's."""
+    patterns = {"z/*": "high", "a/*": "low", "*": "medium"}
+    (tmp_path / "c.yaml").write_text("priorities: {z/*: high, a/*: low, '*': medium}\n")
+    config = TrackingConfig.from_file(tmp_path / "c.yaml")
+    assert list(config.priorities.items()) == list(patterns.items())
+
+
+def test_mappings_are_the_configurations_own() -> None:
+    """Changing the mapping that was passed, or one's own, changes no other configuration."""
+    intervals = {"low": np.int64(5)}
+    config = TrackingConfig(log_intervals=intervals)  # type: ignore[arg-type]
+    intervals["low"] = np.int64(7)
+    assert config.log_intervals == {"low": 5}
+    assert type(config.log_intervals["low"]) is int
+    TrackingConfig().log_intervals["low"] = 3  # type: ignore[index]
+    assert TrackingConfig().log_intervals == {}
+
+
 # The value itself
+
+
+@pytest.mark.parametrize("name", ["tracking_uri", "registry_uri"])
+def test_passwords_are_not_shown(name: str) -> None:
+    """What is printed of a configuration may stand in a log; a subclass shows no more."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Ours(TrackingConfig):
+        scale: float = 1.0
+
+    uri = "postgresql://team:open-sesame@db:5432/mlflow"
+    for kind in (TrackingConfig, Ours):
+        config = kind(**{name: uri, "batch_size": 4})
+        assert getattr(config, name) == uri
+        for shown in (repr(config), str(config), f"{[config]}"):
+            assert "open-sesame" not in shown
+            assert f"{name}='postgresql://team:***@db:5432/mlflow'" in shown
+            assert "batch_size=4" in shown
+    assert repr(Ours()).startswith("test_passwords_are_not_shown.<locals>.Ours(experiment_name=")
+    assert repr(Ours()).endswith("scale=1.0)")
+
+
+def test_a_subclass_may_show_itself_its_own_way() -> None:
+    """A team's own text goes before ours."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Ours(TrackingConfig):
+        def __repr__(self) -> str:
+            return "ours"
+
+    assert repr(Ours()) == "ours"
+
+
+def test_it_can_be_a_key() -> None:
+    """Equal configurations are one key of a dict, mappings in them or not."""
+    one, same = (TrackingConfig(log_intervals={"low": 5}, batch_size=4) for _ in range(2))
+    assert {one: 1, same: 2} == {one: 2}
+    assert TrackingConfig() not in {one: 1}
 
 
 def test_paths_and_numpy_numbers_become_plain_values() -> None:

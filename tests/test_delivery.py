@@ -3,10 +3,11 @@ from pathlib import Path
 import pytest
 
 from opusclip_mlops import delivery
-from opusclip_mlops.delivery import deliver, final_end, is_caught_up, sessions
+from opusclip_mlops.delivery import deliver, is_caught_up
 from opusclip_mlops.errors import OpusclipError
 from opusclip_mlops.folder import CONTROL, RunFolder
-from opusclip_mlops.records import Batch, Metrics, RunEnded, RunStarted
+from opusclip_mlops.records import Batch, Metrics, RunEnded, RunStarted, Text
+from opusclip_mlops.sessions import final_end, sessions
 from opusclip_mlops.sinks import SinkState, Waiting, Written, open_sink
 from tests.journeys import append, end, make_run
 from tests.sinks.sink_contract import metrics
@@ -87,8 +88,11 @@ def test_credentials_in_a_fault_are_not_kept(
     assert memory.batches == []
 
 
-def test_the_same_batch_is_given_again_after_a_fault(folder: RunFolder, memory: Memory) -> None:
+def test_the_same_batch_is_given_again_after_a_fault(
+    folder: RunFolder, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What was being written when a sink broke is given again exactly, though more was logged."""
+    monkeypatch.setattr(delivery, "NEEDS_NEW_PROCESS", {"memory"})
     memory.write_faults = 1
     append(folder, metrics(5))
     assert not deliver(folder, "memory")
@@ -99,6 +103,80 @@ def test_the_same_batch_is_given_again_after_a_fault(folder: RunFolder, memory: 
     assert first == again
     assert [r.step for r in rest.records if isinstance(r, Metrics)] == list(range(5, 10))
     assert rest.first_row == 5
+
+
+def test_a_sink_that_breaks_is_opened_again_in_its_process(
+    folder: RunFolder, memory: Memory
+) -> None:
+    """Where the client library allows it, a fault costs no new process."""
+    memory.write_faults = 3
+    append(folder, metrics(5))
+    end(folder)
+    assert deliver(folder, "memory")
+    assert [len(batch.records) for batch in memory.batches] == [7] * 4
+    assert len(memory.states) == 4
+    assert (folder.progress("memory").faults, folder.progress("memory").error) == (3, "")
+
+
+class Lagging(Memory):
+    """A sink whose rows are safe once it is asked; it breaks at the first question."""
+
+    def write(self, batch: Batch) -> Written:
+        """Take a batch; an empty one asks."""
+        if not batch.records and len(self.states) == 1:
+            raise OSError("gone before it was safe")
+        super().write(batch)
+        is_question = not batch.records
+        return Written(safe_rows=batch.first_row if is_question else 0, unfinished=not is_question)
+
+
+def test_what_is_not_safe_is_given_again_in_the_same_batches(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The position moves behind safe rows only; the others come again, cut as they were."""
+    sink = Lagging()
+    monkeypatch.setattr(delivery, "open_sink", lambda *_: sink)
+    monkeypatch.setattr(delivery, "FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(delivery, "BATCH_RECORDS", 4)
+    append(folder, metrics(8))
+    end(folder)
+    assert deliver(folder, "memory")
+    given = [batch for batch in sink.batches if batch.records]
+    half = len(given) // 2
+    assert given[:half] == given[half:]
+    assert half >= 3
+    assert (folder.progress("memory").row, folder.progress("memory").given) == (8, [])
+    assert folder.progress("memory").records == 10
+
+
+def test_rows_beyond_the_limit_wait_until_some_are_safe(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However far a sink lags behind, only so many batches are under way."""
+    sink = Lagging()
+    sink.states.append({})
+    monkeypatch.setattr(delivery, "open_sink", lambda *_: sink)
+    monkeypatch.setattr(delivery, "BATCH_RECORDS", 1)
+    append(folder, metrics(3 * delivery.BATCHES_AHEAD))
+    end(folder)
+    assert deliver(folder, "memory")
+    runs = [0]
+    for batch in sink.batches:
+        runs = [*runs[:-1], runs[-1] + batch.row_count] if batch.records else [*runs, 0]
+    assert max(runs) == delivery.BATCHES_AHEAD
+
+
+def test_a_batch_holds_a_bounded_number_of_bytes(
+    folder: RunFolder, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long texts make short batches: memory does not grow with what is logged."""
+    monkeypatch.setattr(delivery, "BATCH_BYTES", 10_000)
+    append(folder, [Text(1, i, "notes", "x" * 1000) for i in range(50)])
+    end(folder)
+    deliver(folder, "memory")
+    texts = [sum(isinstance(r, Text) for r in batch.records) for batch in memory.batches]
+    assert sum(texts) == 50
+    assert max(texts) <= 10
 
 
 def test_a_waiting_sink_is_no_fault(

@@ -4,6 +4,7 @@ import fcntl
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -84,7 +85,7 @@ def test_what_is_written_is_read(folder: RunFolder) -> None:
     assert folder.progress("mlflow") == Progress()
     identity = Identity(mirror_id="r1", experiment_name="films", run_id="abc", last_step=4)
     progress = Progress(
-        position={"s1-000000.journal": 10}, pending={"s1-000000.journal": 20}, row=3,
+        position={"s1-000000.journal": 10}, given=[{"s1-000000.journal": 20}], row=3,
         state={"file": "é", "sizes": [1, 2]}, error="away", rejected=1,
     )  # fmt: skip
     folder.write_identity(identity)
@@ -111,7 +112,8 @@ def test_the_first_manifest_is_kept(tmp_path: Path) -> None:
         seen_by_rank = list(pool.map(open_all, range(8)))
     assert all(seen == seen_by_rank[0] for seen in seen_by_rank)
     assert [one.manifest() for one in folders] == seen_by_rank[0]
-    assert everything_in(folders[0].path) == ["checkpoints", "manifest.json", "media", "sinks"]
+    left = [name for name in everything_in(folders[0].path) if not name.startswith("sinks/")]
+    assert left == ["checkpoints", "manifest.json", "media", "sinks"]
 
 
 def test_making_a_folder_again_changes_nothing(folder: RunFolder) -> None:
@@ -132,11 +134,28 @@ def test_a_folder_that_is_no_runs_is_told(tmp_path: Path) -> None:
         assert not RunFolder(path).is_shipped()
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"position": 3}', b"\x00\xff"])
-def test_a_position_that_cannot_be_read_is_none(folder: RunFolder, content: bytes) -> None:
-    """After a power cut a sink begins again rather than not at all; sending twice is harmless."""
-    (folder.path / "sinks" / "mlflow.json").write_bytes(content)
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"position": 3}', b"\x00\xff" * 50])
+def test_a_position_that_cannot_be_read_is_the_one_before(
+    folder: RunFolder, content: bytes
+) -> None:
+    """A torn write leaves the position of the time before; both torn, a sink begins anew."""
+    for number in (1, 2):
+        folder.write_progress("mlflow", Progress(number=number, row=number))
+    (folder.path / "sinks" / "mlflow.0").write_bytes(content)
+    assert folder.progress("mlflow").row == 1
+    (folder.path / "sinks" / "mlflow.1").write_bytes(content)
     assert folder.progress("mlflow") == Progress()
+
+
+def test_a_position_is_kept_on_a_full_disk(folder: RunFolder) -> None:
+    """It is written over blocks that the folder took at its start."""
+    sizes = {path: path.stat().st_blocks for path in (folder.path / "sinks").iterdir()}
+    assert all(sizes.values())
+    for number in range(1, 5):
+        about = {"s1-000000.journal": number}
+        folder.write_progress("mlflow", Progress(number=number, position=about))
+        assert folder.progress("mlflow").position == about
+    assert {path: path.stat().st_blocks for path in sizes} == sizes
 
 
 def test_everything_is_private(folder: RunFolder) -> None:
@@ -149,7 +168,7 @@ def test_everything_is_private(folder: RunFolder) -> None:
         paths = [folder.path, *folder.path.rglob("*"), *folder.path.parent.glob(".*.lock")]
         modes = {path: path.stat().st_mode & 0o777 for path in paths}
     os.close(descriptor)
-    assert len(paths) == 12
+    assert len(paths) == 14
     assert {mode for path, mode in modes.items() if path.is_dir()} == {0o700}
     assert {mode for path, mode in modes.items() if path.is_file()} == {0o600}
 
@@ -403,22 +422,29 @@ def test_nobody_finds_a_folder_half_removed(tmp_path: Path) -> None:
 
 
 def test_one_process_ships_at_a_time(folder: RunFolder) -> None:
-    """The second waits until the first has stopped; others can ask without being in the way."""
-    order = []
-
-    def ship() -> None:
-        with folder.shipping():
-            order.append("second")
-
+    """A second is told so, at once or after the time it gives; others can ask without harm."""
     assert not folder.is_shipped()
+    with folder.shipping() as first:
+        assert folder.is_shipped()
+        with folder.shipping() as second, folder.shipping(wait_s=0.1) as third:
+            assert (first, second, third) == (True, False, False)
+    assert not folder.is_shipped()
+    with folder.shipping() as again:
+        assert again
+
+
+def test_who_waits_a_little_takes_over(folder: RunFolder) -> None:
+    """A shipper that is just ending is waited for."""
+
+    def ship() -> bool:
+        with folder.shipping(wait_s=30) as is_ours:
+            return is_ours
+
     with ThreadPoolExecutor(1) as pool:
         with folder.shipping():
             second = pool.submit(ship)
             assert folder.is_shipped()
-            order.append("first")
-        second.result()
-    assert order == ["first", "second"]
-    assert not folder.is_shipped()
+        assert second.result()
 
 
 def test_who_asks_is_not_taken_for_a_shipper(folder: RunFolder) -> None:
@@ -429,41 +455,31 @@ def test_who_asks_is_not_taken_for_a_shipper(folder: RunFolder) -> None:
     os.close(asking)
 
 
-def test_who_waited_for_a_folder_that_went_ships_nothing(folder: RunFolder) -> None:
-    """It learns that the folder is gone."""
-    acknowledge(folder)
-
-    def ship() -> None:
-        with folder.shipping():
-            raise AssertionError("the folder is gone")
-
+def test_who_waits_for_the_shipper_to_die_wakes_when_it_does(folder: RunFolder) -> None:
+    """It sleeps as long as one ships, and leaves no lock behind, in forked children neither."""
     with ThreadPoolExecutor(1) as pool:
         with folder.shipping():
-            second = pool.submit(ship)
+            watching = pool.submit(folder.wait_until_unshipped)
             wait_until(is_waiting_for_a_lock)
-            assert folder.remove_unless_held()
-        assert isinstance(second.exception(), FileNotFoundError)
+            child = os.fork()
+            if child == 0:
+                time.sleep(30)
+                os._exit(0)
+        watching.result()
+        with folder.shipping() as is_free:
+            assert is_free
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
 
 
-def test_who_waited_for_a_folder_that_was_made_anew_waits_for_that(folder: RunFolder) -> None:
-    """A run that is gone on with has one shipper, whoever waited for its earlier folder."""
+def test_who_waited_for_a_folder_that_went_learns_it(folder: RunFolder) -> None:
+    """Nobody waits for ever for a shipper of a run that is delivered."""
     acknowledge(folder)
-    shipping = []
-
-    def ship() -> None:
-        with folder.shipping():
-            shipping.append("second")
-
     with ThreadPoolExecutor(1) as pool:
         with folder.shipping():
-            second = pool.submit(ship)
+            watching = pool.submit(folder.wait_until_unshipped)
             wait_until(is_waiting_for_a_lock)
             assert folder.remove_unless_held()
-            folder.create(manifest())
-            anew = os.open(folder.path / "shipper.lock", os.O_RDWR | os.O_CREAT)
-            fcntl.flock(anew, fcntl.LOCK_EX)
-        wait_until(lambda: is_waiting_for_a_lock() or bool(shipping))
-        assert shipping == []
-        os.close(anew)
-        second.result()
-    assert shipping == ["second"]
+        assert isinstance(watching.exception(), FileNotFoundError)
+    with pytest.raises(FileNotFoundError), folder.shipping():
+        pass

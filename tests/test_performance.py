@@ -4,15 +4,13 @@ import os
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
-from typing import Any
+from pathlib import Path
 
 import psutil
-import pynvml
 import pytest
-import torch
 
 from opusclip_mlops.performance import PerformanceMeter
+from tests import nvml
 
 
 def work(*, cpu_s: float) -> None:
@@ -20,18 +18,6 @@ def work(*, cpu_s: float) -> None:
     end_s = time.process_time() + cpu_s
     while time.process_time() < end_s:
         sum(range(1000))
-
-
-def has_nvidia_driver() -> bool:
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return False
-    pynvml.nvmlShutdown()
-    return True
-
-
-without_driver = pytest.mark.skipif(has_nvidia_driver(), reason="there is an NVIDIA driver")
 
 
 def clocks() -> tuple[float, float]:
@@ -104,13 +90,6 @@ def test_a_forked_child_measures_itself() -> None:
     assert os.waitpid(pid, 0)[1] == 0
 
 
-@without_driver
-def test_without_a_driver_there_are_no_gpu_values() -> None:
-    """NVML's library is not there: no fault, and no key that says 0."""
-    assert torch.cuda.is_available() is False
-    assert [key for key in PerformanceMeter().measure(step=0) if "gpu" in key] == []
-
-
 def test_measuring_imports_neither_torch_nor_numpy() -> None:
     """A process that does not use torch is not made to load it."""
     code = (
@@ -122,45 +101,70 @@ def test_measuring_imports_neither_torch_nor_numpy() -> None:
     assert {"torch", "numpy"}.isdisjoint(done.stdout.split())
 
 
-def refuse(*_: object) -> Any:
-    raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
-
-
-ANSWERS = {
-    "nvmlInit": lambda: None,
-    "nvmlShutdown": lambda: None,
-    "nvmlDeviceGetCount": lambda: 2,
-    "nvmlDeviceGetHandleByIndex": lambda index: index,
-    "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(used=(handle + 1) * 10**9),
-    "nvmlDeviceGetUtilizationRates": lambda handle: SimpleNamespace(gpu=40 + handle),
-}
 EVERYTHING = {
     "gpu_0_utilization_percent": 40.0,
     "gpu_0_memory_megabytes": 1000.0,
     "gpu_1_utilization_percent": 41.0,
     "gpu_1_memory_megabytes": 2000.0,
 }
+METER = "meter = PerformanceMeter()\n"
 
 
-@without_driver
-@pytest.mark.parametrize(
-    ("refused", "left_out"),
-    [
-        (None, ""),
-        ("nvmlInit", "gpu_"),
-        ("nvmlDeviceGetCount", "gpu_"),
-        ("nvmlDeviceGetHandleByIndex", "gpu_"),
-        ("nvmlDeviceGetUtilizationRates", "utilization"),
-        ("nvmlDeviceGetMemoryInfo", "memory"),
-        ("nvmlShutdown", ""),
-    ],
-)
-def test_what_a_driver_refuses_is_left_out(
-    refused: str | None, left_out: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_driver_there_are_no_gpu_values(tmp_path: Path) -> None:
+    """NVML's library is not there: no fault, no word, and no key that says 0."""
+    code = METER + "tell(measure(meter)); tell(measure(meter)); tell(len(meter.measure(step=1)))"
+    assert nvml.told_without_gpus(tmp_path, code) == [{}, {}, 3]
+
+
+def test_gpus_are_measured_through_a_library_opened_once(tmp_path: Path) -> None:
+    """Opening it takes longer than all that is asked of it."""
+    code = "for _ in range(3): tell(measure(meter))\ntell(calls())"
+    assert nvml.told_with_gpus(tmp_path, METER + code) == [*[EVERYTHING] * 3, ["init"]]
+
+
+def test_what_a_driver_refuses_is_left_out(tmp_path: Path) -> None:
     """Virtual and integrated GPUs do not tell everything; what they tell is measured."""
-    for name, answer in ANSWERS.items():
-        monkeypatch.setattr(pynvml, name, refuse if name == refused else answer)
-    found = PerformanceMeter().measure(step=0)
-    gpus = {key: value for key, value in found.items() if key.startswith("gpu_")}
-    assert gpus == {k: v for k, v in EVERYTHING.items() if not left_out or left_out not in k}
+    refused = {
+        "nvmlInitWithFlags": "gpu_",
+        "nvmlDeviceGetCount_v2": "gpu_",
+        "nvmlDeviceGetHandleByIndex_v2": "gpu_",
+        "nvmlDeviceGetUtilizationRates": "utilization",
+        "nvmlDeviceGetMemoryInfo": "memory",
+        "nvmlDeviceGetUUID": "nothing",
+    }
+    code = f"for name in {[*refused]}: drive(**{{name: 3}}); tell(measure(PerformanceMeter()))\n"
+    told = nvml.told_with_gpus(tmp_path, code)
+    for left_out, found in zip(refused.values(), told, strict=True):
+        assert found == {key: value for key, value in EVERYTHING.items() if left_out not in key}
+
+
+def test_a_gpu_that_falls_off_the_bus_is_left_out(tmp_path: Path) -> None:
+    """The other one is measured all the time, and it too once it is back."""
+    code = """
+performance.RETRY_S = 0.0
+tell(measure(meter))
+drive(lost=0)
+tell(measure(meter))
+tell(measure(meter))
+drive()
+tell(measure(meter))
+"""
+    second = {key: value for key, value in EVERYTHING.items() if "gpu_1" in key}
+    found = nvml.told_with_gpus(tmp_path, METER + code)
+    assert found == [EVERYTHING, second, second, EVERYTHING]
+
+
+@pytest.mark.parametrize("retry_s", [60.0, 0.0])
+def test_a_driver_that_comes_later_is_found(retry_s: float, tmp_path: Path) -> None:
+    """It is looked for again, but not at every call."""
+    code = f"""
+performance.RETRY_S = {retry_s}
+drive(nvmlInitWithFlags=9)
+for _ in range(5): tell(measure(meter))
+tell(len(calls()))
+drive()
+tell(measure(meter))
+"""
+    *none, openings, found = nvml.told_with_gpus(tmp_path, METER + code)
+    assert none == [{}] * 5
+    assert (openings, found) == ((1, {}) if retry_s else (5, EVERYTHING))

@@ -21,6 +21,9 @@ _SINKS = {
     "wandb": "WandbSink",
 }
 
+NEEDS_NEW_PROCESS = frozenset({"wandb"})
+"""Sinks whose client library leaves behind, after a fault, what only a new process escapes."""
+
 
 class Waiting(OpusclipError):
     """The sink can't begin before something else is known; it is asked again soon."""
@@ -36,10 +39,20 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Written:
-    """A batch is safe at its destination, but for the records that were refused."""
+    """A batch was taken.
+
+    Args:
+        state: What the sink wants back when it is opened again.
+        refused: Records of this batch, or of one before it, that the sink will never take.
+        safe_rows: The ordinal just behind the last row that no crash can lose any more; None when
+            that is all that was given.
+        unfinished: Something that was taken is still on its way: an empty batch asks again.
+    """
 
     state: SinkState = field(default_factory=dict)
     refused: tuple[Refusal, ...] = ()
+    safe_rows: int | None = None
+    unfinished: bool = False
 
 
 class Sink(Protocol):
@@ -49,7 +62,10 @@ class Sink(Protocol):
         """Go on behind what `state` (empty at first) says is there; return the state now."""
 
     def write(self, batch: Batch) -> Written:
-        """Put a batch there for good, or raise; the same batch is then given again."""
+        """Take a batch, or raise; what was not safe yet is then given again, in the same batches.
+
+        An empty batch asks how what was taken before is getting on.
+        """
 
     def close(self, end: RunEnded) -> None:
         """Everything was written: declare the run's end there."""

@@ -7,8 +7,9 @@ names each time, and a run made by a shipper that died is found again by its tag
 import hashlib
 import os
 import re
+import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ from mlflow.protos.databricks_pb2 import (
 
 from opusclip_mlops import checkpoints, media, records
 from opusclip_mlops.errors import CheckpointError, VideoError
+from opusclip_mlops.faults import PutOff
 from opusclip_mlops.folder import Identity, RunFolder
 from opusclip_mlops.records import Batch, Record, RunEnded
 from opusclip_mlops.redaction import one_line
@@ -47,6 +49,7 @@ REASON_TAG = "opusclip.end_reason"
 _LOGGED_IMAGES_TAG = "mlflow.loggedImages"
 _METRICS_PER_CALL = 1000
 _TOO_LARGE = 413
+_FILES = (records.Video, records.Text, records.Checkpoint)
 _FOR_GOOD = {
     ErrorCode.Name(code)
     for code in (
@@ -67,9 +70,11 @@ class MlflowSink:
         self._client = MlflowClient(self._manifest.tracking_uri, self._manifest.registry_uri)
         self._no_run = ""
         self._refused: list[Refusal] = []
+        self._put_off = PutOff()
 
     def open(self, state: SinkState) -> SinkState:
         """Find the run, or make it with its true start time."""
+        self._put_off = PutOff(state.get("put_off", ()))
         try:
             run = self._given_run() if self._manifest.run_id else self._own_run()
         except MlflowException as error:
@@ -85,19 +90,26 @@ class MlflowSink:
         self._run_id = run.info.run_id
         self._params = dict(run.data.params)
         self._folder.write_identity(self._identity(run))
-        return state
+        return self._state()
 
     def write(self, batch: Batch) -> Written:
-        """Send the batch; metrics of many log calls share one request."""
+        """Send the batch; metrics of many log calls share one request.
+
+        A file that the artifact store does not take now is put off, and tried again later.
+        """
         self._refused = []
         for record_or_metrics in _merged(batch.records):
             if self._no_run:
                 self._refuse(record_or_metrics, self._no_run)
             elif isinstance(record_or_metrics, list):
                 self._send_metrics(record_or_metrics)
+            elif isinstance(record_or_metrics, _FILES):
+                self._put_off.send_or_keep(record_or_metrics, self._send_checked)
             else:
-                self._attempt(record_or_metrics, self._send)
-        return Written(refused=tuple(self._refused))
+                self._send_checked(record_or_metrics)
+        self._put_off.try_again(self._send_checked)
+        unfinished = not self._put_off.is_empty
+        return Written(self._state(), tuple(self._refused), unfinished=unfinished)
 
     def close(self, end: RunEnded) -> None:
         """Set the run's status, end time and the reason for its end."""
@@ -109,6 +121,9 @@ class MlflowSink:
             self._client.delete_tag(self._run_id, REASON_TAG)
         if end.owned:
             self._client.set_terminated(self._run_id, end.status, end.end_time_ms)
+
+    def _state(self) -> SinkState:
+        return {"put_off": self._put_off.encoded()}
 
     def _given_run(self) -> Run:
         run = self._client.get_run(str(self._manifest.run_id))
@@ -163,12 +178,13 @@ class MlflowSink:
             experiment_id=run.info.experiment_id,
             artifact_uri=run.info.artifact_uri or "",
             last_step=max(steps, default=-1),
+            start_time_ms=run.info.start_time,
         )
 
-    def _attempt(self, record: Record, send: Callable[[Record], None]) -> None:
+    def _send_checked(self, record: Record) -> None:
         """Send one record; what MLflow will never take is refused, other faults are raised."""
         try:
-            send(record)
+            self._send(record)
         except (VideoError, CheckpointError) as error:
             self._refuse(record, str(error))
         except requests.HTTPError as error:
@@ -195,7 +211,7 @@ class MlflowSink:
             if error.error_code not in _FOR_GOOD:
                 raise
             for call in calls:
-                self._attempt(call, self._send)
+                self._send_checked(call)
 
     def _send(self, record: Record) -> None:
         match record:
@@ -262,7 +278,11 @@ class MlflowSink:
 
     def _upload(self, path: Path, artifact_folder: str, name: str) -> None:
         with tempfile.TemporaryDirectory(dir=self._folder.media) as folder:
-            os.link(path, Path(folder, name))
+            try:
+                os.link(path, Path(folder, name))
+            except OSError:
+                # A file system without hard links, such as exFAT or CIFS.
+                shutil.copyfile(path, Path(folder, name))
             self._client.log_artifact(self._run_id, str(Path(folder, name)), artifact_folder)
 
 

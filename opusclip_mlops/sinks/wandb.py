@@ -1,13 +1,17 @@
 """Weights & Biases: one row a log call, in the order of the journal.
 
 A row's W&B step is its ordinal, so that late and repeated steps are kept; the run's own step is the
-column `global_step`, which every chart uses. A batch counts as written once its rows stand in W&B's
-log on disk, and after a crash that log (or, online, the server) says which row comes next.
+column `global_step`, which every chart uses. A row is safe once it stands in W&B's log on disk, and
+after a crash that log (or, online, the server) says which row comes next. A client that hangs ends
+its process: the client's own threads and its core would outlast any other way.
 """
 
+import contextlib
+import faulthandler
 import netrc
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -18,6 +22,7 @@ from wandb.proto.wandb_internal_pb2 import Record as WandbRecord
 from opusclip_mlops import checkpoints, media, records, wandb_log
 from opusclip_mlops.errors import CheckpointError, DeliveryError, VideoError
 from opusclip_mlops.folder import Identity, RunFolder
+from opusclip_mlops.launch import HUNG_S
 from opusclip_mlops.records import Batch, Record, RunEnded
 from opusclip_mlops.sinks import Refusal, SinkState, Waiting, Written
 
@@ -28,7 +33,8 @@ STEP_KEY = "global_step"
 """The column that holds the run's own step."""
 
 _RESERVED = (STEP_KEY, "_step", "_timestamp", "_runtime", "_wandb")
-_ON_DISK_WAIT_S = 60.0
+_STALL_S = 2 * HUNG_S
+_HANG_S = 4 * HUNG_S
 _FINISH_WAIT_S = 300
 # What a launcher left in the environment must not name, resume or redirect this run.
 _STRAY_VARIABLES = (
@@ -54,32 +60,40 @@ class WandbSink:
         if identity is None:
             raise Waiting("the run's name is not known yet")
         rows_on_disk = _next_row(self._dir, identity.mirror_id)
-        self._run = self._begin(identity)
+        with _ended_if_hanging(_HANG_S):
+            self._run = self._begin(identity)
         self._log = wandb_log.LogReader(Path(self._run.settings.sync_file))
         self._next_row = self._run.step if self._mode == "online" else rows_on_disk
         self._base = int(state.get("base", self._next_row))
-        self._on_disk = 0
-        self._rows_given = 0
+        self._rows_on_disk = self._rows_given = 0
+        self._moved_s = time.monotonic()
         self._deferred: list[dict[str, Any]] = list(state.get("deferred", []))
         self._tags: dict[str, str] = dict(state.get("tags", {}))
         self._params: dict[str, str] = dict(state.get("params", {}))
+        # What was said before a crash may not have reached the disk.
+        self._set_params({})
+        self._set_tags({})
         return self._state()
 
     def write(self, batch: Batch) -> Written:
-        """Log the batch's rows and wait until they are on disk."""
+        """Hand the batch's rows to the client, and see which rows are on disk by now."""
         refused = []
         row = self._base + batch.first_row
-        for record in batch.records:
-            is_row = isinstance(record, records.Row)
-            if not is_row or row >= self._next_row:
-                try:
-                    self._send(record, row)
-                except (VideoError, CheckpointError) as error:
-                    refused.append(Refusal(record, str(error)))
-            row += is_row
-        self._send_deferred()
-        self._await_rows()
-        return Written(self._state(), tuple(refused))
+        with _ended_if_hanging(_HANG_S):
+            for record in batch.records:
+                is_row = isinstance(record, records.Row)
+                if not is_row or row >= self._next_row:
+                    try:
+                        self._send(record, row)
+                    except (VideoError, CheckpointError) as error:
+                        refused.append(Refusal(record, str(error)))
+                row += is_row
+            self._send_deferred()
+        self._look_at_disk()
+        left = self._rows_given - self._rows_on_disk
+        return Written(
+            self._state(), tuple(refused), safe_rows=row - self._base - left, unfinished=left > 0
+        )
 
     def close(self, end: RunEnded) -> None:
         """Finish the run with exit code 0 or 1."""
@@ -90,7 +104,11 @@ class WandbSink:
             print(f"checkpoint {about['name']} is not in MLflow: no W&B artifact refers to it")
         if end.reason:
             self._run.config.update({"end_reason": end.reason[:1000]}, allow_val_change=True)
-        self._run.finish(exit_code=0 if end.status == "FINISHED" else 1)
+        with _ended_if_hanging(_FINISH_WAIT_S + _HANG_S):
+            self._run.finish(exit_code=0 if end.status == "FINISHED" else 1)
+            # `finish` returns a moment before the last bytes are on disk.
+            while not any(record.HasField("exit") for record in self._log.new_records()):
+                time.sleep(0.02)
 
     def _begin(self, identity: Identity) -> wandb.Run:
         for name in _STRAY_VARIABLES:
@@ -131,8 +149,7 @@ class WandbSink:
                 page = wandb.Html(_as_page(record.text), inject=False)
                 self._log_row(record, row, {_column(record.key): page})
             case records.Params():
-                self._params = {**record.values, **self._params}
-                self._run.config.update(self._params, allow_val_change=True)
+                self._set_params(record.values)
             case records.Tags():
                 self._set_tags(record.values)
             case records.RunStarted():
@@ -150,9 +167,15 @@ class WandbSink:
             case records.Checkpoint():
                 self._defer(record)
 
+    def _set_params(self, params: dict[str, str]) -> None:
+        self._params = {**params, **self._params}
+        if self._params:
+            self._run.config.update(self._params, allow_val_change=True)
+
     def _set_tags(self, tags: dict[str, str]) -> None:
         self._tags |= tags
-        self._run.config.update({"tags": self._tags}, allow_val_change=True)
+        if self._tags:
+            self._run.config.update({"tags": self._tags}, allow_val_change=True)
 
     def _log_row(self, record: records.Row, row: int, values: dict[str, Any]) -> None:
         values |= {STEP_KEY: record.step, "_timestamp": record.timestamp_ms / 1000}
@@ -191,17 +214,25 @@ class WandbSink:
             self._run.log_artifact(artifact, aliases=aliases)
         self._deferred = [one for one in self._deferred if one not in arrived]
 
-    def _await_rows(self) -> None:
-        deadline = time.monotonic() + _ON_DISK_WAIT_S
-        while True:
-            self._on_disk += sum(r.HasField("history") for r in self._log.new_records())
-            if self._on_disk >= self._rows_given:
-                return
-            if time.monotonic() > deadline:
-                raise DeliveryError(
-                    f"W&B has written {self._on_disk} of {self._rows_given} rows to {self._dir}"
-                )
-            time.sleep(0.05)
+    def _look_at_disk(self) -> None:
+        """Count the rows that have reached the log; none for long is a fault."""
+        found = sum(1 for record in self._log.new_records() if record.HasField("history"))
+        self._rows_on_disk += found
+        if found or self._rows_on_disk >= self._rows_given:
+            self._moved_s = time.monotonic()
+        elif time.monotonic() - self._moved_s > _STALL_S:
+            written = f"{self._rows_on_disk} of {self._rows_given} rows"
+            raise DeliveryError(f"W&B has written {written} to {self._dir} and goes no further")
+
+
+@contextlib.contextmanager
+def _ended_if_hanging(limit_s: float) -> Iterator[None]:
+    """End this process, with the lines it hung at in its log, when a call takes too long."""
+    faulthandler.dump_traceback_later(limit_s, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def wandb_mode(asked: str | None) -> str:

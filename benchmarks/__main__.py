@@ -1,0 +1,46 @@
+"""`python -m benchmarks`: measures every part, prints one table, writes results.json."""
+
+import argparse
+import importlib
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.figures import Figure, show
+from benchmarks.machine import facts
+from benchmarks.processes import HERE
+
+PARTS = ("cost", "loop", "delivery", "memory", "freshness")
+
+
+def main() -> int:
+    """Measure; 0 when every promise is kept, else 1."""
+    asked = _arguments()
+    about = facts()
+    found: list[Figure] = []
+    for part in asked.only or PARTS:
+        print(f"measuring: {part} …", file=sys.stderr, flush=True)
+        began_s = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix=f"bench-{part}-") as folder:
+            module = importlib.import_module(f"benchmarks.{part}")
+            found += module.measure(Path(folder), quick=asked.quick)
+        print(f"{part}: {time.monotonic() - began_s:.0f} s", file=sys.stderr, flush=True)
+    show(found)
+    results = {"machine": about, "quick": asked.quick, "figures": [one.as_json() for one in found]}
+    asked.results.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    print(f"written: {asked.results}")
+    return 1 if any(one.kept is False for one in found) else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make bench BENCH_ARGS=…", description=__doc__)
+    parser.add_argument("--only", choices=PARTS, action="append", help="a part; may be repeated")
+    parser.add_argument("--quick", action="store_true", help="smaller: to see that it works")
+    parser.add_argument("--results", type=Path, default=HERE / "results.json")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

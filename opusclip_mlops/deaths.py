@@ -1,0 +1,95 @@
+"""How a process died, as far as anything tells: its own notes, and the kernel."""
+
+import contextlib
+import fcntl
+import os
+import signal
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from opusclip_mlops.exits import EXIT_CODE, FATAL, SIGNALS
+from opusclip_mlops.records import RunStarted
+
+TRACEBACK_TAG = "opusclip.traceback"
+"""The tag that holds the lines a run's process was at when it failed."""
+
+# ioctl PIDFD_GET_INFO, Linux 6.15 and later: <linux/pidfd.h>
+_PIDFD_GET_INFO = 0xC040FF0B
+_PIDFD_INFO_EXIT = 1 << 3
+_PIDFD_INFO = struct.Struct("@QQ11Ii")
+_ASKED_TO_STOP = ("SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT", "SIGXCPU")
+_NOTE_BYTES = 7000
+
+
+@dataclass(frozen=True)
+class Death:
+    """The status of a run whose process is gone, the reason, and the lines it was at."""
+
+    status: str
+    reason: str
+    traceback: str = ""
+
+
+def death_of(folder: Path, start: RunStarted, *, wait_status: int | None) -> Death:
+    """How the process of a session died without closing its run.
+
+    Args:
+        folder: The run's folder, with the notes it may have left.
+        start: The session.
+        wait_status: What the kernel says about its end, as `os.wait` gives it; None if unknown.
+    """
+    for name in (*SIGNALS, FATAL):
+        note = _note(folder / f"{start.session}.{name}")
+        if note:
+            return _killed(start, _fatal_name(note) if name == FATAL else name, note)
+    if wait_status is not None and os.WIFSIGNALED(wait_status):
+        return _killed(start, signal.Signals(os.WTERMSIG(wait_status)).name, "")
+    code = exit_code(folder, start.session) if wait_status is None else wait_status >> 8
+    if code is None:
+        return Death("FAILED", f"process {start.pid} vanished without closing its run")
+    reason = f"process {start.pid} left with exit code {code} without closing its run"
+    return Death("FAILED" if code else "FINISHED", reason)
+
+
+def exit_code(folder: Path, session: str) -> int | None:
+    """The exit code that a process left behind when it ended by itself; None where it did not."""
+    note = b""
+    with contextlib.suppress(OSError):
+        note = (folder / f"{session}.{EXIT_CODE}").read_bytes()
+    return note[-1] if note else None
+
+
+def wait_status(pidfd: int) -> int | None:
+    """What the kernel says about the end of a process; None while it lives or where it can't."""
+    question = bytearray(_PIDFD_INFO.pack(_PIDFD_INFO_EXIT, *[0] * 13))
+    try:
+        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, question)
+    except OSError:
+        return None
+    mask, *_, status = _PIDFD_INFO.unpack(question)
+    return int(status) if mask & _PIDFD_INFO_EXIT else None
+
+
+def _killed(start: RunStarted, name: str, note: str) -> Death:
+    status = "KILLED" if name in _ASKED_TO_STOP else "FAILED"
+    return Death(status, f"process {start.pid} was ended by {name}", note)
+
+
+def _fatal_name(note: str) -> str:
+    """The signal behind the interpreter's last words."""
+    words = {
+        "Segmentation fault": "SIGSEGV", "Aborted": "SIGABRT", "Bus error": "SIGBUS",
+        "Illegal instruction": "SIGILL", "Floating-point exception": "SIGFPE",
+        "Floating point exception": "SIGFPE",
+    }  # fmt: skip
+    first = note.partition("\n")[0]
+    return next((name for text, name in words.items() if text in first), first)
+
+
+def _note(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(_NOTE_BYTES).decode(errors="replace")
+    except OSError:
+        return ""

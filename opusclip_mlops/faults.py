@@ -1,0 +1,92 @@
+"""What is done about a fault of a backend: it is caught here and nowhere else, and tried again."""
+
+import base64
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from opusclip_mlops.records import Checkpoint, Record
+
+FIRST_RETRY_S, LAST_RETRY_S = 1.0, 60.0
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Record).decode
+
+
+def attempted(action: Callable[[], object]) -> Exception | None:
+    """Do something with a backend, which may fail in any way: the fault, or None if it is done."""
+    try:
+        action()
+    except Exception as error:  # noqa: BLE001 - the one place where a backend may fail in any way
+        return error
+    return None
+
+
+class PutOff:
+    """Records that could not be sent when their turn came, so that they hold up no other.
+
+    They are tried again in their order, one at a time, after waits that grow to a minute.
+
+    Args:
+        encoded: What `encoded` gave, when this goes on after a restart.
+    """
+
+    def __init__(self, encoded: Iterable[str] = ()) -> None:
+        self._records = deque(_decode(base64.b64decode(one)) for one in encoded)
+        self._encoded = deque(encoded)
+        self._wait_s = FIRST_RETRY_S
+        self._not_before_s = 0.0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether everything was sent."""
+        return not self._records
+
+    def encoded(self) -> list[str]:
+        """What is put off, as JSON can hold it."""
+        return list(self._encoded)
+
+    def send_or_keep(self, record: Record, send: Callable[[Record], None]) -> None:
+        """Send a record, or put it off; a checkpoint never overtakes one before it."""
+        overtakes = isinstance(record, Checkpoint) and any(
+            isinstance(one, Checkpoint) for one in self._records
+        )
+        is_early = bool(self._records) and time.monotonic() < self._not_before_s
+        if overtakes or is_early:
+            self._keep(record)
+        elif fault := attempted(lambda: send(record)):
+            self._tell(record, fault)
+            self._keep(record)
+            self._not_before_s = time.monotonic() + self._wait_s
+
+    def try_again(self, send: Callable[[Record], None]) -> None:
+        """Send what was put off, as long as it can be sent and the wait is over."""
+        while self._records and time.monotonic() >= self._not_before_s:
+            record = self._records[0]
+            if fault := attempted(lambda: send(record)):  # noqa: B023 - called at once
+                self._tell(record, fault)
+                self._wait_s = min(2 * self._wait_s, LAST_RETRY_S)
+                self._not_before_s = time.monotonic() + self._wait_s
+                # The others have their turn: one bad file must not hold them up either.
+                self._turn()
+                return
+            self._records.popleft()
+            self._encoded.popleft()
+            self._wait_s = FIRST_RETRY_S
+
+    def _keep(self, record: Record) -> None:
+        self._records.append(record)
+        self._encoded.append(base64.b64encode(_encode(record)).decode())
+
+    def _turn(self) -> None:
+        """Put the first to the end, unless checkpoints would change places."""
+        if not isinstance(self._records[0], Checkpoint):
+            self._records.rotate(-1)
+            self._encoded.rotate(-1)
+
+    @staticmethod
+    def _tell(record: Record, fault: Exception) -> None:
+        kind = type(record).__name__
+        print(f"{kind} put off: {type(fault).__name__}", flush=True)

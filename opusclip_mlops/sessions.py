@@ -1,0 +1,144 @@
+"""The processes that log to a run: who they are, whether they live, and how the run ended.
+
+A process holds a lock on its own file `<session>.alive` from its first record on, and the kernel
+lets go of it when the process is gone. So neither a reused pid, nor a clock that steps, nor another
+host name, nor another pid namespace is mistaken for anything.
+"""
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from opusclip_mlops import journal
+from opusclip_mlops.folder import CONTROL, RunFolder
+from opusclip_mlops.records import RunEnded, RunStarted
+
+_FLOCK = struct.Struct("@hhqqi4x")
+_DEAD_STATES = ("Z", "X", "x")
+
+
+@dataclass(frozen=True)
+class Session:
+    """A process that logs to a run, from its start to its end (None while it goes on).
+
+    `is_corrected` says that the end is the supervisor's word, not the process's own.
+    """
+
+    start: RunStarted
+    end: RunEnded | None
+    is_corrected: bool = False
+
+
+def sessions(folder: RunFolder) -> list[Session]:
+    """All processes that logged to this run."""
+    starts: dict[str, RunStarted] = {}
+    own: dict[str, RunEnded] = {}
+    told: dict[str, RunEnded] = {}
+    for path, record in _control_records(folder):
+        if isinstance(record, RunStarted):
+            starts[record.session] = record
+        else:
+            by = own if path.name.startswith(record.session) else told
+            by[record.session] = record
+    return [_session(start, own.get(name), told.get(name)) for name, start in starts.items()]
+
+
+def _session(start: RunStarted, own: RunEnded | None, told: RunEnded | None) -> Session:
+    """A process's own word goes before the supervisor's, but for what the exit code belies."""
+    corrected = told is not None and (own is None or own.at_exit)
+    return Session(start, told if corrected else own, corrected)
+
+
+def _control_records(folder: RunFolder) -> Iterator[tuple[Path, RunStarted | RunEnded]]:
+    for path in folder.segments():
+        if CONTROL not in path.name:
+            continue
+        for item in journal.read(path):
+            record = item.record if isinstance(item, journal.Entry) else None
+            if isinstance(record, RunStarted | RunEnded):
+                yield path, record
+
+
+def final_end(folder: RunFolder) -> RunEnded | None:
+    """How the run ended, once every process that logged to it has ended; None before."""
+    every = sessions(folder)
+    ends = [one.end for one in every if one.end]
+    if not ends or len(ends) < len(every):
+        return None
+    last_start_ms = max(one.start.start_time_ms for one in every)
+    # A failure counts, whoever ends after it, unless the run was gone on with since.
+    failures = [e for e in ends if e.status != "FINISHED" and e.end_time_ms >= last_start_ms]
+    return max(failures or ends, key=lambda end: (end.owned, end.end_time_ms))
+
+
+def hold_alive(folder: RunFolder, session: str) -> int:
+    """Show that this process lives, for as long as the returned descriptor is open.
+
+    The lock is this process's alone: a forked child neither has it nor can lose it.
+    """
+    descriptor = os.open(_alive(folder, session), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        # A file system without locks: then the process is known by its pid and start time.
+        _alive(folder, session).unlink(missing_ok=True)
+    return descriptor
+
+
+def is_alive(folder: RunFolder, start: RunStarted) -> bool:
+    """Whether the process that began this session still runs."""
+    if (start.pid, start.host) == (os.getpid(), socket.gethostname()):
+        # A process does not see its own lock.
+        return _runs(start)
+    held = _is_held(_alive(folder, start.session))
+    if held is not None:
+        return held
+    # Without locks: another host's processes can't be seen from here.
+    return start.host != socket.gethostname() or _runs(start)
+
+
+def process_started_s(pid: int) -> float:
+    """When a process began, in seconds since the machine did; no clock's step changes it.
+
+    Raises:
+        ProcessLookupError: it is gone, or dead and not yet buried.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessLookupError(errno.ESRCH, f"no process {pid}") from None
+    # The name before it, in parentheses, may hold anything.
+    state, *numbers = stat.rpartition(")")[2].split()
+    if state in _DEAD_STATES:
+        raise ProcessLookupError(errno.ESRCH, f"process {pid} is dead")
+    return int(numbers[18]) / os.sysconf("SC_CLK_TCK")
+
+
+def _runs(start: RunStarted) -> bool:
+    try:
+        return process_started_s(start.pid) == start.process_started_s
+    except ProcessLookupError:
+        return False
+
+
+def _alive(folder: RunFolder, session: str) -> Path:
+    return folder.path / f"{session}.alive"
+
+
+def _is_held(path: Path) -> bool | None:
+    """Whether a process holds the lock of this file; None where that can't be known."""
+    question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+        try:
+            answer = fcntl.fcntl(descriptor, fcntl.F_GETLK, question)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return None
+    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)

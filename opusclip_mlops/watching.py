@@ -1,0 +1,172 @@
+"""What a supervisor looks at each second: the disk, the backlog, the machine, and who has died.
+
+What it has to say is appended to journals of its own in the run's folder: one road, for that too.
+"""
+
+import os
+import time
+from pathlib import Path
+
+from opusclip_mlops import accounting, backlog
+from opusclip_mlops.deaths import TRACEBACK_TAG, Death, death_of, exit_code, wait_status
+from opusclip_mlops.folder import CONTROL, RunFolder
+from opusclip_mlops.journal import Journal
+from opusclip_mlops.records import Metrics, Record, RunEnded, RunStarted, Tags, Text
+from opusclip_mlops.sessions import Session, is_alive, sessions
+from opusclip_mlops.system_metrics import SystemMeter
+
+_OWN_NAME = "supervisor"
+_BURIAL_LOOKS = 3
+
+
+class Watch:
+    """Looks after one run; `look` is to be called each second."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._manifest = folder.manifest()
+        self._level = backlog.read_level(folder)
+        self._pidfds: dict[str, int] = {}
+        self._looks_since_death: dict[str, int] = {}
+        self._machine = _Machine(folder) if self._manifest.system_metrics else None
+
+    def look(self) -> None:
+        """Put the journal on the disk, close what died, give space back, measure the machine."""
+        self._put_on_disk()
+        every = sessions(self._folder)
+        for session in every:
+            self._end_if_dead(session)
+        backlog.release(self._folder)
+        self._set_level()
+        if self._machine:
+            self._machine.look(self._living(every))
+
+    def may_end(self) -> bool:
+        """Whether no process can still give the run another end than the one it has."""
+        for session in [one for one in sessions(self._folder) if _awaits_exit_code(one)]:
+            if is_alive(self._folder, session.start):
+                return False
+            if exit_code(self._folder.path, session.start.session):
+                self._end_if_dead(session)
+                return False
+        return True
+
+    def _put_on_disk(self) -> None:
+        accounts = self._folder.path.glob(f"*{accounting.SUFFIX}")
+        for path in (*self._folder.segments(), *accounts):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fdatasync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def _living(self, every: list[Session]) -> list[RunStarted]:
+        return [one.start for one in every if not one.end and is_alive(self._folder, one.start)]
+
+    def _set_level(self) -> None:
+        waiting_bytes = backlog.backlog_bytes(self._folder)
+        level = backlog.shed_level(waiting_bytes, self._manifest.backlog_quota_bytes, self._level)
+        if level != self._level:
+            backlog.write_level(self._folder, level)
+            self._level = level
+
+    def _end_if_dead(self, session: Session) -> None:
+        """Declare the end of a process that is gone without doing so, or that ended otherwise."""
+        start = session.start
+        if is_alive(self._folder, start):
+            self._hold_pidfd(start)
+        elif session.end is None:
+            status = self._wait_status(start.session)
+            if status is not None or self._is_buried(start.session):
+                self._declare(start, death_of(self._folder.path, start, wait_status=status))
+        elif _awaits_exit_code(session):
+            code = exit_code(self._folder.path, start.session)
+            if code:
+                self._declare(start, Death("FAILED", f"process {start.pid} left with code {code}"))
+
+    def _hold_pidfd(self, start: RunStarted) -> None:
+        """Keep hold of the process, so that the kernel can tell how it ended."""
+        if start.session not in self._pidfds:
+            try:
+                self._pidfds[start.session] = os.pidfd_open(start.pid)
+            except OSError:
+                self._pidfds[start.session] = -1
+
+    def _wait_status(self, session: str) -> int | None:
+        pidfd = self._pidfds.get(session, -1)
+        return wait_status(pidfd) if pidfd >= 0 else None
+
+    def _is_buried(self, session: str) -> bool:
+        """Whether its parent has had time to take note of its end: before, the kernel says none."""
+        self._looks_since_death[session] = self._looks_since_death.get(session, 0) + 1
+        known = self._pidfds.get(session, -1) >= 0
+        return not known or self._looks_since_death[session] >= _BURIAL_LOOKS
+
+    def _declare(self, start: RunStarted, death: Death) -> None:
+        end_time_ms = _last_sign_of_life_ms(self._folder, start)
+        said: list[Record] = [
+            *_left_out(self._folder, end_time_ms),
+            *([Tags({TRACEBACK_TAG: death.traceback})] if death.traceback else []),
+            RunEnded(start.session, death.status, end_time_ms, death.reason, start.owned),
+        ]
+        control = Journal(self._folder.path, _OWN_NAME + CONTROL)
+        for record in said:
+            control.append(record)
+        control.close()
+
+
+class _Machine:
+    """Measures the machine in the interval the run asks for."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        manifest = folder.manifest()
+        self._interval_s = manifest.system_metrics_interval_s
+        self._meter = SystemMeter(disk=Path(manifest.cwd))
+        self._journal: Journal | None = None
+        self._next_s = 0.0
+        self._last_step = -1
+
+    def look(self, living: list[RunStarted]) -> None:
+        """Measure if it is time to, and anything trains here."""
+        start_ms = self._start_time_ms()
+        if not living or start_ms is None or time.monotonic() < self._next_s:
+            return
+        self._next_s = time.monotonic() + self._interval_s
+        values = self._meter.sample([start.pid for start in living])
+        now_ms = time.time_ns() // 1_000_000
+        # Steps are seconds of the run: they go on rising over restarts of the supervisor.
+        self._last_step = max(self._last_step + 1, (now_ms - start_ms) // 1000)
+        if values:
+            self._own_journal().append(Metrics(now_ms, self._last_step, values))
+
+    def _start_time_ms(self) -> int | None:
+        """When the run began; None while that is not known of one that is gone on with."""
+        identity, manifest = self._folder.identity(), self._folder.manifest()
+        if identity and identity.start_time_ms:
+            return identity.start_time_ms
+        return None if manifest.run_id else manifest.start_time_ms
+
+    def _own_journal(self) -> Journal:
+        if self._journal is None:
+            self._journal = Journal(self._folder.path, _OWN_NAME)
+        return self._journal
+
+
+def _awaits_exit_code(session: Session) -> bool:
+    end = session.end
+    return bool(end and end.at_exit and end.status == "FINISHED" and not session.is_corrected)
+
+
+def _left_out(folder: RunFolder, now_ms: int) -> list[Tags | Text]:
+    try:
+        return accounting.totals(folder.path).records(timestamp_ms=now_ms)
+    except OSError:
+        # An account that can't be read: then nothing is claimed.
+        return []
+
+
+def _last_sign_of_life_ms(folder: RunFolder, start: RunStarted) -> int:
+    own = [p for p in folder.segments() if p.name.startswith(start.session)]
+    written_ms = [int(path.stat().st_mtime * 1000) for path in own]
+    return max([start.start_time_ms, *written_ms])

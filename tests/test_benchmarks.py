@@ -1,0 +1,113 @@
+"""The arithmetic behind the benchmarks' table: what counts as kept, ratios, percentiles, rates."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from benchmarks.delivery import Sample, rate
+from benchmarks.figures import (
+    Figure,
+    interval_of,
+    number,
+    paired_ratios,
+    percentile,
+    quarters,
+    show,
+)
+
+
+def figure(**fields: object) -> Figure:
+    """A figure of which a test names only what it is about."""
+    return Figure(**{"part": "cost", "what": "a call", "ours": 4.0, "unit": "µs", **fields})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("fields", "kept"),
+    [
+        ({}, None),
+        ({"at_most": 4.0}, True),
+        ({"at_most": 3.9}, False),
+        ({"at_least": 4.0}, True),
+        ({"at_least": 4.1}, False),
+        ({"theirs": 16.0}, None),
+        ({"theirs": 16.0, "at_most": 0.25}, True),
+        ({"theirs": 15.0, "at_most": 0.25}, False),
+        ({"theirs": 5.0, "at_least": 0.8}, True),
+        ({"theirs": 5.1, "at_least": 0.8}, False),
+        ({"ours": float("nan"), "at_most": 4.0}, False),
+    ],
+)
+def test_a_promise_is_kept_up_to_its_bound(fields: dict[str, float], kept: bool | None) -> None:
+    """A bound is one of the ratio where there is a peer, else one of our own figure."""
+    assert figure(**fields).kept is kept
+
+
+def test_the_table_names_what_was_missed() -> None:
+    """A promise that is not kept is told by name, with its ratio and its bound."""
+    output = io.StringIO()
+    one = figure(peer="trackio", theirs=8.0, at_most=0.25, note="ten floats")
+    show([one], Console(file=output, width=150))
+    for told in ("a call (ten floats)", "trackio", "0.5", "<= 0.25", "MISSED"):
+        assert told in output.getvalue()
+
+
+def test_results_hold_the_ratio_and_the_verdict() -> None:
+    """Whoever reads results.json need not compute them again."""
+    content = figure(peer="floor", theirs=2.0, at_most=3.0).as_json()
+    assert (content["ours"], content["ratio"], content["kept"]) == (4.0, 2.0, True)
+
+
+def test_a_percentile_is_a_value_that_was_measured() -> None:
+    """It is the smallest one that so many percent do not exceed, in any order given."""
+    values = [*range(100, 0, -1)]
+    assert [percentile(values, one) for one in (0, 1, 50, 99, 100)] == [1, 1, 50, 99, 100]
+    assert percentile([7.0], 99) == 7.0
+
+
+def test_ratios_are_of_pairs() -> None:
+    """The first by the first, and so on; a missing partner is an error."""
+    assert paired_ratios([2.0, 9.0], [1.0, 3.0]) == [2.0, 3.0]
+    with pytest.raises(ValueError, match="shorter"):
+        paired_ratios([1.0, 2.0], [1.0])
+
+
+def test_an_interval_holds_the_median_and_narrows_with_more_values() -> None:
+    """It is the same for the same values, and no wider than they are."""
+    few, many = [1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 2.0, 3.0, 4.0, 5.0] * 40
+    low, high = interval_of(few)
+    assert 1.0 <= low < 3.0 < high <= 5.0
+    assert interval_of(few) == (low, high)
+    narrow_low, narrow_high = interval_of(many)
+    assert narrow_high - narrow_low < high - low
+    assert interval_of([2.0]) == (2.0, 2.0)
+
+
+def test_quarters_are_the_ends_of_the_time() -> None:
+    """The medians of the first and the last quarter; what lies between does not count."""
+    assert quarters([1.0, 3.0, 90.0, 90.0, 90.0, 90.0, 5.0, 7.0]) == (2.0, 6.0)
+    assert quarters([4.0]) == (4.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, ""), (0.06666, "0.0667"), (4.0, "4"), (998.7, "999"), (63_281.5, "63,282")],
+)
+def test_numbers_show_three_digits(value: float | None, text: str) -> None:
+    """Large ones are whole, with thousands set apart."""
+    assert number(value) == text
+
+
+def test_a_rate_counts_from_the_first_sample_to_the_asked_time() -> None:
+    """Records are spread evenly between two acknowledgements; ten scalars are in each."""
+    samples = [Sample(1.0, 0), Sample(2.0, 0), Sample(3.0, 400), Sample(4.0, 400), Sample(5.0, 600)]
+    assert rate(samples, until_s=5.0) == 10 * 600 / 4
+    assert rate(samples, until_s=99.0) == 10 * 600 / 4
+    assert rate(samples, until_s=3.0) == 10 * 400 / 2
+    assert rate(samples, until_s=4.0) == 10 * 500 / 3
+    assert rate(samples, until_s=2.0) == 10 * 200 / 1
+
+
+def test_a_sink_that_began_after_the_others_had_ended_is_rated_over_its_own_time() -> None:
+    """There is no time in which another one was at work too."""
+    assert rate([Sample(5.0, 0), Sample(7.0, 100)], until_s=4.0) == 10 * 100 / 2

@@ -1,0 +1,113 @@
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from opusclip_mlops.folder import CONTROL, RunFolder
+from opusclip_mlops.records import RunEnded, RunStarted
+from opusclip_mlops.sessions import final_end, is_alive, process_started_s, sessions
+from tests.journeys import append, end, make_run, wait_until
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from opusclip_mlops.folder import RunFolder
+from opusclip_mlops.sessions import hold_alive
+hold_alive(RunFolder(Path(sys.argv[1])), "s2")
+if sys.argv[2] == "fork" and os.fork() == 0:
+    time.sleep(60)
+print("held", flush=True)
+sys.stdin.read()
+os._exit(0)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return make_run(tmp_path)
+
+
+def holder(folder: RunFolder, mode: str = "") -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder.path), mode],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def started(host: str = "elsewhere", pid: int = 1, started_s: float = 0.0) -> RunStarted:
+    return RunStarted("s2", host, pid, started_s, 0)
+
+
+def test_a_process_is_alive_while_it_holds_its_lock(folder: RunFolder) -> None:
+    """Neither host name nor pid nor start time is asked: a container may have changed them all."""
+    process = holder(folder)
+    assert is_alive(folder, started())
+    assert is_alive(folder, started(socket.gethostname(), 2**22, 5.0))
+    process.kill()
+    process.wait()
+    assert not is_alive(folder, started())
+
+
+def test_a_reused_pid_is_not_mistaken_for_the_trainer(folder: RunFolder) -> None:
+    """A dead process whose pid another has is dead."""
+    process = holder(folder)
+    process.kill()
+    process.wait()
+    own = (socket.gethostname(), os.getppid(), process_started_s(os.getppid()))
+    assert not is_alive(folder, started(*own))
+
+
+def test_a_forked_child_does_not_keep_its_parent_alive(folder: RunFolder) -> None:
+    """A data loader's worker that outlives the trainer is not the trainer."""
+    process = holder(folder, "fork")
+    [child] = psutil.Process(process.pid).children()
+    assert is_alive(folder, started())
+    process.kill()
+    process.wait()
+    assert child.is_running()
+    assert not is_alive(folder, started())
+    child.kill()
+
+
+def test_without_locks_a_process_is_known_by_pid_and_start(folder: RunFolder) -> None:
+    """On a file system that has no locks; a process of another host can't be seen, and lives."""
+    here, pid = socket.gethostname(), os.getppid()
+    assert is_alive(folder, started(here, pid, process_started_s(pid)))
+    assert not is_alive(folder, started(here, pid, process_started_s(pid) - 1))
+    assert is_alive(folder, started("elsewhere"))
+
+
+def test_a_process_sees_itself(folder: RunFolder) -> None:
+    """The trainer asks about its own session too."""
+    [own] = sessions(folder)
+    assert is_alive(folder, own.start)
+
+
+def test_a_zombie_is_dead() -> None:
+    """A process that has ended and is not yet waited for has no start time any more."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    wait_until(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE)
+    with pytest.raises(ProcessLookupError):
+        process_started_s(child.pid)
+    child.wait()
+    with pytest.raises(ProcessLookupError):
+        process_started_s(child.pid)
+
+
+def test_the_exit_code_has_the_last_word(folder: RunFolder) -> None:
+    """An end that nobody declared but the interpreter gives way to what the supervisor found."""
+    said = RunEnded("s1", "FINISHED", 5, at_exit=True)
+    append(folder, [said], journal="s1" + CONTROL)
+    assert final_end(folder) == said
+    found = RunEnded("s1", "FAILED", 6, "left with code 3")
+    append(folder, [found], journal="supervisor" + CONTROL)
+    assert final_end(folder) == found
+    end(folder)
+    assert final_end(folder).status == "FINISHED"
