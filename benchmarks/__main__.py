@@ -3,6 +3,8 @@
 import argparse
 import importlib
 import json
+import os
+import signal
 import sys
 import tempfile
 import time
@@ -10,14 +12,16 @@ from pathlib import Path
 
 from benchmarks.figures import Figure, show
 from benchmarks.machine import facts
-from benchmarks.processes import HERE
+from benchmarks.processes import HERE, QUIET
 
+_FOREIGN = ("OPUSCLIP_", "MLFLOW_", "WANDB_", "TRACKIO_")
 PARTS = ("cost", "loop", "delivery", "memory", "freshness")
 
 
 def main() -> int:
     """Measure; 0 when every promise is kept, else 1."""
     asked = _arguments()
+    _leave_the_surroundings()
     about = facts()
     found: list[Figure] = []
     for part in asked.only or PARTS:
@@ -32,6 +36,14 @@ def main() -> int:
     asked.results.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     print(f"written: {asked.results}")
     return 1 if any(one.kept is False for one in found) else 0
+
+
+def _leave_the_surroundings() -> None:
+    """Nobody's settings are measured, and a termination ends the workers too."""
+    for name in [one for one in os.environ if one.startswith(_FOREIGN)]:
+        del os.environ[name]
+    os.environ.update(QUIET)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def _arguments() -> argparse.Namespace:

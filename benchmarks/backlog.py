@@ -1,38 +1,30 @@
 """Journals full of records that nobody has delivered yet, and the stores to deliver them to."""
 
-import contextlib
 import logging
 import os
 import shutil
 import socket
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-
 from benchmarks.callers import KEYS
+from benchmarks.processes import end_tree
 from opusclip_mlops.folder import CONTROL, Identity, Manifest, RunFolder
 from opusclip_mlops.journal import Journal
-from opusclip_mlops.records import Metrics, Record, RunEnded, RunStarted
+from opusclip_mlops.launch import start_shipper
+from opusclip_mlops.records import Metrics, Record, RunStarted
+from opusclip_mlops.sessions import process_started_s
 
 STARTED_MS = 1_700_000_000_000
 SCALARS = len(KEYS)
 SINKS = ("mlflow", "tensorboard", "wandb")
 
 
-def points(count: int) -> Iterator[Metrics]:
-    """Log calls of ten values each, ten milliseconds apart."""
-    for step in range(count):
-        values = {key: 0.1 + step / (n + 3) for n, key in enumerate(KEYS)}
-        yield Metrics(STARTED_MS + 10 * step, step, values)
-
-
-def make_backlog(folder: Path, sinks: Sequence[str], *, count: int) -> RunFolder:
-    """A run's folder full of records, as a tracker leaves it whose shipper never ran."""
-    run = make_run(folder, sinks)
-    write_points(run, count=count)
-    return run
+def point(step: int) -> Metrics:
+    """A log call of ten values; steps are ten milliseconds apart."""
+    values = {key: 0.1 + step / (n + 3) for n, key in enumerate(KEYS)}
+    return Metrics(STARTED_MS + 10 * step, step, values)
 
 
 def make_run(folder: Path, sinks: Sequence[str]) -> RunFolder:
@@ -58,18 +50,16 @@ def make_run(folder: Path, sinks: Sequence[str]) -> RunFolder:
         session="s1",
         host=socket.gethostname(),
         pid=os.getpid(),
-        process_started_s=psutil.Process().create_time(),
+        process_started_s=process_started_s(os.getpid()),
         start_time_ms=STARTED_MS,
     )
     _append(run, [start], journal="s1" + CONTROL)
     return run
 
 
-def write_points(run: RunFolder, *, count: int) -> None:
-    """Log points, and declare the run's end."""
-    _append(run, points(count), journal="s1")
-    end = RunEnded("s1", "FINISHED", STARTED_MS + 10 * count)
-    _append(run, [end], journal="s1" + CONTROL)
+def write_points(run: RunFolder, steps: Iterable[int]) -> None:
+    """Log a call of ten values at each of the steps."""
+    _append(run, map(point, steps), journal="s1")
 
 
 def _append(run: RunFolder, records: Iterable[Record], *, journal: str) -> None:
@@ -77,6 +67,21 @@ def _append(run: RunFolder, records: Iterable[Record], *, journal: str) -> None:
     for record in records:
         log.append(record)
     log.close()
+
+
+@contextmanager
+def shipping(run: RunFolder) -> Iterator[int]:
+    """The real shipper at work on a run; gives the supervisor's pid."""
+    # Held: a shipper that is done would remove what is looked at here.
+    held = run.hold()
+    # A benchmark stops sinks for longer than they are stopped elsewhere.
+    shipper = start_shipper(run, environment={"OPUSCLIP_HUNG_S": "3600"})
+    try:
+        yield shipper.pid
+    finally:
+        end_tree(shipper.pid)
+        shipper.wait()
+        os.close(held)
 
 
 def new_store(folder: Path) -> str:
@@ -89,10 +94,3 @@ def new_store(folder: Path) -> str:
         MlflowClient(f"sqlite:///{empty}").search_experiments()
     shutil.copyfile(empty, folder / "mlflow.db")
     return f"sqlite:///{folder}/mlflow.db"
-
-
-def scalars_in(database: Path) -> int:
-    """How many points of the benchmark's own keys an MLflow store holds."""
-    with contextlib.closing(sqlite3.connect(database)) as connection:
-        found = connection.execute("SELECT count(*) FROM metrics WHERE key LIKE 'train/%'")
-        return int(found.fetchone()[0])

@@ -17,8 +17,10 @@ PART = "cost"
 PEERS = ("floor", "torch", "tensorboardX", "wandb", "trackio", "mlflow", "mlflow-async")
 OWN_VENV = ("tensorboardX", "trackio")
 WARM_UP_CALLS = 200
-# A call of these takes milliseconds, or starts a thread's work that does.
-SLOW = ("mlflow", "mlflow-async")
+CALLS = {"ours": 10_000, "floor": 10_000, "trackio": 5_000, "mlflow": 100, "mlflow-async": 100}
+OTHER_CALLS, QUICK_CALLS = 2_000, 500
+ROUNDS, QUICK_ROUNDS = 10, 3
+"""Calls a round: many where they are quick, few where each takes milliseconds."""
 P50_RATIOS = {"floor": 3.0, "trackio": 1 / 4, "wandb": 1 / 15}
 P50_US, P99_US = 5.0, 50.0
 LATE_TO_EARLY = 1.2
@@ -28,10 +30,9 @@ GROWTH_MB = 5.0
 
 def measure(folder: Path, *, quick: bool) -> list[Figure]:
     """Measure all callers, then ours over millions of calls."""
-    rounds, calls = (3, 500) if quick else (10, 2000)
     with contextlib.ExitStack() as stack:
         workers = {name: _paused(stack, name, folder) for name in ("ours", *PEERS)}
-        taken_us = _taken_us(workers, rounds=rounds, calls=calls)
+        taken_us = _taken_us(workers, quick=quick)
     total = 300_000 if quick else 10_000_000
     return [*_figures(taken_us), *_endurance(folder, total=total)]
 
@@ -49,12 +50,13 @@ def _caller(name: str, folder: Path) -> Worker:
     return Worker("callers.py", name, str(own), folder=own, **chosen)
 
 
-def _taken_us(workers: Mapping[str, Worker], *, rounds: int, calls: int) -> dict[str, list[float]]:
+def _taken_us(workers: Mapping[str, Worker], *, quick: bool) -> dict[str, list[float]]:
     taken_us: dict[str, list[float]] = {name: [] for name in workers}
-    for number in range(rounds):
+    for number in range(QUICK_ROUNDS if quick else ROUNDS):
         for name in _turned(list(workers), number):
+            calls = CALLS.get(name, OTHER_CALLS)
             with running(workers[name]) as worker:
-                answer = worker.ask(calls=calls // 20 if name in SLOW else calls)
+                answer = worker.ask(calls=min(calls, QUICK_CALLS) if quick else calls)
             taken_us[name] += [ns / 1000 for ns in answer["taken_ns"]]
     return taken_us
 

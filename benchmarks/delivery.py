@@ -1,29 +1,29 @@
 """Part `delivery`: how fast a backlog reaches each sink, beside the raw client of that sink.
 
-Imports, process starts and the making of the run are left out on both sides: the clock runs from
-the first batch (ours) or the first row (the peer) to everything being durable. Ours is over when
-the sink's position is acknowledged behind the last record; then the points are counted at their
-destination. Rounds alternate, so that a slow minute of the machine meets both.
+Ours and the raw client each have a process of their own and take turns: one writes a chunk of log
+calls while the other is stopped. The clock runs from the first batch (ours) or row (the peer) to
+everything being durable; ours is over when the sink's position is acknowledged behind the last
+record. Told is the median of the turns, and at the end the points are counted at the destination.
 
-Then the real shipper delivers one backlog to all three at once: all are open when it appears. A
-sink's rate is taken while at least one other is at work too: from its own first batch to its end,
-or to the end of the last other one.
+Then the real shipper delivers one run to all three. Each round a chunk is delivered by one sink
+after the other, the others stopped, and the next chunk by all at once. A sink's rate at once is
+taken while at least one other is at work too: from its own first batch to its end, or to the end
+of the last other one.
 """
 
 import itertools
-import os
 import statistics
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.backlog import SCALARS, SINKS, make_backlog, make_run, scalars_in, write_points
+from benchmarks.arrivals import check_all_arrived
+from benchmarks.backlog import SCALARS, SINKS, make_run, shipping, write_points
 from benchmarks.figures import Figure
-from benchmarks.processes import Worker, end_tree
-from opusclip_mlops import wandb_log
+from benchmarks.processes import Worker, resume_trees, running, sink_processes, stop_trees
 from opusclip_mlops.folder import RunFolder
-from opusclip_mlops.launch import start_shipper
 
 PART = "delivery"
 PEERS = {
@@ -33,12 +33,14 @@ PEERS = {
 }
 SHARES = {"mlflow": 0.9, "tensorboard": 0.5, "wandb": 0.8}
 SHARE_AT_ONCE = 0.4
-COUNTS = {"mlflow": 10_000, "tensorboard": 100_000, "wandb": 15_000}
-QUICK_COUNTS = {"mlflow": 2_000, "tensorboard": 20_000, "wandb": 3_000}
-AT_ONCE_COUNT, QUICK_AT_ONCE_COUNT = 20_000, 4_000
-ROUNDS = 2
+COUNTS = {"mlflow": 2_000, "tensorboard": 30_000, "wandb": 6_000}
+AT_ONCE_COUNT = 4_000
+ROUNDS = 4
 POLL_S = 0.01
 DEADLINE_S = 300.0
+
+Rates = dict[str, list[float]]
+"""Scalars a second, one for each turn."""
 
 
 @dataclass(frozen=True)
@@ -50,52 +52,141 @@ class Sample:
 
 
 def measure(folder: Path, *, quick: bool) -> list[Figure]:
-    """Measure each sink alone and its peer, then all at once."""
-    alone: dict[str, float] = {}
+    """Measure each sink beside its peer, then all at once beside each alone."""
+    rounds = 1 if quick else ROUNDS
     found = []
     for sink in SINKS:
-        count = (QUICK_COUNTS if quick else COUNTS)[sink]
-        ours, theirs = _rates(folder, sink, count=count, rounds=1 if quick else ROUNDS)
-        alone[sink] = ours
+        ours, theirs = _beside_raw(folder / sink, sink, rounds=rounds)
+        found.append(_figure(f"{sink} alone", ours, PEERS[sink], theirs, SHARES[sink]))
+    at_once, alone = _shipped(folder / "shipped", rounds=rounds)
+    for sink in SINKS:
+        peer = f"{sink} alone, shipped"
         found.append(
-            Figure(part=PART, what=f"{sink} alone", ours=ours, unit="scalars/s",
-                   peer=PEERS[sink], theirs=theirs, at_least=SHARES[sink])
-        )  # fmt: skip
-    count = QUICK_AT_ONCE_COUNT if quick else AT_ONCE_COUNT
-    for sink, rate in _at_once(folder / "at-once", count=count).items():
-        found.append(
-            Figure(part=PART, what=f"{sink}, all at once", ours=rate, unit="scalars/s",
-                   peer=f"{sink} alone", theirs=alone[sink], at_least=SHARE_AT_ONCE)
-        )  # fmt: skip
+            _figure(f"{sink}, all at once", at_once[sink], peer, alone[sink], SHARE_AT_ONCE)
+        )
     return found
 
 
-def _rates(folder: Path, sink: str, *, count: int, rounds: int) -> tuple[float, float]:
-    """Scalars a second of ours and of the raw client."""
-    ours, theirs = [], []
-    for number in range(rounds):
-        if number % 2:
-            ours.append(_our_rate(folder / f"ours-{sink}-{number}", sink, count))
-        theirs.append(_raw_rate(folder / f"raw-{sink}-{number}", sink, count))
-        if not number % 2:
-            ours.append(_our_rate(folder / f"ours-{sink}-{number}", sink, count))
-    return statistics.mean(ours), statistics.mean(theirs)
+def _figure(
+    what: str, ours: Sequence[float], peer: str, theirs: Sequence[float], share: float
+) -> Figure:
+    return Figure(
+        part=PART,
+        what=what,
+        ours=statistics.median(ours),
+        unit="scalars/s",
+        peer=peer,
+        theirs=statistics.median(theirs),
+        at_least=share,
+    )
 
 
-def _raw_rate(folder: Path, sink: str, count: int) -> float:
-    with Worker("delivering.py", "raw", sink, str(folder), str(count), folder=folder) as worker:
-        taken_s = float(worker.ask()["taken_s"])
-    return SCALARS * count / taken_s
+class _Ours:
+    """One of our sinks in a process of its own, which delivers what is written to a run."""
+
+    def __init__(self, stack: ExitStack, folder: Path, sink: str) -> None:
+        self._folder, self._sink = folder, sink
+        self._run = make_run(folder, [sink])
+        self._written = 0
+        self._worker = stack.enter_context(
+            Worker("delivering.py", "ours", sink, str(self._run.path), folder=folder)
+        )
+        self._worker.send()
+        _wait_until_open(self._run, [sink])
+        self._worker.pause()
+
+    def rate_of(self, count: int) -> float:
+        """Scalars a second of delivering so many log calls."""
+        write_points(self._run, range(self._written, self._written + count))
+        self._written += count
+        with running(self._worker):
+            samples = watch(self._run, [self._sink])[self._sink]
+        return rate(samples, until_s=samples[-1].at_s)
+
+    def check(self) -> None:
+        """Raise unless everything has arrived."""
+        check_all_arrived(self._run, self._folder, self._written)
 
 
-def _our_rate(folder: Path, sink: str, count: int) -> float:
-    run = make_backlog(folder, [sink], count=count)
-    with Worker("delivering.py", "ours", sink, str(run.path), folder=folder) as worker:
-        worker.send()
-        samples = watch(run, [sink])[sink]
-        worker.answer()
-    check_all_arrived(run, folder, count)
-    return rate(samples, until_s=samples[-1].at_s)
+class _Raw:
+    """The raw client of a sink in a process of its own."""
+
+    def __init__(self, stack: ExitStack, folder: Path, sink: str) -> None:
+        self._worker = stack.enter_context(
+            Worker("delivering.py", "raw", sink, str(folder), folder=folder)
+        )
+        self._worker.pause()
+
+    def rate_of(self, count: int) -> float:
+        """Scalars a second of writing so many log calls."""
+        with running(self._worker):
+            return SCALARS * count / float(self._worker.ask(count=count)["taken_s"])
+
+
+def _beside_raw(folder: Path, sink: str, *, rounds: int) -> tuple[list[float], list[float]]:
+    """The rates of ours and of the raw client, who take turns in being first."""
+    rates: Rates = {"ours": [], "raw": []}
+    with ExitStack() as stack:
+        ours = _Ours(stack, folder / "ours", sink)
+        sides: dict[str, _Ours | _Raw] = {"ours": ours, "raw": _Raw(stack, folder / "raw", sink)}
+        for number in range(rounds):
+            for name in sorted(sides, reverse=bool(number % 2)):
+                rates[name].append(sides[name].rate_of(COUNTS[sink]))
+        ours.check()
+    return rates["ours"], rates["raw"]
+
+
+def _shipped(folder: Path, *, rounds: int) -> tuple[Rates, Rates]:
+    """The sinks' rates all at once, and of each alone, under the real shipper."""
+    run = make_run(folder, SINKS)
+    at_once: Rates = {sink: [] for sink in SINKS}
+    alone: Rates = {sink: [] for sink in SINKS}
+    with shipping(run) as supervisor:
+        _wait_until_open(run, SINKS)
+        for number in range(rounds):
+            _by_turns(run, supervisor, 2 * number, alone)
+            _together(run, supervisor, 2 * number + 1, at_once)
+    check_all_arrived(run, folder, AT_ONCE_COUNT * 2 * rounds)
+    return at_once, alone
+
+
+def _by_turns(run: RunFolder, supervisor: int, chunk: int, rates: Rates) -> None:
+    stop_trees(sink_processes(supervisor).values())
+    _write_chunk(run, chunk)
+    for sink in SINKS:
+        samples = _watch_only(run, supervisor, [sink])[sink]
+        rates[sink].append(rate(samples, until_s=samples[-1].at_s))
+
+
+def _together(run: RunFolder, supervisor: int, chunk: int, rates: Rates) -> None:
+    _write_chunk(run, chunk)
+    every = _watch_only(run, supervisor, SINKS)
+    for sink in SINKS:
+        others_s = max(every[one][-1].at_s for one in SINKS if one != sink)
+        rates[sink].append(rate(every[sink], until_s=others_s))
+
+
+def _write_chunk(run: RunFolder, number: int) -> None:
+    write_points(run, range(number * AT_ONCE_COUNT, (number + 1) * AT_ONCE_COUNT))
+
+
+def _watch_only(run: RunFolder, supervisor: int, sinks: Sequence[str]) -> dict[str, list[Sample]]:
+    """Let some sinks run until they have everything, and stop them again."""
+    trees = sink_processes(supervisor)
+    resume_trees(trees[sink] for sink in sinks)
+    try:
+        return watch(run, sinks)
+    finally:
+        stop_trees(trees[sink] for sink in sinks)
+
+
+def _wait_until_open(run: RunFolder, sinks: Iterable[str]) -> None:
+    """Wait until the sinks have taken the run's start."""
+    deadline_s = time.monotonic() + DEADLINE_S
+    while not all(run.progress(sink).records for sink in sinks):
+        if time.monotonic() > deadline_s:
+            raise RuntimeError(f"a sink did not open: see the logs in {run.path}")
+        time.sleep(POLL_S)
 
 
 def watch(run: RunFolder, sinks: Sequence[str]) -> dict[str, list[Sample]]:
@@ -141,63 +232,3 @@ def interpolated(steps: Sequence[Sample], at_s: float) -> float:
             part = (at_s - before.at_s) / (after.at_s - before.at_s)
             return before.records + part * (after.records - before.records)
     return float(steps[-1].records)
-
-
-def _at_once(folder: Path, *, count: int) -> dict[str, float]:
-    run = make_run(folder, SINKS)
-    # Held: a shipper that is done would remove what is looked at here.
-    held = run.hold()
-    shipper = start_shipper(run)
-    try:
-        _wait_until_open(run)
-        write_points(run, count=count)
-        samples = watch(run, SINKS)
-    finally:
-        end_tree(shipper.pid)
-        shipper.wait()
-        os.close(held)
-    check_all_arrived(run, folder, count)
-    ends_s = {sink: samples[sink][-1].at_s for sink in SINKS}
-    others_s = {sink: max(ends_s[one] for one in SINKS if one != sink) for sink in SINKS}
-    return {sink: rate(samples[sink], until_s=others_s[sink]) for sink in SINKS}
-
-
-def _wait_until_open(run: RunFolder) -> None:
-    """Wait until every sink has taken the run's start."""
-    deadline_s = time.monotonic() + DEADLINE_S
-    while not all(run.progress(sink).records for sink in SINKS):
-        if time.monotonic() > deadline_s:
-            raise RuntimeError(f"a sink did not open: see {run.path}/shipper.log")
-        time.sleep(POLL_S)
-
-
-def check_all_arrived(run: RunFolder, folder: Path, count: int) -> None:
-    """Count what stands at the destination of each sink, so that speed is not bought by loss."""
-    name = folder.name
-    counted = {
-        "mlflow": lambda: scalars_in(folder / "mlflow.db"),
-        "tensorboard": lambda: SCALARS * scalar_events_in(folder / "runs"),
-        "wandb": lambda: SCALARS * rows_in(wandb_log.logs_of(folder, name)),
-    }
-    for sink in run.manifest().sinks:
-        found = counted[sink]()
-        if found != SCALARS * count:
-            raise RuntimeError(f"{sink} holds {found} of {SCALARS * count} scalars")
-
-
-def rows_in(logs: Iterable[Path]) -> int:
-    """How many rows W&B's logs hold."""
-    return sum(len(wandb_log.rows(log)) for log in logs)
-
-
-def scalar_events_in(folder: Path) -> int:
-    """How many events of ten scalars the event files below a folder hold."""
-    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-    from tensorboard.compat.proto.event_pb2 import Event
-
-    events = (
-        Event.FromString(raw)
-        for path in folder.rglob("events.out.tfevents.*")
-        for raw in RawEventFileLoader(str(path)).Load()
-    )
-    return sum(len(one.summary.value) == SCALARS for one in events)

@@ -85,6 +85,7 @@ def _turn(worker: Worker, period_s: float) -> dict[str, Any]:
 
 def _figures(variant: str, turns: Turns) -> list[Figure]:
     mean_ns = {name: [statistics.mean(one["taken_ns"]) for one in turns[name]] for name in turns}
+    cpu_ns = {name: [one["cpu_ns"] for one in turns[name]] for name in turns}
     tracked = turns["tracked"]
     own = [sum(one["own_ns"]) / (sum(one["taken_ns"]) - sum(one["own_ns"])) for one in tracked]
     named = f"{variant}, {statistics.median(mean_ns['bare']) / 1e6:.1f} ms a step"
@@ -93,6 +94,10 @@ def _figures(variant: str, turns: Turns) -> list[Figure]:
                    at_most=MOST_PERCENT),
         _slow_down(f"{named}: control, bare against bare",
                    paired_ratios(mean_ns["control"], mean_ns["bare"])),
+        _slow_down(f"{named}: slow-down in processor time",
+                   paired_ratios(cpu_ns["tracked"], cpu_ns["bare"])),
+        _slow_down(f"{named}: control in processor time",
+                   paired_ratios(cpu_ns["control"], cpu_ns["bare"])),
         _slow_down(f"{named}: inside the tracker's calls", [1 + one for one in own],
                    at_most=MOST_PERCENT),
         Figure(part=PART, what=f"{named}: tracker's calls, a typical step", unit="µs",

@@ -5,7 +5,8 @@
 A step is `repeats` passes forward, backward and an optimizer's step. `tracked` has three sinks and
 system metrics on, times each step with `profile_operation` and logs ten floats after it. A request
 is a number of `steps` and a `period_s`, which a step is filled up to by sleeping (0: flat out). The
-answer holds what each step took, sleep excluded, and the part of it that was not the model's.
+answer holds what each step took, sleep excluded, the part of it that was not the model's, and the
+processor time of all steps.
 """
 
 import itertools
@@ -30,14 +31,16 @@ def main(kind: str, folder: Path, repeats: int) -> None:
     numbers = itertools.count(1)
     answers.tell()
     for request in requests():
-        taken_ns, own_ns = array("q"), array("q")
+        taken_ns, own_ns, cpu_ns = array("q"), array("q"), 0
         for number in itertools.islice(numbers, request["steps"]):
+            cpu_ns -= time.thread_time_ns()
             began_ns = time.perf_counter_ns()
             work_ns = step_of(number)
             taken_ns.append(time.perf_counter_ns() - began_ns)
+            cpu_ns += time.thread_time_ns()
             own_ns.append(taken_ns[-1] - work_ns)
             time.sleep(max(0.0, request["period_s"] - taken_ns[-1] / 1e9))
-        answers.tell(taken_ns=taken_ns.tolist(), own_ns=own_ns.tolist())
+        answers.tell(taken_ns=taken_ns.tolist(), own_ns=own_ns.tolist(), cpu_ns=cpu_ns)
 
 
 def _training(repeats: int) -> Callable[[int], int]:

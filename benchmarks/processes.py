@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -16,7 +16,7 @@ import psutil
 
 HERE = Path(__file__).resolve().parent
 PEERS_PYTHON = HERE / ".venv" / "bin" / "python"
-_QUIET = {
+QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false",
     "HF_HUB_OFFLINE": "1",
@@ -24,6 +24,7 @@ _QUIET = {
     "OPENBLAS_NUM_THREADS": "1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
+"""What keeps libraries from asking the network, measuring the machine and using two cores."""
 
 
 class Worker:
@@ -40,13 +41,13 @@ class Worker:
             self._process = subprocess.Popen(
                 [str(python), "-P", str(HERE / script), *arguments],
                 cwd=folder,
-                env={**os.environ, **_QUIET, "PYTHONPATH": str(HERE.parent)},
+                env={**os.environ, **QUIET, "PYTHONPATH": str(HERE.parent)},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
             )
-        self.ready = self.answer()
+        self.answer()
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """Send a request and wait for its answer."""
@@ -71,11 +72,6 @@ class Worker:
             raise RuntimeError(f"worker {self._name} ended early:\n{told}")
         answer: dict[str, Any] = json.loads(line)
         return answer
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the worker itself is gone."""
-        return self._process.poll() is not None
 
     def processes(self) -> list[psutil.Process]:
         """The worker and all that it has started and still runs."""
@@ -151,3 +147,26 @@ def end_tree(pid: int) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
         top = psutil.Process(pid)
         _signal([top, *top.children(recursive=True)], signal.SIGKILL)
+
+
+def sink_processes(supervisor: int) -> dict[str, list[psutil.Process]]:
+    """For each sink: its process under a supervisor, and what that has started."""
+    found = {}
+    for process in psutil.Process(supervisor).children():
+        words = process.cmdline()
+        if "--sink" in words:
+            name = words[words.index("--sink") + 1]
+            found[name] = [process, *process.children(recursive=True)]
+    return found
+
+
+def stop_trees(trees: Iterable[Sequence[psutil.Process]]) -> None:
+    """Stop the processes until they are resumed."""
+    for tree in trees:
+        _signal(tree, signal.SIGSTOP)
+
+
+def resume_trees(trees: Iterable[Sequence[psutil.Process]]) -> None:
+    """Let the processes go on."""
+    for tree in trees:
+        _signal(tree, signal.SIGCONT)

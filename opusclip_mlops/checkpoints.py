@@ -63,8 +63,11 @@ def write_checkpoint(
     `folder`, which nothing reads. Wrappers (DistributedDataParallel, torch.compile) are taken off.
 
     Raises:
-        CheckpointError: `folder` exists, or a value cannot be stored without pickling code.
+        CheckpointError: `folder` exists, a value cannot be stored without pickling code, or the
+            disk is full.
     """
+    from safetensors import SafetensorError
+
     if folder.exists():
         raise CheckpointError(f"checkpoint {folder} exists already: choose another name")
     content = replace(metadata, files={}).to_dict()
@@ -77,6 +80,9 @@ def write_checkpoint(
         for path in (*temporary.iterdir(), temporary):
             _fsync(path)
         _rename(temporary, folder)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"checkpoint {folder} cannot be written: {reason}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder

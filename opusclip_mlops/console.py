@@ -37,7 +37,7 @@ def print_status(found: Sequence[RunStatus], journal_dir: Path, *, as_json: bool
         return
     console = _console()
     if not found:
-        console.print(f"no runs in {journal_dir}: nothing is on its way", soft_wrap=True)
+        _print_line(console, f"no runs in {journal_dir}: nothing is on its way")
     for number, run in enumerate(found):
         if number:
             console.print()
@@ -53,7 +53,7 @@ def _print_run(console: "Console", run: RunStatus) -> None:
     _print_line(console, run.local_id, (run.run_name, "bold"), (state, f"bold {colour}"))
     for line in _about(run):
         _print_line(console, f"  {line}")
-    for line in _rows(run.sinks):
+    for line in _rows(run):
         _print_line(console, f"  {line}")
     for sink in run.sinks:
         if sink.last_error:
@@ -78,20 +78,21 @@ def _whereabouts(session: SessionStatus) -> str:
     return f"{who}: alive" if session.is_alive else f"{who}: gone without closing its run"
 
 
-def _rows(sinks: Sequence[SinkStatus]) -> Iterator[str]:
+def _rows(run: RunStatus) -> Iterator[str]:
     """The sinks below each other: names to the left, numbers to the right of their columns."""
     head = ("sink", "behind", "oldest", "delivered", "refused", "faults")
-    rows = [head, *(_row(one) for one in sinks)]
+    rows = [head, *(_row(one, is_over=run.state != "training") for one in run.sinks)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, *numbers in rows:
         cells = (text.rjust(width) for text, width in zip(numbers, widths[1:], strict=True))
         yield "  ".join([name.ljust(widths[0]), *cells])
 
 
-def _row(one: SinkStatus) -> tuple[str, ...]:
+def _row(one: SinkStatus, *, is_over: bool) -> tuple[str, ...]:
     about = "about " if one.lag_is_estimate else ""
-    end = "-" if one.is_done or one.backlog_bytes else "the end"
-    behind = f"{about}{one.lag_records:,}" if one.lag_records else end
+    lacks_end = is_over and not (one.is_done or one.backlog_bytes)
+    none = "the end" if lacks_end else "-"
+    behind = f"{about}{one.lag_records:,}" if one.lag_records else none
     oldest = _duration(one.lag_s) if one.lag_records else "-"
     counts = (f"{n:,}" for n in (one.delivered_records, one.refused_records, one.faults))
     return (one.sink, behind, oldest, *counts)
@@ -107,7 +108,7 @@ def print_recoveries(found: Sequence[Recovery], journal_dir: Path, *, as_json: b
         return
     console = _console()
     if not found:
-        console.print(f"no runs in {journal_dir}: nothing to recover", soft_wrap=True)
+        _print_line(console, f"no runs in {journal_dir}: nothing to recover")
     for run in found:
         _print_line(console, run.local_id, (run.run_name, "bold"), ": ".join(_came_of(run)))
 
@@ -126,8 +127,13 @@ def _came_of(run: Recovery) -> Iterator[str]:
         yield f"{_refused(run)} for good, see {run.rejected_file}"
         yield run.problem or f"opusclip recover {run.local_id} --discard-refused is done with them"
     else:
-        got = (f"{one.delivered_records:,} records to {one.sink}" for one in run.sinks)
-        yield run.problem or ", ".join(got) or "everything"
+        yield run.problem or ", ".join(_got(run)) or "everything had arrived already"
+
+
+def _got(run: Recovery) -> Iterator[str]:
+    for one in run.sinks:
+        if one.delivered_records:
+            yield f"{one.delivered_records:,} records to {one.sink}"
 
 
 def _refused(run: Recovery) -> str:
@@ -172,7 +178,7 @@ def progress_shown() -> Iterator[Callable[[list[RunProgress]], None]]:
 def _console() -> "Console":
     from rich.console import Console
 
-    return Console(highlight=False, markup=False, emoji=False)
+    return Console()
 
 
 def _print_line(console: "Console", *parts: str | tuple[str, str]) -> None:

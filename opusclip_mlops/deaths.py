@@ -44,7 +44,7 @@ def death_of(folder: Path, start: RunStarted, *, wait_status: int | None) -> Dea
         if note:
             return _killed(start, _fatal_name(note) if name == FATAL else name, note)
     if wait_status is not None and os.WIFSIGNALED(wait_status):
-        return _killed(start, signal.Signals(os.WTERMSIG(wait_status)).name, "")
+        return _killed(start, _signal_name(os.WTERMSIG(wait_status)), "")
     code = exit_code(folder, start.session) if wait_status is None else wait_status >> 8
     if code is None:
         return Death("FAILED", f"process {start.pid} vanished without closing its run")
@@ -58,6 +58,11 @@ def exit_code(folder: Path, session: str) -> int | None:
     with contextlib.suppress(OSError):
         note = (folder / f"{session}.{EXIT_CODE}").read_bytes()
     return note[-1] if note else None
+
+
+def takes_exit_code(folder: Path, session: str) -> bool:
+    """Whether a process would have left its exit code, had it ended by itself."""
+    return (folder / f"{session}.{EXIT_CODE}").exists()
 
 
 def wait_status(pidfd: int) -> int | None:
@@ -74,6 +79,13 @@ def wait_status(pidfd: int) -> int | None:
 def _killed(start: RunStarted, name: str, note: str) -> Death:
     status = "KILLED" if name in _ASKED_TO_STOP else "FAILED"
     return Death(status, f"process {start.pid} was ended by {name}", note)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _fatal_name(note: str) -> str:

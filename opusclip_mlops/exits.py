@@ -105,7 +105,6 @@ class _ProcessNotes:
 
     def __init__(self) -> None:
         self.open_count = 0
-        self._paths: dict[str, Path] = {}
         self._files: dict[str, BinaryIO] = {}
         self._fatal_is_ours = False
         self._stream: int | None = None
@@ -123,43 +122,54 @@ class _ProcessNotes:
 
     def put(self, kind: str, path: Path, begin: Callable[[Path], None]) -> None:
         """Begin a note at this path, or link the one that is being taken."""
+        descriptor = self._descriptor(kind)
         try:
-            os.link(self._paths[kind], path)
-        except (KeyError, OSError):
+            # Whichever of its names is left: earlier runs' folders may be gone.
+            os.link(f"/proc/self/fd/{descriptor}", path, follow_symlinks=True)
+        except OSError:
             begin(path)
-            self._paths[kind] = path
 
     def stop_signals(self) -> None:
         """Take no more notes of signals and crashes."""
         for name in [kind for kind in self._files if kind != FATAL]:
-            faulthandler.unregister(getattr(signal, name))
+            # A handler that was installed since stands in the place of ours, and stays there.
+            if _is_default(name):
+                faulthandler.unregister(getattr(signal, name))
         if self._fatal_is_ours:
             faulthandler.disable()
         for file in self._files.values():
             file.close()
         self._files, self._fatal_is_ours = {}, False
-        self._paths = {k: path for k, path in self._paths.items() if k == EXIT_CODE}
 
     def forget(self) -> None:
         """In a forked child: its death is not its parent's."""
         self.stop_signals()
-        self.open_count, self._paths = 0, {}
+        self.open_count = 0
         if self._stream is not None:
             self._point_stream_at(os.devnull, os.O_WRONLY)
 
+    def _descriptor(self, kind: str) -> int:
+        """The open file of a kind of notes, -1 where none is being taken."""
+        if kind == EXIT_CODE:
+            return -1 if self._stream is None else int(_LIBC.fileno(self._stream))
+        return self._files[kind].fileno() if kind in self._files else -1
+
     def _is_free(self, name: str) -> bool:
-        if name in self._files:
-            return True
-        return signal.getsignal(getattr(signal, name)) is signal.SIG_DFL
+        return name in self._files or _is_default(name)
 
     def _begin_signal(self, path: Path) -> None:
         name = path.suffix[1:]
-        file = path.open("ab")
-        faulthandler.register(getattr(signal, name), file=file, all_threads=False, chain=True)
+        file, number = _private(path), getattr(signal, name)
+        if not _is_default(name):
+            file.close()
+            return
+        # An earlier one may stand behind a handler that has come and gone.
+        faulthandler.unregister(number)
+        faulthandler.register(number, file=file, all_threads=False, chain=True)
         self._replace(name, file)
 
     def _begin_fatal(self, path: Path) -> None:
-        file = path.open("ab")
+        file = _private(path)
         faulthandler.enable(file=file, all_threads=False)
         self._fatal_is_ours = True
         self._replace(FATAL, file)
@@ -172,6 +182,7 @@ class _ProcessNotes:
     def _begin_exit_code(self, path: Path) -> None:
         """Let the C library write the exit code, the one thing Python tells nobody at its end."""
         if self._stream is None:
+            _private(path).close()
             self._stream = _LIBC.fopen(os.fsencode(path), b"ae")
             if self._stream is not None:
                 _LIBC.on_exit(_LIBC.fputc, self._stream)
@@ -182,6 +193,14 @@ class _ProcessNotes:
         descriptor = os.open(path, flags, 0o600)
         os.dup2(descriptor, _LIBC.fileno(self._stream), inheritable=False)
         os.close(descriptor)
+
+
+def _is_default(name: str) -> bool:
+    return signal.getsignal(getattr(signal, name)) is signal.SIG_DFL
+
+
+def _private(path: Path) -> BinaryIO:
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
 
 
 def _c_library() -> Any:

@@ -81,10 +81,14 @@ class PutOff:
         self._encoded.append(base64.b64encode(_encode(record)).decode())
 
     def _turn(self) -> None:
-        """Put the first to the end, unless checkpoints would change places."""
-        if not isinstance(self._records[0], Checkpoint):
-            self._records.rotate(-1)
-            self._encoded.rotate(-1)
+        """Put the first behind the others; a checkpoint before the next one only."""
+        record, encoded = self._records.popleft(), self._encoded.popleft()
+        place = len(self._records)
+        if isinstance(record, Checkpoint):
+            is_checkpoint = (isinstance(one, Checkpoint) for one in self._records)
+            place = next((at for at, found in enumerate(is_checkpoint) if found), place)
+        self._records.insert(place, record)
+        self._encoded.insert(place, encoded)
 
     @staticmethod
     def _tell(record: Record, fault: Exception) -> None:

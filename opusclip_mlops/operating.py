@@ -231,9 +231,10 @@ class _Work:
             if self.before.state == "training":
                 self._join_training()
                 return
-            self._keep_shipper()
-            if not self.is_over and self._has_arrived():
+            if self._has_arrived():
                 self._clean_up(discard_refused=discard_refused)
+            if not self.is_over:
+                self._keep_shipper()
         except PermissionError as error:
             self._end("remains", f"{error.filename}: {error.strerror}")
         except (OSError, OpusclipError) as error:

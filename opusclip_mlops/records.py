@@ -33,6 +33,7 @@ _MAX_INT64 = 2**63 - 1
 _TIME_KINDS = ("m", "M")  # NumPy gives some of them as plain integers
 _KNOWN_KEYS_LIMIT = 100_000
 _known_keys: set[str] = set()
+_PLAIN = frozenset({float})
 
 
 class RunStarted(msgspec.Struct, frozen=True, tag="start", array_like=True):
@@ -238,6 +239,14 @@ def to_values(metrics: Mapping[str, Any]) -> dict[str, float]:
         TypeError: not a mapping, or a value that is no number.
         RecordError: a key MLflow would refuse, or an empty mapping.
     """
+    # The usual case, without a loop: nothing is to be checked or turned into anything.
+    if (
+        type(metrics) is dict
+        and metrics
+        and _known_keys.issuperset(metrics)
+        and _PLAIN.issuperset(map(type, metrics.values()))
+    ):
+        return metrics
     if not isinstance(metrics, Mapping):
         raise TypeError(
             f"metrics must be a mapping of names to numbers, not {type(metrics).__name__}"

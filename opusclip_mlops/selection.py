@@ -59,20 +59,21 @@ class Selection:
         level: Callable[[], int],
         account: Counter,
     ) -> None:
+        # Between these two times everything is kept, and `kept` need not be called.
+        self.free_from_ms = self.free_until_ms = 0
         self._priorities = dict(priorities)
         self._intervals = {one: intervals.get(one, 1) for one in PRIORITIES}
         self._keeps_every_step = all(steps == 1 for steps in self._intervals.values())
         self._ask_level = level
         self._account = account
         self._level = 0
-        self._free_from_ms = self._free_until_ms = 0
         self._asked_ms: int | None = None
         self._kept_steps: dict[str, int] = {}
         self._rule_of = functools.lru_cache(maxsize=_MAX_KEYS)(self._find_rule)
 
     def kept(self, values: dict[str, float], *, step: int, timestamp_ms: int) -> dict[str, float]:
         """The values that are to be logged; the same dict when all are."""
-        if self._free_from_ms <= timestamp_ms < self._free_until_ms:
+        if self.free_from_ms <= timestamp_ms < self.free_until_ms:
             return values
         self._ask(timestamp_ms)
         if self._keeps_every_step and not self._level:
@@ -89,11 +90,11 @@ class Selection:
         if self._asked_ms is not None and abs(timestamp_ms - self._asked_ms) < ASK_EVERY_MS:
             return
         self._asked_ms = timestamp_ms
-        self._free_until_ms = 0
+        self.free_until_ms = 0
         self._level = self._ask_level()
         if self._keeps_every_step and not self._level:
-            self._free_from_ms = timestamp_ms - ASK_EVERY_MS + 1
-            self._free_until_ms = timestamp_ms + ASK_EVERY_MS
+            self.free_from_ms = timestamp_ms - ASK_EVERY_MS + 1
+            self.free_until_ms = timestamp_ms + ASK_EVERY_MS
 
     def _sifted(self, values: dict[str, float], step: int) -> dict[str, float]:
         skipped, shed = [], []

@@ -8,6 +8,7 @@ journal on the disk every second, measures the machine, closes the run of a proc
 and removes the folder once every sink has everything.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -49,6 +50,7 @@ class _Child:
     name: str
     process: subprocess.Popen[bytes] | None = None
     started_s: float = 0.0
+    looked_s: float = 0.0
     stopped_s: float | None = None
     wait_s: float = _RESTART_FIRST_S
     not_before_s: float = field(default_factory=time.monotonic)
@@ -102,7 +104,9 @@ class _Supervisor:
         if child.process and child.process.poll() is not None:
             _note_end(child, now_s)
         if child.process:
-            self._end_if_stopped(child, now_s)
+            if now_s - child.looked_s >= WATCH_EVERY_S:
+                child.looked_s = now_s
+                self._end_if_stopped(child, now_s)
         elif now_s >= child.not_before_s and not self._is_caught_up(child):
             child.started_s, child.stopped_s = now_s, None
             child.process = start_process(self._folder, "--sink", child.name)
@@ -113,7 +117,7 @@ class _Supervisor:
     def _end_if_stopped(self, child: _Child, now_s: float) -> None:
         """Kill a sink's process that somebody has stopped and nobody lets go on."""
         assert child.process is not None
-        if not is_stopped(child.process.pid):
+        if not any(is_stopped(pid) for pid in (child.process.pid, *children_of(child.process.pid))):
             child.stopped_s = None
         elif child.stopped_s is None:
             child.stopped_s = now_s
@@ -138,6 +142,15 @@ def is_stopped(pid: int) -> bool:
     except OSError:
         return False
     return stat.rpartition(")")[2].split()[0] in ("T", "t")
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started and that still run."""
+    found: list[int] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += map(int, path.read_text().split())
+    return found
 
 
 def end_with_children(pid: int) -> None:

@@ -1,12 +1,17 @@
 """Times a block of the training loop, at the cost of one log call."""
 
-import contextlib
-import time
+import functools
 from collections.abc import Callable
-from typing import Any, Self
+from time import perf_counter_ns
+from typing import ParamSpec, TypeVar
+
+import msgspec
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-class Timing(contextlib.ContextDecorator):
+class Timing(msgspec.Struct, gc=False):
     """Times a block, or each call of the function it decorates, also when that raises.
 
     Args:
@@ -14,18 +19,22 @@ class Timing(contextlib.ContextDecorator):
         log: Takes the key and the time in milliseconds.
     """
 
-    __slots__ = ("_key", "_log", "_started_ns")
-
-    def __init__(self, key: str, log: Callable[[str, float], None]) -> None:
-        self._key = key
-        self._log = log
+    key: str
+    log: Callable[[str, float], None]
+    started_ns: int = 0
 
     def __enter__(self) -> None:
-        self._started_ns = time.perf_counter_ns()
+        self.started_ns = perf_counter_ns()
 
     def __exit__(self, *_: object) -> None:
-        self._log(self._key, (time.perf_counter_ns() - self._started_ns) / 1e6)
+        self.log(self.key, (perf_counter_ns() - self.started_ns) / 1e6)
 
-    def _recreate_cm(self: Self) -> Any:
-        # A decorated function may call itself: each call has its own time.
-        return type(self)(self._key, self._log)
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Time each call of a function; one that calls itself has a time for each call."""
+
+        @functools.wraps(function)
+        def timed(*args: P.args, **kwargs: P.kwargs) -> R:
+            with type(self)(self.key, self.log):
+                return function(*args, **kwargs)
+
+        return timed

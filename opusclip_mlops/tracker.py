@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -54,7 +55,8 @@ class ExperimentTracker:
     def _use(self, session: Session) -> None:
         self._session = session
         self._append = session.append
-        self._kept = session.selection.kept
+        self._selection = session.selection
+        self._timing_keys: dict[tuple[str, str], str] = {}
         self._keeper = CheckpointKeeper(session.folder)
         self._meter = PerformanceMeter()
         self._pid = 0
@@ -141,8 +143,11 @@ class ExperimentTracker:
         Raises:
             RecordError: a name that is no legal key.
         """
-        key = f"profiling/{category}/{name}/ms"
-        records.check_key(key)
+        key = self._timing_keys.get((category, name))
+        if key is None:
+            key = f"profiling/{category}/{name}/ms"
+            records.check_key(key)
+            self._timing_keys[category, name] = key
         return Timing(key, self._log_timing)
 
     # Words
@@ -263,7 +268,7 @@ class ExperimentTracker:
         Raises:
             TypeError: a third argument that is neither an epoch nor a scheduler.
             RecordError: `monitor` is not among the metrics, or an unknown mode.
-            CheckpointError: it cannot be written.
+            CheckpointError: it cannot be written, as on a full disk.
         """
         scheduler, epoch = scheduler_and_epoch(scheduler, epoch)
         if not hasattr(model, "state_dict"):
@@ -294,9 +299,8 @@ class ExperimentTracker:
         Returns False when it has not within `timeout_s` (`drain_timeout_s` otherwise).
         """
         wait_s = self.config.drain_timeout_s if timeout_s is None else timeout_s
-        return self._session.wait_until_arrived(
-            [sink] if sink else self._session.sinks, wait_s=wait_s
-        )
+        sinks = [sink] if sink else self._session.sinks
+        return self._session.wait_until_arrived(sinks, wait_s=wait_s)
 
     def close(self, status: str = "FINISHED", reason: str = "") -> None:
         """End the run and wait for delivery, at most `drain_timeout_s`.
@@ -368,10 +372,13 @@ class ExperimentTracker:
         self._log_now(records.to_values(metrics), self._current_step(step))
 
     def _log_now(self, values: dict[str, float], step: int) -> None:
-        timestamp_ms = now_ms()
-        kept = self._kept(values, step=step, timestamp_ms=timestamp_ms)
-        if kept:
-            self._append(records.Metrics(timestamp_ms, step, kept))
+        # After a model's step the caches are cold, and each call of Python's costs microseconds.
+        timestamp_ms = time.time_ns() // 1_000_000
+        selection = self._selection
+        if not selection.free_from_ms <= timestamp_ms < selection.free_until_ms:
+            values = selection.kept(values, step=step, timestamp_ms=timestamp_ms)
+        if values:
+            self._append(records.Metrics(timestamp_ms, step, values))
 
 
 def _joined(config: TrackingConfig, folder: Path) -> ExperimentTracker:
@@ -389,5 +396,4 @@ def _prefixed(prefix: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{prefix}/{key}": value for key, value in metrics.items()}
 
 
-AdvancedExperimentTracker = ExperimentTracker
-"""The same class, under its earlier name."""
+AdvancedExperimentTracker = ExperimentTracker  # its earlier name

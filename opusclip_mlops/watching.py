@@ -8,7 +8,14 @@ import time
 from pathlib import Path
 
 from opusclip_mlops import accounting, backlog
-from opusclip_mlops.deaths import TRACEBACK_TAG, Death, death_of, exit_code, wait_status
+from opusclip_mlops.deaths import (
+    TRACEBACK_TAG,
+    Death,
+    death_of,
+    exit_code,
+    takes_exit_code,
+    wait_status,
+)
 from opusclip_mlops.folder import CONTROL, RunFolder
 from opusclip_mlops.journal import Journal
 from opusclip_mlops.records import Metrics, Record, RunEnded, RunStarted, Tags, Text
@@ -43,13 +50,13 @@ class Watch:
 
     def may_end(self) -> bool:
         """Whether no process can still give the run another end than the one it has."""
-        for session in [one for one in sessions(self._folder) if _awaits_exit_code(one)]:
-            if is_alive(self._folder, session.start):
-                return False
-            if exit_code(self._folder.path, session.start.session):
-                self._end_if_dead(session)
-                return False
-        return True
+        waiting = [one.start for one in sessions(self._folder) if _awaits_exit_code(one)]
+        if any(is_alive(self._folder, start) for start in waiting):
+            return False
+        sizes = self._folder.size_bytes()
+        for start in waiting:
+            self._correct(start)
+        return self._folder.size_bytes() == sizes
 
     def _put_on_disk(self) -> None:
         accounts = self._folder.path.glob(f"*{accounting.SUFFIX}")
@@ -80,9 +87,17 @@ class Watch:
             if status is not None or self._is_buried(start.session):
                 self._declare(start, death_of(self._folder.path, start, wait_status=status))
         elif _awaits_exit_code(session):
-            code = exit_code(self._folder.path, start.session)
-            if code:
-                self._declare(start, Death("FAILED", f"process {start.pid} left with code {code}"))
+            self._correct(start)
+
+    def _correct(self, start: RunStarted) -> None:
+        """Let the exit code have the last word about a run that nobody closed."""
+        notes = self._folder.path
+        code = exit_code(notes, start.session)
+        if code:
+            self._declare(start, Death("FAILED", f"process {start.pid} left with code {code}"))
+        elif code is None and takes_exit_code(notes, start.session):
+            status = self._wait_status(start.session)
+            self._declare(start, death_of(notes, start, wait_status=status))
 
     def _hold_pidfd(self, start: RunStarted) -> None:
         """Keep hold of the process, so that the kernel can tell how it ended."""

@@ -91,7 +91,7 @@ def test_quarters_are_the_ends_of_the_time() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, ""), (0.06666, "0.0667"), (4.0, "4"), (998.7, "999"), (63_281.5, "63,282")],
+    [(None, ""), (0.06666, "0.0667"), (4.0, "4"), (998.7, "999"), (1234.6, "1,235")],
 )
 def test_numbers_show_three_digits(value: float | None, text: str) -> None:
     """Large ones are whole, with thousands set apart."""
@@ -110,4 +110,5 @@ def test_a_rate_counts_from_the_first_sample_to_the_asked_time() -> None:
 
 def test_a_sink_that_began_after_the_others_had_ended_is_rated_over_its_own_time() -> None:
     """There is no time in which another one was at work too."""
-    assert rate([Sample(5.0, 0), Sample(7.0, 100)], until_s=4.0) == 10 * 100 / 2
+    samples = [Sample(5.0, 0), Sample(6.0, 80), Sample(7.0, 100)]
+    assert rate(samples, until_s=4.0) == 10 * 100 / 2

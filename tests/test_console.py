@@ -129,9 +129,10 @@ def test_an_estimate_is_called_one(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_sink_that_lacks_only_the_end_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    """It has every record, but has not declared how the run ended."""
-    lines = shown(capsys, run(sinks=(done_sink("mlflow", is_done=False),)))
-    assert lines[5].split()[:3] == ["mlflow", "the", "end"]
+    """It has every record, but has not declared how the run ended; while training there is none."""
+    sinks = (done_sink("mlflow", is_done=False),)
+    assert shown(capsys, run(state="ended", sinks=sinks))[5].split()[:3] == ["mlflow", "the", "end"]
+    assert shown(capsys, run(state="training", sinks=sinks))[5].split()[:2] == ["mlflow", "-"]
 
 
 def test_how_a_run_ended_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -322,7 +323,9 @@ def test_other_outcomes_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     said = told(capsys, recovery("unreadable", problem="is broken"))
     assert said.endswith("unreadable: is broken\n")
     gone = Recovery(local_id=LOCAL_ID, folder="/journals", outcome="delivered")
-    assert told(capsys, gone) == f"{LOCAL_ID}  delivered: everything\n"
+    assert told(capsys, gone) == f"{LOCAL_ID}  delivered: everything had arrived already\n"
+    said = told(capsys, recovery("delivered", delivered_records=0))
+    assert said.endswith("delivered: everything had arrived already\n")
 
 
 def test_nothing_to_recover_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

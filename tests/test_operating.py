@@ -392,6 +392,11 @@ def test_refused_records_are_told_and_kept(tmp_path: Path, refused: RunFolder) -
     lines = refused.rejected.read_text().splitlines()
     assert told.sinks[0].refused_records == len(lines) > 0
     assert told.sinks[0].remaining_records == 0
+    # Nor later, when no shipper is at work any more; and none is started for it.
+    wait_until(lambda: not shippers(tmp_path))
+    assert recover_only(tmp_path).outcome == "refused"
+    assert refused.rejected.read_text().splitlines() == lines
+    assert shippers(tmp_path) == []
 
 
 def test_refused_records_can_be_discarded(tmp_path: Path, refused: RunFolder) -> None:

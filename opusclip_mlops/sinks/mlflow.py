@@ -4,6 +4,8 @@ Re-sending is harmless: timestamps and values are those of the log call, artifac
 names each time, and a run made by a shipper that died is found again by its tag.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import re
@@ -18,9 +20,9 @@ os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 import requests
-from mlflow import MlflowClient
+from mlflow import MlflowClient, get_tracking_uri
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos.databricks_pb2 import (
     BAD_REQUEST,
     INVALID_PARAMETER_VALUE,
@@ -67,7 +69,8 @@ class MlflowSink:
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         self._manifest = folder.manifest()
-        self._client = MlflowClient(self._manifest.tracking_uri, self._manifest.registry_uri)
+        with _alone_in_store(self._manifest.tracking_uri or get_tracking_uri()):
+            self._client = MlflowClient(self._manifest.tracking_uri, self._manifest.registry_uri)
         self._no_run = ""
         self._refused: list[Refusal] = []
         self._put_off = PutOff()
@@ -78,7 +81,7 @@ class MlflowSink:
         try:
             run = self._given_run() if self._manifest.run_id else self._own_run()
         except MlflowException as error:
-            if not self._manifest.run_id or error.error_code not in _FOR_GOOD:
+            if not self._manifest.run_id or not _is_for_good(error):
                 raise
             self._no_run = f"MLflow run {self._manifest.run_id}: {_one_line(error)}"
             # The mirrors wait for a name: they keep what the record refuses.
@@ -192,7 +195,7 @@ class MlflowSink:
                 raise
             self._refuse(record, one_line(str(error)))
         except MlflowException as error:
-            if error.error_code not in _FOR_GOOD:
+            if not _is_for_good(error):
                 raise
             self._refuse(record, _one_line(error))
 
@@ -208,7 +211,7 @@ class MlflowSink:
                 self._run_id, metrics=[m for call in calls for m in _entities(call)]
             )
         except MlflowException as error:
-            if error.error_code not in _FOR_GOOD:
+            if not _is_for_good(error):
                 raise
             for call in calls:
                 self._send_checked(call)
@@ -286,6 +289,24 @@ class MlflowSink:
             self._client.log_artifact(self._run_id, str(Path(folder, name)), artifact_folder)
 
 
+@contextlib.contextmanager
+def _alone_in_store(uri: str) -> Iterator[None]:
+    """Keep others of ours out of a database file meanwhile.
+
+    Two clients that both find it new both make its tables, and break it for good.
+    """
+    folder = os.path.dirname(uri.partition(":///")[2]) or "."
+    if not uri.startswith("sqlite:") or not os.path.isdir(folder):
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _merged(batch: Iterable[Record]) -> Iterator[Record | list[records.Metrics]]:
     """Log calls that follow each other, joined up to one request's worth of metrics."""
     calls: list[records.Metrics] = []
@@ -331,6 +352,14 @@ def _text_name(record: records.Text) -> str:
 
 def _path(key: str) -> str:
     return "/".join(re.sub(r"[^\w.\- ]", "_", part) for part in key.split("/"))
+
+
+def _is_for_good(error: MlflowException) -> bool:
+    """Whether MLflow itself refuses; a web server before it that answers 400 may have a bad day."""
+    is_foreign = str(error.message).startswith("API request to ")
+    return error.error_code in _FOR_GOOD and not (
+        is_foreign and not isinstance(error, RestException)
+    )
 
 
 def _one_line(error: MlflowException) -> str:

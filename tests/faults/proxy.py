@@ -15,12 +15,12 @@ from urllib.parse import urlsplit
 
 from tests.servers import free_port
 
-FAULTS = ("reset", "500", "429", "429 later", "404", "page", "slow", "hang", "cut", "half")
+FAULTS = ("reset", "500", "429", "429 later", "400", "404", "page", "slow", "hang", "cut", "half")
 """What can be wrong with an answer.
 
-reset: the connection is reset once the request was read. 500, 429, 404: such answers, `429 later`
-with a Retry-After, 404 with a page such as a web server before MLflow gives while that is away.
-page: 200 with such a page. slow: answered after `delay_s`. hang: never answered. cut, half: the
+reset: the connection is reset once the request was read. 500, 429: such answers, `429 later` with a
+Retry-After. 400, 404, page: a page with this status, or 200, such as a web server before MLflow
+gives while that is away. slow: answered after `delay_s`. hang: never answered. cut, half: the
 server has done what was asked, and the connection is reset before its answer, or midway.
 """
 
@@ -125,8 +125,9 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.proxy.next_fault(self.command, self.path)
         if fault == "hang":
             self.proxy.hang()
-        elif fault in ("404", "page"):
-            self._answer(404 if fault == "404" else 200, {"Content-Type": "text/html"}, _PAGE)
+        elif fault in ("400", "404", "page"):
+            status = 200 if fault == "page" else int(fault)
+            self._answer(status, {"Content-Type": "text/html"}, _PAGE)
         elif fault[:3] in ("500", "429"):
             self._answer(int(fault[:3]), {"Retry-After": "1"} if "later" in fault else {}, b"")
         elif fault != "reset":

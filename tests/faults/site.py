@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -194,13 +195,16 @@ class Site:
         return self.journals[0]
 
     def await_delivery(self, *, deadline_s: float = 150.0) -> None:
-        """Wait until every run has ended and every sink has everything."""
-        try:
-            wait_until(lambda: not self.journals, deadline_s=deadline_s)
-        except AssertionError as error:
-            for folder in self.journals:
-                error.add_note(_state_of(folder))
-            raise
+        """Wait until every run has ended and every sink has everything, nothing refused."""
+        deadline = time.monotonic() + deadline_s
+        while self.journals and self._goes_on() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        left = [_state_of(folder) for folder in self.journals]
+        assert left == [], "\n".join(left)
+
+    def _goes_on(self) -> bool:
+        """Whether anybody is left to deliver."""
+        return bool(self.processes()) or any(t.process.poll() is None for t in self.trainers)
 
     def processes(self, *words: str) -> list[psutil.Process]:
         """The shipper's processes of this site whose command line holds these words."""
@@ -279,4 +283,5 @@ def _state_of(folder: RunFolder) -> str:
     with contextlib.suppress(Exception):
         lines += [f"{name}: {folder.progress(name)}" for name in folder.manifest().sinks]
         lines.append((folder.path / "shipper.log").read_text()[-2000:])
+        lines.append(folder.rejected.read_text()[:2000])
     return "\n".join(lines)

@@ -87,6 +87,18 @@ def test_a_run_is_made_once_whatever_the_answer(
     assert len(faulty_site.runs()) == 1
 
 
+def test_a_page_of_something_else_is_not_mlflows_word(faulty_site: Site, proxy: FaultProxy) -> None:
+    """A web server before MLflow that answers 400 to all for a while has no record refused."""
+    trainer = faulty_site.start(UNTIL_TOLD)
+    folder = faulty_site.await_journal()
+    wait_until(lambda: folder.progress("mlflow").records > 50)
+    proxy.fail("400", 1000)
+    trainer.await_calls(len(trainer.calls) + 50)
+    wait_until(lambda: folder.progress("mlflow").faults + folder.progress("mlflow").rejected)
+    proxy.fail("400", 0)
+    finish(faulty_site, trainer)
+
+
 def test_files_through_a_faulty_server(faulty_site: Site, proxy: FaultProxy) -> None:
     """Uploads that are refused, reset, or cut after they were stored: each file whole, and once."""
     trainer = faulty_site.start(

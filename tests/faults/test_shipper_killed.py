@@ -28,8 +28,9 @@ def processes(site: Site, name: str) -> list[psutil.Process]:
 
 def await_process(site: Site, name: str) -> psutil.Process:
     """Wait until the sink or supervisor runs."""
-    wait_until(lambda: processes(site, name))
-    return processes(site, name)[0]
+    found: list[psutil.Process] = []
+    wait_until(lambda: found.extend(processes(site, name)) or found)
+    return found[0]
 
 
 def test_whatever_is_killed_is_started_again_and_doubles_nothing(site: Site) -> None:

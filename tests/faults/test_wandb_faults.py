@@ -47,20 +47,18 @@ def refusing() -> Iterator[str]:
     server.server_close()
 
 
-def wandb_core(site: Site) -> psutil.Process:
-    """The W&B client's own service."""
-    [core] = [
-        child
-        for sink in site.sinks("wandb")
-        for child in sink.children(recursive=True)
-        if "wandb-core" in child.name()
-    ]
-    return core
-
-
 def the_sink(site: Site) -> psutil.Process:
     """The process of the W&B sink."""
-    return site.sinks("wandb")[0]
+    found: list[psutil.Process] = []
+    wait_until(lambda: found.extend(site.sinks("wandb")) or found)
+    return found[0]
+
+
+def wandb_core(site: Site) -> psutil.Process:
+    """The W&B client's own service."""
+    every = the_sink(site).children(recursive=True)
+    [core] = [child for child in every if "wandb-core" in child.name()]
+    return core
 
 
 def assert_others_hold_all(site: Site) -> None:

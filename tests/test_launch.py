@@ -1,0 +1,159 @@
+"""Facts about `opusclip_mlops.launch`: a run's shipper is started, and started again if killed."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from opusclip_mlops.errors import OpusclipError
+from opusclip_mlops.folder import RunFolder
+from opusclip_mlops.launch import ShipperGuard, start_process, start_shipper
+from tests.journeys import append, end, make_run, wait_until
+from tests.sinks.sink_contract import metrics
+
+GUARD_THREAD = "opusclip-shipper-guard"
+
+
+def supervisors(folder: RunFolder) -> list[psutil.Process]:
+    """The supervisors of this run that live, children of this process."""
+    return [
+        one
+        for one in psutil.Process().children()
+        if one.status() != psutil.STATUS_ZOMBIE and str(folder.path) in one.cmdline()
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[RunFolder]:
+    """A run that goes nowhere: its supervisor starts no sinks."""
+    found = make_run(tmp_path, [])
+    yield found
+    for process in supervisors(found):
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def guarded(folder: RunFolder) -> Iterator[Callable[..., ShipperGuard]]:
+    """Makes guards, and releases them before their supervisors are killed."""
+    guards: list[ShipperGuard] = []
+
+    def made(**environment: str) -> ShipperGuard:
+        guards.append(ShipperGuard(folder, environment=environment))
+        wait_until(folder.is_shipped)
+        return guards[-1]
+
+    yield made
+    for guard in guards:
+        guard.release()
+
+
+def guard_threads() -> int:
+    """How many threads wait for a supervisor's end."""
+    return sum(thread.name == GUARD_THREAD for thread in threading.enumerate())
+
+
+def kill(folder: RunFolder) -> psutil.Process:
+    """Kill -9 the supervisor; returns what it was."""
+    [process] = supervisors(folder)
+    process.kill()
+    process.wait()
+    return process
+
+
+def test_a_killed_supervisor_is_started_again(
+    folder: RunFolder, guarded: Callable[..., ShipperGuard]
+) -> None:
+    """As often as it is killed, with the same environment, which is on no disk."""
+    guarded(MLFLOW_TRACKING_URI="postgresql://me:hunter22@db/x")
+    known = {kill(folder).pid}
+    for _ in range(2):
+        wait_until(lambda: folder.is_shipped() and supervisors(folder))
+        [again] = supervisors(folder)
+        assert again.pid not in known
+        assert again.environ()["MLFLOW_TRACKING_URI"] == "postgresql://me:hunter22@db/x"
+        known.add(kill(folder).pid)
+    kept = [path.read_bytes() for path in folder.path.rglob("*") if path.is_file()]
+    assert not any(b"hunter22" in content for content in kept)
+
+
+def test_a_supervisor_that_was_replaced_is_buried(
+    folder: RunFolder, guarded: Callable[..., ShipperGuard]
+) -> None:
+    """No zombie is left of a supervisor that somebody else's process had to kill."""
+    guarded()
+    [process] = supervisors(folder)
+    os.kill(process.pid, 9)
+    wait_until(lambda: not psutil.pid_exists(process.pid))
+    wait_until(lambda: supervisors(folder))
+
+
+def test_after_release_a_killed_supervisor_stays_dead(
+    folder: RunFolder, guarded: Callable[..., ShipperGuard]
+) -> None:
+    """The thread that would have started it again is gone."""
+    guarded().release()
+    kill(folder)
+    wait_until(lambda: not guard_threads())
+    assert not supervisors(folder)
+
+
+def test_no_thread_waits_for_a_run_that_is_delivered(
+    tmp_path: Path, folder: RunFolder, guarded: Callable[..., ShipperGuard]
+) -> None:
+    """Also where nobody released it: the supervisor ends, the folder and the thread are gone."""
+    guarded()
+    assert guard_threads() == 1
+    append(folder, metrics(3))
+    end(folder)
+    wait_until(lambda: not folder.path.exists())
+    wait_until(lambda: not guard_threads())
+    wait_until(lambda: not supervisors(folder))
+
+
+def test_a_guard_beside_another_supervisor_takes_over_from_it(
+    folder: RunFolder, guarded: Callable[..., ShipperGuard]
+) -> None:
+    """Two trackers of one run have one supervisor; each guard brings it back."""
+    other = start_shipper(folder)
+    wait_until(folder.is_shipped)
+    guarded()
+    wait_until(lambda: len(supervisors(folder)) == 1)
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+    wait_until(lambda: folder.is_shipped() and supervisors(folder))
+
+
+def test_the_shipper_outlives_its_parents_terminal(folder: RunFolder) -> None:
+    """It has a session of its own: Ctrl-C and a closed terminal don't reach it."""
+    process = start_shipper(folder)
+    wait_until(folder.is_shipped)
+    assert os.getsid(process.pid) == process.pid
+    process.kill()
+    process.wait()
+
+
+def test_what_it_says_stands_in_the_log(folder: RunFolder) -> None:
+    """A sink that does not exist leaves the reason there, for the user alone to read."""
+    process = start_process(folder, "--sink", "nowhere")
+    process.wait(timeout=60)
+    log = folder.path / "shipper.log"
+    assert "no sink is called 'nowhere'" in log.read_text()
+    assert log.stat().st_mode & 0o777 == 0o600
+
+
+def test_no_shipper_for_a_run_that_is_gone(tmp_path: Path, folder: RunFolder) -> None:
+    """A folder without a manifest, no folder, or a place that is away: an error, no process."""
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(OpusclipError, match=r"not a run's folder"):
+        start_shipper(RunFolder(tmp_path / "empty"))
+    with pytest.raises(FileNotFoundError):
+        start_shipper(RunFolder(tmp_path / "gone"))
+    away = make_run(tmp_path, [], name="b" * 32, cwd=str(tmp_path / "away"))
+    with pytest.raises(FileNotFoundError):
+        start_shipper(away)
+    assert not supervisors(folder)
