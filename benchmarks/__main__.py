@@ -8,11 +8,12 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.figures import Figure, show
 from benchmarks.machine import facts
-from benchmarks.processes import HERE, QUIET
+from benchmarks.processes import HERE, QUIET, end_leftovers
 
 _FOREIGN = ("OPUSCLIP_", "MLFLOW_", "WANDB_", "TRACKIO_")
 PARTS = ("cost", "loop", "delivery", "memory", "freshness")
@@ -23,19 +24,27 @@ def main() -> int:
     asked = _arguments()
     _leave_the_surroundings()
     about = facts()
-    found: list[Figure] = []
-    for part in asked.only or PARTS:
-        print(f"measuring: {part} …", file=sys.stderr, flush=True)
-        began_s = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix=f"bench-{part}-") as folder:
-            module = importlib.import_module(f"benchmarks.{part}")
-            found += module.measure(Path(folder), quick=asked.quick)
-        print(f"{part}: {time.monotonic() - began_s:.0f} s", file=sys.stderr, flush=True)
+    found = _measured(asked.only or PARTS, quick=asked.quick)
     show(found)
     results = {"machine": about, "quick": asked.quick, "figures": [one.as_json() for one in found]}
     asked.results.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     print(f"written: {asked.results}")
     return 1 if any(one.kept is False for one in found) else 0
+
+
+def _measured(parts: Sequence[str], *, quick: bool) -> list[Figure]:
+    found: list[Figure] = []
+    for part in parts:
+        print(f"measuring: {part} …", file=sys.stderr, flush=True)
+        began_s = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix=f"bench-{part}-") as folder:
+            module = importlib.import_module(f"benchmarks.{part}")
+            try:
+                found += module.measure(Path(folder), quick=quick)
+            finally:
+                end_leftovers()
+        print(f"{part}: {time.monotonic() - began_s:.0f} s", file=sys.stderr, flush=True)
+    return found
 
 
 def _leave_the_surroundings() -> None:

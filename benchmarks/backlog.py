@@ -74,8 +74,7 @@ def shipping(run: RunFolder) -> Iterator[int]:
     """The real shipper at work on a run; gives the supervisor's pid."""
     # Held: a shipper that is done would remove what is looked at here.
     held = run.hold()
-    # A benchmark stops sinks for longer than they are stopped elsewhere.
-    shipper = start_shipper(run, environment={"OPUSCLIP_HUNG_S": "3600"})
+    shipper = start_shipper(run)
     try:
         yield shipper.pid
     finally:

@@ -1,6 +1,6 @@
 """Part `loop`: how much slower a training loop is with the tracker than without.
 
-Three processes train the same small model on one thread, 8 ms of compute a step: one bare, one with
+Three processes train the same small model on one thread, 9 ms of compute a step: one bare, one with
 the tracker and everything on, and one bare again as a control. They take turns of two seconds in
 the order bare, tracked, control, control, tracked, bare; who waits is stopped with all its
 processes, so the tracked one's sinks work in its own turns, beside its steps. A pair is two turns
@@ -22,15 +22,15 @@ from benchmarks.figures import Figure, interval_of, paired_ratios
 from benchmarks.processes import Worker, running
 
 PART = "loop"
-COMPUTE_S, PERIOD_S = 0.008, 0.010
+COMPUTE_S, PERIOD_S = 0.009, 0.010
 TURN_S = 2.0
-ROUNDS, QUICK_ROUNDS = 8, 2
+ROUNDS, QUICK_ROUNDS = 6, 2
 MOST_PERCENT = 0.5
 HALF = ("bare", "tracked", "control")
 VARIANTS = {"100 steps/s": PERIOD_S, "flat out": 0.0}
-WARM_UP_STEPS = 100
-SETTLE_STEPS = 20
+WARM_UP_S, SETTLE_S = 1.0, 0.2
 START_UP_S = 12.0
+"""Longer than the sinks need to begin: what is asked is what a run costs, not its first seconds."""
 
 Turns = dict[str, list[dict[str, Any]]]
 
@@ -50,8 +50,8 @@ def measure(folder: Path, *, quick: bool) -> list[Figure]:
 def _calibrated(folder: Path) -> int:
     """How many passes make a step of the length that is asked for."""
     with Worker("looping.py", "bare", str(folder), "1", folder=folder) as worker:
-        worker.ask(steps=WARM_UP_STEPS, period_s=0)
-        pass_ns = float(statistics.median(worker.ask(steps=500, period_s=0)["taken_ns"]))
+        passes = worker.ask(turn_s=WARM_UP_S, period_s=0)["taken_ns"]
+        pass_ns = float(statistics.median(passes))
     return max(1, round(COMPUTE_S * 1e9 / pass_ns))
 
 
@@ -59,9 +59,7 @@ def _paused(stack: ExitStack, folder: Path, name: str, repeats: int) -> Worker:
     kind = "tracked" if name == "tracked" else "bare"
     worker = Worker("looping.py", kind, str(folder), str(repeats), folder=folder)
     stack.enter_context(worker)
-    # Longer than the sinks need to begin: what is asked is what a run costs, not its first seconds.
-    warm_up_s = START_UP_S if kind == "tracked" else 1.0
-    worker.ask(steps=round(warm_up_s / PERIOD_S), period_s=PERIOD_S)
+    worker.ask(turn_s=START_UP_S if kind == "tracked" else WARM_UP_S, period_s=PERIOD_S)
     worker.pause()
     return worker
 
@@ -76,9 +74,9 @@ def _turns(workers: Mapping[str, Worker], *, period_s: float, rounds: int) -> Tu
 
 
 def _turn(worker: Worker, period_s: float) -> dict[str, Any]:
-    worker.ask(steps=SETTLE_STEPS, period_s=period_s)
+    worker.ask(turn_s=SETTLE_S, period_s=period_s)
     began_s, cpu_s = time.monotonic(), worker.children_cpu_s()
-    turn = worker.ask(steps=round(TURN_S / (period_s or COMPUTE_S)), period_s=period_s)
+    turn = worker.ask(turn_s=TURN_S, period_s=period_s)
     turn["others_percent"] = 100 * (worker.children_cpu_s() - cpu_s) / (time.monotonic() - began_s)
     return turn
 

@@ -4,9 +4,9 @@
 
 A step is `repeats` passes forward, backward and an optimizer's step. `tracked` has three sinks and
 system metrics on, times each step with `profile_operation` and logs ten floats after it. A request
-is a number of `steps` and a `period_s`, which a step is filled up to by sleeping (0: flat out). The
-answer holds what each step took, sleep excluded, the part of it that was not the model's, and the
-processor time of all steps.
+is how long to train (`turn_s`) and a `period_s`, which a step is filled up to by sleeping (0: flat
+out). The answer holds what each step took, sleep excluded, the part of it that was not the model's,
+and the processor time of all steps.
 """
 
 import itertools
@@ -32,7 +32,9 @@ def main(kind: str, folder: Path, repeats: int) -> None:
     answers.tell()
     for request in requests():
         taken_ns, own_ns, cpu_ns = array("q"), array("q"), 0
-        for number in itertools.islice(numbers, request["steps"]):
+        end_s = time.monotonic() + request["turn_s"]
+        while time.monotonic() < end_s:
+            number = next(numbers)
             cpu_ns -= time.thread_time_ns()
             began_ns = time.perf_counter_ns()
             work_ns = step_of(number)

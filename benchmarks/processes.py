@@ -16,6 +16,7 @@ import psutil
 
 HERE = Path(__file__).resolve().parent
 PEERS_PYTHON = HERE / ".venv" / "bin" / "python"
+MARK = "OPUSCLIP_BENCHMARK"
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false",
@@ -23,6 +24,9 @@ QUIET = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
+    # A benchmark stops sinks for longer than they are stopped elsewhere.
+    "OPUSCLIP_HUNG_S": "3600",
+    MARK: str(os.getpid()),
 }
 """What keeps libraries from asking the network, measuring the machine and using two cores."""
 
@@ -90,8 +94,8 @@ class Worker:
         _signal(self.processes(), signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let everything go on."""
-        _signal(self.processes(), signal.SIGCONT)
+        """Let everything go on; the watched before their watchers."""
+        _signal(self.processes()[::-1], signal.SIGCONT)
 
     def stop(self) -> None:
         """End the worker and all that it has started, at once."""
@@ -147,6 +151,15 @@ def end_tree(pid: int) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
         top = psutil.Process(pid)
         _signal([top, *top.children(recursive=True)], signal.SIGKILL)
+
+
+def end_leftovers() -> None:
+    """End whatever a run of the benchmarks has started and left behind."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            is_ours = process.environ().get(MARK) == QUIET[MARK]
+            if is_ours and process.pid != os.getpid():
+                process.kill()
 
 
 def sink_processes(supervisor: int) -> dict[str, list[psutil.Process]]:

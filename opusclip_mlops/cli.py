@@ -97,7 +97,6 @@ def recover(
                 journal_dir=journal_dir,
                 timeout_s=timeout_s,
                 discard_refused=discard_refused,
-                tell=console.tell,
                 show=show,
             )
     except KeyboardInterrupt:

@@ -39,7 +39,7 @@ FIRST_RETRY_S, LAST_RETRY_S = 0.5, 10.0
 
 def is_caught_up(folder: RunFolder, progress: Progress) -> bool:
     """Whether a sink has declared the run's end and nothing was logged since."""
-    return progress.done and progress.position == folder.size_bytes()
+    return progress.done and progress.has_all(folder.size_bytes())
 
 
 def deliver(folder: RunFolder, name: str) -> bool:

@@ -33,6 +33,7 @@ CONTROL = "+control"
 No host name has a `+` in it, so that no other journal is taken for one.
 """
 
+_UNREADABLE = (FileNotFoundError, NotADirectoryError, UnicodeDecodeError, msgspec.DecodeError)
 _LOCK_POLL_S = 0.05
 _SLOT_BYTES = 16 * 1024
 _SLOT_HEADER = struct.Struct("<II")
@@ -57,6 +58,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     run_name: str | None = None
     start_time_ms: int
     tracking_uri: str | None = None
+    tracking_uri_is_secret: bool = False
     registry_uri: str | None = None
     tensorboard_dir: str = "runs"
     wandb_dir: str = "."
@@ -106,6 +108,13 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     faults: int = 0
     error: str = ""
     done: bool = False
+
+    def has_all(self, sizes: Position) -> bool:
+        """Whether that many bytes of each segment are acknowledged.
+
+        A power cut may have taken bytes that were acknowledged: more is as good.
+        """
+        return all(self.position.get(name, -1) >= size for name, size in sizes.items())
 
 
 class Rejection(msgspec.Struct, frozen=True):
@@ -288,7 +297,7 @@ class RunFolder:
         """Whether every sink has acknowledged every byte and nothing was refused."""
         sizes = self.size_bytes()
         every = [self.progress(sink) for sink in self.manifest().sinks]
-        return all(p.done and not p.rejected and p.position == sizes for p in every)
+        return all(p.done and not p.rejected and p.has_all(sizes) for p in every)
 
 
 def _removal_lock(path: Path) -> Path:
@@ -375,12 +384,12 @@ def _read_slot(path: Path) -> Progress | None:
         payload = content[_SLOT_HEADER.size : _SLOT_HEADER.size + size_bytes]
         whole = len(payload) == size_bytes and zlib.crc32(payload) == checksum
         return msgspec.json.decode(payload, type=Progress) if whole else None
-    except (FileNotFoundError, NotADirectoryError, struct.error, msgspec.DecodeError):
+    except (*_UNREADABLE, struct.error):
         return None
 
 
 def _read_json(path: Path, kind: type[S]) -> S | None:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
+    except _UNREADABLE:
         return None

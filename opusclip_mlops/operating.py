@@ -9,7 +9,7 @@ import math
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -97,7 +97,6 @@ def recover(
     journal_dir: str | os.PathLike[str] | None = None,
     timeout_s: float = 600.0,
     discard_refused: bool = False,
-    tell: Callable[[str], None] = lambda _: None,
     show: Callable[[list[RunProgress]], None] = lambda _: None,
 ) -> list[Recovery]:
     """Deliver what processes that crashed or were offline left, and clean up behind it.
@@ -111,11 +110,11 @@ def recover(
         journal_dir: Where the runs' folders lie; as configured otherwise.
         timeout_s: How long to wait for all of them together.
         discard_refused: Remove also what a sink refused for good, once all else has arrived.
-        tell: Called with a line that can't wait for the end.
         show: Called again and again with how far the runs are.
 
     Raises:
-        OpusclipError: none was named, or no run, or more than one, is called so.
+        OpusclipError: none was named, or no run, or more than one, is called so; or the address of
+            its MLflow server holds a password and is not in the environment.
     """
     folders = run_folders(runs, journal_dir=journal_dir)
     if not runs and not every:
@@ -123,8 +122,7 @@ def recover(
         raise OpusclipError(f"name the runs to recover, or all of them with --all{which}")
     works = [_Work(folder) for folder in folders if runs or _holds_anything(folder)]
     try:
-        for line in _warnings(works):
-            tell(line)
+        _check_addresses(works)
         _wait(works, time.monotonic() + timeout_s, discard_refused, show)
         return [work.recovery() for work in works]
     finally:
@@ -140,15 +138,13 @@ def _holds_anything(folder: RunFolder) -> bool:
         return True
 
 
-def _warnings(works: Sequence["_Work"]) -> Iterator[str]:
-    """Credentials are never written down: say so where they may be missing."""
-    open_works = [one for one in works if one.is_open and one.before.state != "training"]
-    unnamed = [work for work in open_works if work.lacks_tracking_uri]
-    if unnamed:
-        ids = ", ".join(work.folder.path.name for work in unnamed)
-        yield (
-            f"no tracking server is written down for {ids}: MLflow's default is used; "
-            "if it was a URI with a password, set MLFLOW_TRACKING_URI to it"
+def _check_addresses(works: Sequence["_Work"]) -> None:
+    """Credentials are never written down: without them, MLflow's default would get the run."""
+    ids = [one.folder.path.name for one in works if one.is_open and one.lacks_tracking_uri]
+    if ids:
+        raise OpusclipError(
+            f"the MLflow address of {', '.join(ids)} holds a password, which is never written down:"
+            " set MLFLOW_TRACKING_URI to it"
         )
 
 
@@ -210,9 +206,9 @@ class _Work:
     @property
     def lacks_tracking_uri(self) -> bool:
         """Whether MLflow's address should be in the environment, and is not."""
-        if self._manifest is None or "mlflow" not in self._manifest.sinks:
+        if self._manifest is None or not self._manifest.tracking_uri_is_secret:
             return False
-        return not (self._manifest.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"))
+        return not os.environ.get("MLFLOW_TRACKING_URI") and not self.folder.is_shipped()
 
     def is_stuck(self) -> bool:
         """Whether a sink has been failing for a while: others needn't wait for it."""

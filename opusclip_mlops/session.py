@@ -93,6 +93,8 @@ class Session:
         self._control.append(start)
         if self._control.lost:
             raise OSError(errno.ENOSPC, self._control.fault)
+        # Without its start, a power cut in the first second would leave a run that nobody ends.
+        os.fdatasync(self._control.descriptor)
         self._guard = ShipperGuard(self.folder, environment=self._secrets)
 
     @property
@@ -307,6 +309,7 @@ def _manifest(config: TrackingConfig, run_id: str | None) -> Manifest:
         run_name=config.run_name or time.strftime(f"%Y%m%d-%H%M%S-{local_id[:4]}"),
         start_time_ms=int(time.time() * 1000),
         tracking_uri=_unless_secret(tracking_uri),
+        tracking_uri_is_secret=tracking_uri is not None and not _unless_secret(tracking_uri),
         registry_uri=_unless_secret(config.registry_uri),
         tensorboard_dir=config.tensorboard_dir,
         wandb_dir=config.wandb_dir,

@@ -124,6 +124,12 @@ def test_a_signal_without_a_note_is_told_by_the_kernel(
     assert died == Death(status, f"process 4711 was ended by {name}")
 
 
+def test_a_signal_without_a_name_is_told_by_its_number(tmp_path: Path) -> None:
+    """Batch systems send real-time signals, most of which have none."""
+    died = death_of(tmp_path, START, wait_status=40)
+    assert died == Death("FAILED", "process 4711 was ended by signal 40")
+
+
 def test_without_anything_a_process_has_vanished(tmp_path: Path) -> None:
     """Neither a note nor the kernel: FAILED, and it says no more than it knows."""
     died = death_of(tmp_path, START, wait_status=None)

@@ -131,6 +131,22 @@ def test_a_run_that_goes_on_keeps_its_notes(folder: Path) -> None:
     assert notes(folder / "b").keys() == {"b.SIGTERM"}
 
 
+@pytest.mark.parametrize(("code", "kind"), [("send('SIGTERM')", "SIGTERM"), ("exit(3)", "exit")])
+def test_a_short_run_before_and_after_takes_no_notes_from_a_long_one(
+    folder: Path, code: str, kind: str
+) -> None:
+    """The first run's folder is gone when the third begins: the second goes on taking notes."""
+    again = """
+first.release()
+shutil.rmtree(folder / "a")
+(folder / "c").mkdir()
+third = DeathNotes(folder / "c", "c")
+"""
+    run(folder, TWO + again + code)
+    assert notes(folder / "b").keys() == {f"b.{kind}"}
+    assert notes(folder / "c").keys() == {f"c.{kind}"}
+
+
 def test_runs_after_each_other_have_their_own_notes(folder: Path) -> None:
     """The first one's folder is gone when the second begins."""
     code = 'notes.release(); [one.unlink() for one in folder.iterdir()]; DeathNotes(folder, "s2")\n'
@@ -204,6 +220,31 @@ def test_a_handler_outlasts_the_run(folder: Path) -> None:
     """A handler that was there before the run is there after it."""
     done = run(folder, HANDLER + BEGIN + "notes.release(); send('SIGTERM')")
     assert (done.returncode, done.stdout) == (0, "handled\n")
+
+
+RELEASE = "notes.release()\n"
+AGAIN = 'again = DeathNotes(folder, "s2"); again.release()\n'
+DEFAULT = "signal.signal(signal.SIGTERM, signal.SIG_DFL)\n"
+
+
+@pytest.mark.parametrize("end", [RELEASE, RELEASE + AGAIN, AGAIN + RELEASE])
+def test_a_handler_that_came_during_the_run_outlasts_it(folder: Path, end: str) -> None:
+    """What `fit()` installs is called after the run is closed, and after a further run too."""
+    done = run(folder, BEGIN + HANDLER + end + "send('SIGTERM')")
+    assert (done.returncode, done.stdout) == (0, "handled\n")
+
+
+def test_a_handler_that_came_during_the_run_is_there_in_a_forked_child(folder: Path) -> None:
+    """It is the child's as it is the parent's."""
+    done = run(folder, BEGIN + HANDLER + FORK.format("send('SIGTERM'); os._exit(0)"))
+    assert done.stdout == "handled\n0\n"
+
+
+def test_a_handler_that_is_taken_back_makes_room_for_notes(folder: Path) -> None:
+    """A later run takes notes again."""
+    code = BEGIN + HANDLER + RELEASE + DEFAULT + 'notes = DeathNotes(folder, "s2")\n'
+    assert run(folder, code + "send('SIGTERM')").returncode == -signal.SIGTERM
+    assert notes(folder).keys() == {"s2.SIGTERM"}
 
 
 def test_what_is_ignored_stays_ignored(folder: Path) -> None:

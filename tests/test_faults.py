@@ -175,6 +175,21 @@ def test_a_checkpoint_never_overtakes_another(store: Store, clock: Clock) -> Non
     assert sorted(store.taken) == ["a", "b", "c1", "c2", "c3"]
 
 
+def test_a_bad_checkpoint_holds_up_no_clip(store: Store, clock: Clock) -> None:
+    """What was put off behind it is sent, but for the checkpoints after it."""
+    put_off = PutOff()
+    store.away = {"c1", "c2", "a", "b"}
+    for record in (checkpoint("c1"), text("a"), checkpoint("c2"), text("b")):
+        put_off.send_or_keep(record, store.send)
+    store.away = {"c1"}
+    drain(put_off, store, clock)
+    assert sorted(store.taken) == ["a", "b"]
+    again = PutOff(put_off.encoded())
+    store.away = set()
+    drain(again, store, clock)
+    assert store.taken[2:] == ["c1", "c2"]
+
+
 def test_a_first_checkpoint_waits_for_no_clip(store: Store, clock: Clock) -> None:
     """Only checkpoints keep their order among each other."""
     put_off = PutOff()

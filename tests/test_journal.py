@@ -626,3 +626,54 @@ def test_reading_may_begin_anywhere(
     assert [item.end_bytes for item in whole] == [
         end for begin, end in zip(begins, ends, strict=True) if begin >= start
     ]
+
+
+# Rolling to a new segment
+
+
+def open_descriptors() -> list[str]:
+    return sorted(os.listdir("/proc/self/fd"))
+
+
+def test_a_journal_has_one_descriptor_for_its_whole_life(tmp_path: Path) -> None:
+    """Over 50 new segments: the same number, no other is left open, no program inherits it."""
+    log = Journal(tmp_path, "s", segment_bytes=1)
+    first, before = log.descriptor, open_descriptors()
+    for step in range(50):
+        log.append(metrics(step))
+        assert log.descriptor == first
+        assert Path(f"/proc/self/fd/{first}").readlink() == tmp_path / f"s-{step + 1:06d}.journal"
+    assert open_descriptors() == before
+    assert not os.get_inheritable(first)
+    log.close()
+    assert len(open_descriptors()) == len(before) - 1
+    found = [item for path in sorted(tmp_path.glob("*.journal")) for item in journal.read(path)]
+    assert [one.record for one in found if isinstance(one, Entry)] == [
+        metrics(step) for step in range(50)
+    ]
+    assert log.lost == 0
+
+
+def test_threads_that_roll_at_once_leak_no_descriptor(tmp_path: Path) -> None:
+    """While one rolls the others append on: nothing is lost or torn."""
+    log = Journal(tmp_path, "s", segment_bytes=400)
+    before = open_descriptors()
+
+    def append(first: int) -> None:
+        for step in range(first, first + 100):
+            log.append(metrics(step))
+
+    threads = [threading.Thread(target=append, args=(100 * n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert open_descriptors() == before
+    log.close()
+    paths = sorted(tmp_path.glob("*.journal"))
+    assert len(paths) > 20
+    found = [item for path in paths for item in journal.read(path, ended=True)]
+    steps = [one.record.step for one in found if isinstance(one, Entry)]
+    assert not any(isinstance(one, Damage) for one in found)
+    assert sorted(steps) == list(range(400))
+    assert log.lost == 0

@@ -26,6 +26,11 @@ def supervisors(folder: RunFolder) -> list[psutil.Process]:
     ]
 
 
+def guard_threads() -> int:
+    """How many threads wait for a supervisor's end."""
+    return sum(thread.name == GUARD_THREAD for thread in threading.enumerate())
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[RunFolder]:
     """A run that goes nowhere: its supervisor starts no sinks."""
@@ -34,6 +39,7 @@ def folder(tmp_path: Path) -> Iterator[RunFolder]:
     for process in supervisors(found):
         process.kill()
         process.wait()
+    wait_until(lambda: not guard_threads())
 
 
 @pytest.fixture
@@ -49,11 +55,6 @@ def guarded(folder: RunFolder) -> Iterator[Callable[..., ShipperGuard]]:
     yield made
     for guard in guards:
         guard.release()
-
-
-def guard_threads() -> int:
-    """How many threads wait for a supervisor's end."""
-    return sum(thread.name == GUARD_THREAD for thread in threading.enumerate())
 
 
 def kill(folder: RunFolder) -> psutil.Process:
@@ -102,7 +103,7 @@ def test_after_release_a_killed_supervisor_stays_dead(
 
 
 def test_no_thread_waits_for_a_run_that_is_delivered(
-    tmp_path: Path, folder: RunFolder, guarded: Callable[..., ShipperGuard]
+    folder: RunFolder, guarded: Callable[..., ShipperGuard]
 ) -> None:
     """Also where nobody released it: the supervisor ends, the folder and the thread are gone."""
     guarded()
@@ -140,9 +141,10 @@ def test_the_shipper_outlives_its_parents_terminal(folder: RunFolder) -> None:
 def test_what_it_says_stands_in_the_log(folder: RunFolder) -> None:
     """A sink that does not exist leaves the reason there, for the user alone to read."""
     process = start_process(folder, "--sink", "nowhere")
-    process.wait(timeout=60)
     log = folder.path / "shipper.log"
-    assert "no sink is called 'nowhere'" in log.read_text()
+    wait_until(lambda: "no sink is called 'nowhere'" in log.read_text())
+    process.kill()
+    process.wait()
     assert log.stat().st_mode & 0o777 == 0o600
 
 

@@ -4,19 +4,29 @@ One event holds all scalars of a log call, under its own step and wall time. Sca
 floats there. After a crash the file is cut back to what was acknowledged, so no point stands twice.
 """
 
+import importlib
 import os
 import socket
+import struct
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
+
+import google_crc32c
+
+if "boto3" not in sys.modules:
+    # TensorBoard's file layer loads it where it is, 18 MB for S3; the files written here are local.
+    sys.modules["boto3"] = None  # type: ignore[assignment]
+    importlib.import_module("tensorboard.plugins.hparams.metadata")
+    del sys.modules["boto3"]
 
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
-from tensorboard.summary.writer.record_writer import RecordWriter
 
 from opusclip_mlops import media, records
 from opusclip_mlops.errors import VideoError
@@ -26,6 +36,8 @@ from opusclip_mlops.sinks import Refusal, SinkState, Waiting, Written
 
 if TYPE_CHECKING:
     from opusclip_mlops.sinks import Sink
+
+_LENGTH, _CRC = struct.Struct("<Q"), struct.Struct("<I")
 
 
 def event_folder(tensorboard_dir: Path, identity: Identity) -> Path:
@@ -59,7 +71,6 @@ class TensorBoardSink:
         self._file = self._path.open("ab")
         self._file.truncate(min(int(state.get("size_bytes", 0)), self._file.tell()))
         self._file.seek(0, os.SEEK_END)
-        self._writer = RecordWriter(self._file)
         if self._file.tell() == 0:
             started_s = self._manifest.start_time_ms / 1000
             self._write(Event(wall_time=started_s, file_version="brain.Event:2"))
@@ -99,7 +110,9 @@ class TensorBoardSink:
         self._file.close()
 
     def _write(self, event: Event) -> None:
-        self._writer.write(event.SerializeToString())
+        content = event.SerializeToString()
+        length = _LENGTH.pack(len(content))
+        self._file.write(length + _masked_crc(length) + content + _masked_crc(content))
 
     def _state(self) -> SinkState:
         self._file.flush()
@@ -151,6 +164,12 @@ class TensorBoardSink:
         )
         summary = Summary(value=[Summary.Value(tag=record.key, image=image)])
         return _event(record.timestamp_ms, record.step, summary)
+
+
+def _masked_crc(content: bytes) -> bytes:
+    """The checksum of a TFRecord: CRC-32C, rotated right by 15 bits, plus a constant."""
+    crc = google_crc32c.value(content)
+    return _CRC.pack(((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
 def _event_file_name() -> str:

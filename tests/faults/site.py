@@ -206,25 +206,35 @@ class Site:
         """Whether anybody is left to deliver."""
         return bool(self.processes()) or any(t.process.poll() is None for t in self.trainers)
 
-    def processes(self, *words: str) -> list[psutil.Process]:
-        """The shipper's processes of this site whose command line holds these words."""
-        found = []
+    def processes(self) -> dict[psutil.Process, list[str]]:
+        """The shipper's processes of this site, with their command lines."""
+        found = {}
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 line = process.cmdline()
                 own = any(str(self.folder) in word for word in line)
-                is_shipper = "opusclip_mlops.shipper" in " ".join(line)
-                if own and is_shipper and all(word in line for word in words):
-                    found.append(process)
+                if own and "opusclip_mlops.shipper" in line:
+                    found[process] = line
         return found
+
+    def await_process(self, name: str) -> psutil.Process:
+        """Wait until a sink's process runs, or one called supervisor; that process."""
+        found: list[psutil.Process] = []
+
+        def is_there() -> bool:
+            found.extend(self.supervisors() if name == "supervisor" else self.sinks(name))
+            return bool(found)
+
+        wait_until(is_there)
+        return found[0]
 
     def supervisors(self) -> list[psutil.Process]:
         """The supervisors: one, and those that wait for their turn."""
-        return [one for one in self.processes() if "--sink" not in one.cmdline()]
+        return [process for process, line in self.processes().items() if "--sink" not in line]
 
     def sinks(self, name: str) -> list[psutil.Process]:
         """The processes of a sink."""
-        return self.processes("--sink", name)
+        return [process for process, line in self.processes().items() if line[-1] == name]
 
     def await_arrival(self, sink: str) -> None:
         """Wait until a sink has acknowledged all that is in the journal now."""
@@ -260,7 +270,7 @@ class Site:
         for trainer in self.trainers:
             if trainer.process.poll() is None:
                 trainer.kill()
-        left = self.processes()
+        left = list(self.processes())
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 left += process.children(recursive=True)

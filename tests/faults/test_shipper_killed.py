@@ -1,11 +1,13 @@
 """The shipper's own processes killed and stopped while a trainer logs."""
 
+import contextlib
 import random
 import signal
 import time
 
 import psutil
 
+from opusclip_mlops.folder import RunFolder
 from tests.faults.holdings import assert_whole
 from tests.faults.site import SOAK, Site
 from tests.journeys import wait_until
@@ -21,16 +23,14 @@ with ExperimentTracker() as tracker:
 """
 
 
-def processes(site: Site, name: str) -> list[psutil.Process]:
-    """A sink's processes, or the supervisors."""
-    return site.supervisors() if name == "supervisor" else site.sinks(name)
-
-
-def await_process(site: Site, name: str) -> psutil.Process:
-    """Wait until the sink or supervisor runs."""
-    found: list[psutil.Process] = []
-    wait_until(lambda: found.extend(processes(site, name)) or found)
-    return found[0]
+def await_batch(folder: RunFolder, sink: str) -> None:
+    """Wait until a sink is being given something: the worst moment for it to die."""
+    number = folder.progress(sink).number
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        progress = folder.progress(sink)
+        if progress.given and progress.number > number:
+            return
 
 
 def test_whatever_is_killed_is_started_again_and_doubles_nothing(site: Site) -> None:
@@ -39,13 +39,20 @@ def test_whatever_is_killed_is_started_again_and_doubles_nothing(site: Site) -> 
     trainer = site.start(UNTIL_TOLD)
     folder = site.await_journal()
     wait_until(lambda: all(folder.progress(sink).records for sink in SINKS))
-    for _ in range(KILLS):
+    killed = 0
+    while killed < KILLS:
         name = chance.choice(("supervisor", *SINKS))
-        victim = await_process(site, name)
-        time.sleep(chance.random() / 2)
-        victim.kill()
+        victim = site.await_process(name)
+        if name in SINKS and chance.random() < 0.7:
+            await_batch(folder, name)
+        else:
+            time.sleep(chance.random() / 2)
+        # It may have been one that gave way to another.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victim.kill()
+            killed += 1
     for name in ("supervisor", *SINKS):
-        await_process(site, name)
+        site.await_process(name)
     trainer.await_calls(3000)
     (site.folder / "enough").touch()
     assert trainer.wait() == 0
@@ -59,9 +66,9 @@ def test_a_stopped_supervisor_goes_on_when_continued(site: Site) -> None:
     trainer = site.start(UNTIL_TOLD)
     folder = site.await_journal()
     wait_until(lambda: all(folder.progress(sink).records for sink in SINKS))
-    [supervisor] = site.supervisors()
+    supervisor = site.await_process("supervisor")
     supervisor.send_signal(signal.SIGSTOP)
-    await_process(site, "tensorboard").kill()
+    site.await_process("tensorboard").kill()
     calls = len(trainer.calls)
     trainer.await_calls(calls + 200)
     supervisor.send_signal(signal.SIGCONT)

@@ -49,9 +49,7 @@ def refusing() -> Iterator[str]:
 
 def the_sink(site: Site) -> psutil.Process:
     """The process of the W&B sink."""
-    found: list[psutil.Process] = []
-    wait_until(lambda: found.extend(site.sinks("wandb")) or found)
-    return found[0]
+    return site.await_process("wandb")
 
 
 def wandb_core(site: Site) -> psutil.Process:

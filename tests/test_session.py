@@ -1,0 +1,228 @@
+"""Facts about `opusclip_mlops.session`: a process's part in a run, from its start to its end."""
+
+import contextlib
+import fcntl
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from opusclip_mlops import ExperimentTracker, OpusclipError, TrackingConfig, journal
+from opusclip_mlops.errors import ConfigError
+from opusclip_mlops.folder import CONTROL, RunFolder
+from opusclip_mlops.records import Metrics, Record, RunEnded, RunStarted, Tags, Text
+from opusclip_mlops.session import JoinedSession, Session
+from opusclip_mlops.sessions import final_end, sessions
+from tests.faults.disks import SmallDisk, small_disk
+from tests.journeys import wait_until
+
+RUN_ID = "c" * 32
+
+
+def config(journal_dir: Path, **fields: object) -> TrackingConfig:
+    """A run for MLflow only, that is gone on with: so its folder has a known name."""
+    wanted = {
+        "journal_dir": str(journal_dir),
+        "run_id": RUN_ID,
+        "tracking_uri": f"sqlite:///{Path.cwd()}/mlflow.db",
+        "use_tensorboard": False,
+        "use_wandb": False,
+        "system_metrics": False,
+        "drain_timeout_s": 0.0,
+        **fields,
+    }
+    return TrackingConfig(**wanted)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def undelivered(journal_dir: Path) -> Iterator[RunFolder]:
+    """The run's folder, which no shipper touches while the block lasts: it is held here."""
+    folder = RunFolder(journal_dir / RUN_ID)
+    folder.path.mkdir(parents=True)
+    lock = os.open(folder.path / "shipper.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        yield folder
+    finally:
+        # Its guards find no folder to go on with.
+        (folder.path / "manifest.json").unlink(missing_ok=True)
+        os.close(lock)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[RunFolder]:
+    with undelivered(tmp_path / "journal") as found:
+        yield found
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A disk of 2 MiB."""
+    with small_disk(tmp_path / "disk") as found:
+        yield found
+
+
+def records(folder: RunFolder) -> list[Record]:
+    """All that was logged to the run."""
+    items = (item for path in folder.segments() for item in journal.read(path))
+    return [item.record for item in items if isinstance(item, journal.Entry)]
+
+
+def points(folder: RunFolder) -> list[dict[str, float]]:
+    return [record.values for record in records(folder) if isinstance(record, Metrics)]
+
+
+# The start
+
+
+def refused(journal_dir: Path) -> str:
+    """Why no run can begin here: one line, and nothing is left running."""
+    with pytest.raises(ConfigError) as raised:
+        Session(config(journal_dir), tags={})
+    assert not any("shipper" in thread.name for thread in threading.enumerate())
+    text = str(raised.value)
+    assert "\n" not in text
+    assert text.startswith(f"journal_dir {journal_dir} cannot be written: ")
+    assert text.endswith(": make room, or set journal_dir to a folder of yours on a local disk")
+    return text
+
+
+def test_a_read_only_folder_is_told_in_one_line(disk: SmallDisk) -> None:
+    """What is wrong, which folder, and what to do."""
+    disk.protect()
+    assert "Read-only file system" in refused(disk.path / "journal")
+
+
+def test_a_file_in_the_place_of_the_folder_is_told_in_one_line(tmp_path: Path) -> None:
+    """The same for a path that leads through a file."""
+    (tmp_path / "file").touch()
+    assert "Not a directory" in refused(tmp_path / "file" / "journal")
+
+
+@pytest.mark.parametrize("room_kib", [0, 4, 16, 36, 40, 44])
+def test_a_full_disk_is_told_in_one_line(disk: SmallDisk, room_kib: int) -> None:
+    """Before training begins, at whichever file the room ends."""
+    (disk.path / "room").write_bytes(bytes(room_kib * 1024))
+    disk.fill()
+    (disk.path / "room").unlink()
+    assert "No space left on device" in refused(disk.path / "journal")
+
+
+# The end
+
+
+def test_the_end_finds_room_on_a_full_disk(disk: SmallDisk) -> None:
+    """Its record was given room at the start; what could not be kept is counted in the run."""
+    with undelivered(disk.path / "journal") as folder:
+        session = Session(config(disk.path / "journal"), tags={})
+        disk.fill()
+        for step in range(300):
+            session.append(Metrics(1, step, {f"key/{n}": 0.5 for n in range(20)}))
+        session.end("FAILED", "ValueError: no", traceback="line\n" * 1500)
+        found = final_end(folder)
+        assert found is not None
+        assert (found.status, found.reason) == ("FAILED", "ValueError: no")
+        lost = 300 - len(points(folder))
+        assert lost > 0
+        tags = {k: v for one in records(folder) if isinstance(one, Tags) for k, v in
+                one.values.items()}  # fmt: skip
+        assert tags["opusclip.lost_records"] == str(lost)
+        assert tags["opusclip.traceback"] == "line\n" * 1500
+        assert any(f"{lost} records could not be kept: " in line for line in session.missing())
+        session.release()
+
+
+def test_a_run_is_begun_and_ended(folder: RunFolder) -> None:
+    """Its start, tags and end stand in the journal of starts and ends, in that order."""
+    session = Session(config(folder.path.parent), tags={"team": "true"})
+    session.append(Metrics(1, 2, {"loss": 0.5}))
+    session.end("FINISHED", "", at_exit=True)
+    session.release()
+    control = [p for p in folder.segments() if CONTROL in p.name]
+    kinds = [type(item.record) for p in control for item in journal.read(p)
+             if isinstance(item, journal.Entry)]  # fmt: skip
+    assert kinds == [RunStarted, Tags, RunEnded]
+    [one] = sessions(folder)
+    assert one.start.tags == {"team": "true"}
+    assert one.end is not None
+    assert one.end.at_exit
+    assert one.end.end_time_ms >= one.start.start_time_ms
+
+
+def held_open(folder: RunFolder) -> list[str]:
+    """The files of a run that this process has open, but for those locked by this test."""
+    places = [Path("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
+    paths = [place.readlink() for place in places if place.is_symlink()]
+    own = [path for path in paths if path.is_relative_to(folder.path.parent)]
+    return sorted(path.name for path in own if path.name != "shipper.lock")
+
+
+def test_release_lets_go_of_every_file(folder: RunFolder) -> None:
+    """But of the exit code's, which the C library writes last."""
+    session = Session(config(folder.path.parent), tags={})
+    name = sessions(folder)[0].start.session
+    assert len(held_open(folder)) > 6
+    session.end("FINISHED", "")
+    session.release()
+    assert held_open(folder) in ([], [f"{name}.exit"])
+
+
+# A further process
+
+WORKER = """
+import pickle, sys
+tracker = pickle.load(sys.stdin.buffer)
+for step in range(3):
+    tracker.log_metrics({"worker/loss": step / 2}, step)
+tracker.log_text("said by a worker", "notes")
+tracker.close("FAILED", "a worker's word")
+print(tracker.local_id, len(sys.modules.keys() & {"numpy", "torch", "mlflow", "wandb"}))
+"""
+
+
+def test_a_tracker_sent_to_another_process_logs_to_the_same_run(folder: RunFolder) -> None:
+    """What the other logs is there; the run's end stays with the process that began it."""
+    tracker = ExperimentTracker(config(folder.path.parent))
+    tracker.log_metrics({"train/loss": 1.0}, 7)
+    sent = pickle.dumps(tracker)
+    argv = [sys.executable, "-c", WORKER]
+    done = subprocess.run(argv, input=sent, capture_output=True, timeout=60, check=False)
+    assert (done.stderr, done.stdout.decode()) == (b"", f"{RUN_ID} 0\n")
+    tracker.log_metrics({"train/loss": 0.5}, 8)
+    found = points(folder)
+    assert [one["worker/loss"] for one in found if "worker/loss" in one] == [0.0, 0.5, 1.0]
+    assert [one["train/loss"] for one in found if "train/loss" in one] == [1.0, 0.5]
+    assert any(isinstance(one, Text) and one.key == "notes" for one in records(folder))
+    [one] = sessions(folder)
+    assert (one.start.pid, one.end) == (os.getpid(), None)
+    tracker.close()
+    [one] = sessions(folder)
+    assert one.end is not None
+    assert one.end.status == "FINISHED"
+
+
+def test_a_tracker_that_comes_too_late_says_so(folder: RunFolder, tmp_path: Path) -> None:
+    """A run that is delivered and gone can't be joined: one line."""
+    wanted = config(folder.path.parent)
+    with pytest.raises(OpusclipError, match=r"not a run's folder") as raised:
+        JoinedSession(wanted, tmp_path / "gone")
+    assert "\n" not in str(raised.value)
+
+
+def test_who_joins_keeps_the_folder(folder: RunFolder) -> None:
+    """The shipper does not remove it while a worker still logs to it."""
+    session = Session(config(folder.path.parent), tags={})
+    joined = JoinedSession(config(folder.path.parent), folder.path)
+    joined.append(Metrics(1, 1, {"loss": 0.5}))
+    assert joined.local_id == session.local_id
+    assert joined.folder.path == session.folder.path
+    session.end("FINISHED", "")
+    session.release()
+    assert not folder.remove_unless_held()
+    os.close(joined._hold)
+    wait_until(lambda: points(folder) == [{"loss": 0.5}])
