@@ -124,8 +124,9 @@ class _ProcessNotes:
         """Begin a note at this path, or link the one that is being taken."""
         descriptor = self._descriptor(kind)
         try:
-            # Whichever of its names is left: earlier runs' folders may be gone.
-            os.link(f"/proc/self/fd/{descriptor}", path, follow_symlinks=True)
+            # Whichever of its names is left: earlier runs' folders may be gone. It follows the
+            # symlink only where it is given a `src_dir_fd`, which an absolute path makes no use of.
+            os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor)
         except OSError:
             begin(path)
 

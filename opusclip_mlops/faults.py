@@ -3,7 +3,7 @@
 import base64
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -33,7 +33,7 @@ class PutOff:
         encoded: What `encoded` gave, when this goes on after a restart.
     """
 
-    def __init__(self, encoded: Iterable[str] = ()) -> None:
+    def __init__(self, encoded: Sequence[str] = ()) -> None:
         self._records = deque(_decode(base64.b64decode(one)) for one in encoded)
         self._encoded = deque(encoded)
         self._wait_s = FIRST_RETRY_S

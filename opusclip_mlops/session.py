@@ -2,11 +2,13 @@
 
 import errno
 import os
+import shutil
 import socket
 import sys
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -37,10 +39,12 @@ class Session:
         self._manifest = _manifest(config, run_id)
         self._secrets = _secrets(config)
         self._resumed = run_id is not None
+        self._presence, self._files = ExitStack(), ExitStack()
         try:
             self._open(config, run_id)
             self._begin(run_id, tags)
         except OSError as error:
+            self._give_up()
             raise ConfigError(
                 f"journal_dir {config.journal_dir} cannot be written: {error.strerror or error}:"
                 " make room, or set journal_dir to a folder of yours on a local disk"
@@ -48,7 +52,9 @@ class Session:
 
     def _open(self, config: TrackingConfig, run_id: str | None) -> None:
         journal_dir = Path(config.journal_dir).absolute()
-        self.folder, self._hold = _held_folder(journal_dir, self._manifest.local_id, run_id)
+        self.folder = RunFolder(journal_dir / self._manifest.local_id)
+        self.folder, hold = _held_folder(journal_dir, self._manifest.local_id, run_id)
+        self._presence.callback(os.close, hold)
         self.folder.create(self._manifest)
         self._manifest = self.folder.manifest()
         self._name = _own_name()
@@ -56,19 +62,23 @@ class Session:
         self._open_control()
 
     def _open_control(self) -> None:
-        self._alive = hold_alive(self.folder, self._name)
-        self._notes = DeathNotes(self.folder.path, self._name)
+        self._presence.callback(os.close, hold_alive(self.folder, self._name))
+        self._presence.callback(DeathNotes(self.folder.path, self._name).release)
         lost = self._account.count_lost
         self._control = Journal(self.folder.path, self._name + CONTROL, on_loss=lost)
+        self._files.callback(self._control.close)
         # The run's end must find room on a disk that its metrics have filled.
         reserve(self._control.descriptor, _RESERVED_BYTES)
 
     def _open_journals(self, config: TrackingConfig) -> None:
         self._identity: Identity | None = None
         self._account = Account(self.folder.path, self._name)
+        self._files.callback(self._account.close)
         self._left_out = Totals(skipped={}, shed={})
         self._journal = Journal(self.folder.path, self._name, on_loss=self._account.count_lost)
+        self._files.callback(self._journal.close)
         self._level = open_level(self.folder)
+        self._files.callback(self._close_level)
         self.append = self._journal.append
         self.selection = Selection(
             priorities=config.priorities,
@@ -220,15 +230,21 @@ class Session:
         Where the exit code has the last word, the folder is held until the process is gone.
         """
         self._guard.release()
-        self._journal.close()
-        self._control.close()
-        self._account.close()
+        self._files.close()
+        if is_last_word:
+            self._presence.close()
+
+    def _give_up(self) -> None:
+        """Leave nothing of a start that did not come to be."""
+        self._files.close()
+        if not self._resumed:
+            shutil.rmtree(self.folder.path, ignore_errors=True)
+        self._presence.close()
+
+    def _close_level(self) -> None:
+        # A call that comes late must not read from what gets this number next.
         os.close(self._level)
         self._level = -1
-        if is_last_word:
-            self._notes.release()
-            os.close(self._alive)
-            os.close(self._hold)
 
     def _has(self, sink: str, goal: Position) -> bool:
         position = self.folder.progress(sink).position
@@ -249,7 +265,8 @@ class JoinedSession(Session):
     def __init__(self, config: TrackingConfig, folder: Path) -> None:
         self.folder = RunFolder(folder)
         self._manifest = self.folder.manifest()
-        self._hold = self.folder.hold()
+        self._presence, self._files = ExitStack(), ExitStack()
+        self._presence.callback(os.close, self.folder.hold())
         self._resumed = False
         self._name = _own_name()
         self._open_journals(config)

@@ -94,12 +94,12 @@ def is_alive(folder: RunFolder, start: RunStarted) -> bool:
     """Whether the process that began this session still runs."""
     if (start.pid, start.host) == (os.getpid(), socket.gethostname()):
         # A process does not see its own lock.
-        return _runs(start)
+        return is_visible(start)
     held = _is_held(_alive(folder, start.session))
     if held is not None:
         return held
     # Without locks: another host's processes can't be seen from here.
-    return start.host != socket.gethostname() or _runs(start)
+    return start.host != socket.gethostname() or is_visible(start)
 
 
 def process_started_s(pid: int) -> float:
@@ -119,7 +119,8 @@ def process_started_s(pid: int) -> float:
     return int(numbers[18]) / os.sysconf("SC_CLK_TCK")
 
 
-def _runs(start: RunStarted) -> bool:
+def is_visible(start: RunStarted) -> bool:
+    """Whether the pid of a session stands for its process here, and that runs."""
     try:
         return process_started_s(start.pid) == start.process_started_s
     except ProcessLookupError:

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
@@ -35,8 +35,7 @@ _RESUME_WAIT_S = 15.0
 class ExperimentTracker:
     """Tracks one run: metrics, params, clips, datasets and checkpoints.
 
-    A context manager: leaving it closes the run as FINISHED; an exception closes it as FAILED,
-    with the reason.
+    A context manager: leaving it closes the run FINISHED, an exception FAILED with the reason.
 
     Args:
         config: What the run is called and where it goes; the defaults otherwise.
@@ -124,18 +123,19 @@ class ExperimentTracker:
         self._log_beside(_prefixed("performance", measured), step)
 
     def log_profiling_data(self, data: Mapping[str, Any], step: int | None = None) -> None:
-        """Log `profiling/timings/…` and `profiling/memory/…` as metrics, other parts as text.
+        """Log `profiling/…`: numbers, and mappings of names to numbers, as metrics.
 
-        A part that is a mapping of names to numbers becomes metrics; `bottlenecks` and any other
-        list or text becomes one text.
+        `bottlenecks` and any other list or text becomes one text.
         """
         at = self._current_step(step)
         for part, content in data.items():
             if isinstance(content, Mapping):
                 self._log_beside(_prefixed(f"profiling/{part}", content), at)
-            else:
+            elif isinstance(content, str | Sequence):
                 text = content if isinstance(content, str) else "\n".join(map(str, content))
                 self.log_text(text, f"profiling/{part}", at)
+            else:
+                self._log_beside({f"profiling/{part}": content}, at)
 
     def profile_operation(self, name: str, category: str = "operation") -> Timing:
         """Time a block or a function: logs `profiling/<category>/<name>/ms`, also when it raises.

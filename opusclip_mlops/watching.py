@@ -3,6 +3,7 @@
 What it has to say is appended to journals of its own in the run's folder: one road, for that too.
 """
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -19,7 +20,7 @@ from opusclip_mlops.deaths import (
 from opusclip_mlops.folder import CONTROL, RunFolder
 from opusclip_mlops.journal import Journal
 from opusclip_mlops.records import Metrics, Record, RunEnded, RunStarted, Tags, Text
-from opusclip_mlops.sessions import Session, is_alive, sessions
+from opusclip_mlops.sessions import Session, is_alive, is_visible, sessions
 from opusclip_mlops.system_metrics import SystemMeter
 
 _OWN_NAME = "supervisor"
@@ -102,10 +103,11 @@ class Watch:
     def _hold_pidfd(self, start: RunStarted) -> None:
         """Keep hold of the process, so that the kernel can tell how it ended."""
         if start.session not in self._pidfds:
-            try:
-                self._pidfds[start.session] = os.pidfd_open(start.pid)
-            except OSError:
-                self._pidfds[start.session] = -1
+            # Elsewhere, or in another pid namespace, the number may be a stranger's.
+            self._pidfds[start.session] = -1
+            with contextlib.suppress(OSError):
+                if is_visible(start):
+                    self._pidfds[start.session] = os.pidfd_open(start.pid)
 
     def _wait_status(self, session: str) -> int | None:
         pidfd = self._pidfds.get(session, -1)

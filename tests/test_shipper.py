@@ -134,6 +134,21 @@ def test_sinks_that_outlive_their_supervisor_double_nothing(tmp_path: Path) -> N
     assert points == expected(first + more, narrow=False)
 
 
+def test_runs_that_begin_at_once_make_a_new_store_once(tmp_path: Path) -> None:
+    """Several sinks that find a database file without tables do not break it for good."""
+    uri = f"sqlite:///{tmp_path}/new.db"
+    folders = [make_run(tmp_path, name=char * 32, tracking_uri=uri) for char in "abc"]
+    for folder in folders:
+        append(folder, metrics(5))
+        end(folder)
+    shippers = [start_shipper(folder) for folder in folders]
+    assert [shipper.wait(timeout=120) for shipper in shippers] == [0, 0, 0]
+    assert not any(folder.path.exists() for folder in folders)
+    experiment = MlflowClient(uri).get_experiment_by_name("films")
+    assert experiment is not None
+    assert len(MlflowClient(uri).search_runs([experiment.experiment_id])) == 3
+
+
 def test_a_process_that_vanished_has_its_run_closed(tmp_path: Path) -> None:
     """Kill -9 of the trainer leaves the run FAILED, with a reason that names the process."""
     folder = make_run(tmp_path)

@@ -1,18 +1,27 @@
+import contextlib
 import json
 import math
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import pytest
+import torch
 from mlflow import MlflowClient
 from PIL import Image
 
+from opusclip_mlops import checkpoints
 from opusclip_mlops.delivery import deliver
 from opusclip_mlops.folder import CONTROL, RunFolder
-from opusclip_mlops.records import Dataset, Metrics, Params, Tags, Text
-from tests.journeys import append, end, make_run, store
+from opusclip_mlops.launch import start_process
+from opusclip_mlops.records import Checkpoint, Dataset, Metrics, Params, Tags, Text
+from opusclip_mlops.sinks.mlflow import LAST_TAG
+from tests.faults.proxy import FaultProxy
+from tests.journeys import append, end, make_run, store, wait_until
 from tests.reading import Point, points_of_mlflow
-from tests.sinks.sink_contract import T0_MS, SinkContract, metrics, staged_clip
+from tests.servers import mlflow_server
+from tests.sinks.sink_contract import T0_MS, SinkContract, expected, metrics, staged_clip
 
 
 def client() -> MlflowClient:
@@ -182,3 +191,139 @@ def test_a_run_that_is_not_there_does_not_hold_up_the_mirrors(tmp_path: Path) ->
     deliver(folder, "tensorboard")
     assert folder.progress("tensorboard").done
     assert folder.progress("tensorboard").rejected == 0
+
+
+# An artifact store that takes nothing for a while
+
+
+def in_the_way(place: Path) -> Path:
+    """A file in the place of a folder: no artifact can be stored below it."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.touch()
+    return place
+
+
+def obstructed(tmp_path: Path) -> Path:
+    """What stands in the way of every artifact of the run that is to be made."""
+    place = in_the_way(tmp_path / "store")
+    client().create_experiment("films", artifact_location=str(place))
+    return place
+
+
+@contextlib.contextmanager
+def delivering(folder: RunFolder) -> Iterator[None]:
+    """Deliver meanwhile; the block ends when that is done."""
+    thread = threading.Thread(target=deliver, args=(folder, "mlflow"))
+    thread.start()
+    yield
+    thread.join()
+
+
+def saved(folder: RunFolder, step: int) -> Checkpoint:
+    """A checkpoint in the run's folder."""
+    name = f"epoch_0001-step_{step:06d}"
+    about = checkpoints.CheckpointMetadata(name=name, epoch=1, step=step)
+    checkpoints.write_checkpoint(folder.checkpoints / name, torch.nn.Linear(2, 1), metadata=about)
+    return Checkpoint(T0_MS, step, 1, name, {"val_loss": 0.5}, False)
+
+
+def artifacts(folder: RunFolder) -> Path:
+    return Path(run_of(folder).info.artifact_uri.removeprefix("file://"))
+
+
+def put_off(folder: RunFolder) -> int:
+    """How many files wait for the artifact store."""
+    return len(folder.progress("mlflow").state.get("put_off", ()))
+
+
+def test_files_that_are_not_taken_hold_up_no_number(tmp_path: Path) -> None:
+    """Metrics, params and tags arrive meanwhile; the run ends when the files have arrived too."""
+    obstacle = obstructed(tmp_path)
+    folder = make_run(tmp_path)
+    text = Text(T0_MS, 1, "notes", "words")
+    append(folder, [text, staged_clip(folder), saved(folder, 2), *metrics(5), Tags({"a": "b"})])
+    end(folder)
+    with delivering(folder):
+        wait_until(lambda: put_off(folder) == 3)
+        assert folder.progress("mlflow").position == folder.size_bytes()
+        run_id = run_of(folder).info.run_id
+        assert points_of_mlflow(client(), run_id) == expected(metrics(5), narrow=False)
+        assert run_of(folder).data.tags["a"] == "b"
+        assert run_of(folder).info.status == "RUNNING"
+        assert not folder.is_delivered()
+        obstacle.unlink()
+    assert run_of(folder).info.status == "FINISHED"
+    assert len(list(artifacts(folder).glob("text/notes/*.txt"))) == 1
+    assert len(list(artifacts(folder).glob("media/video/samples/kite/*.mp4"))) == 1
+    assert len(list(artifacts(folder).glob("checkpoints/*/weights.safetensors"))) == 1
+    assert folder.progress("mlflow").rejected == 0
+    assert folder.is_delivered()
+
+
+def test_files_that_wait_outlive_the_shipper(tmp_path: Path) -> None:
+    """Killed while the store takes nothing, it sends them when it is started again."""
+    obstacle = obstructed(tmp_path)
+    folder = make_run(tmp_path)
+    append(folder, [Text(T0_MS, step, "notes", f"words {step}") for step in range(3)])
+    end(folder)
+    process = start_process(folder, "--sink", "mlflow")
+    wait_until(lambda: put_off(folder) == 3)
+    process.kill()
+    process.wait()
+    obstacle.unlink()
+    deliver(folder, "mlflow")
+    found = sorted(path.read_text() for path in artifacts(folder).glob("text/notes/*"))
+    assert found == [f"words {step}" for step in range(3)]
+    assert run_of(folder).info.status == "FINISHED"
+
+
+def test_checkpoints_arrive_in_the_order_they_were_saved_in(tmp_path: Path) -> None:
+    """One that the store does not take holds back those behind it: the last is the last."""
+    store_ = tmp_path / "store"
+    client().create_experiment("films", artifact_location=str(store_))
+    folder = make_run(tmp_path)
+    first, second = saved(folder, 1), saved(folder, 2)
+    with delivering(folder):
+        wait_until(lambda: folder.progress("mlflow").records > 0)
+        obstacle = in_the_way(artifacts(folder) / "checkpoints" / first.name)
+        append(folder, [first, second, *metrics(2)])
+        wait_until(lambda: put_off(folder) == 2)
+        assert not (artifacts(folder) / "checkpoints" / second.name).exists()
+        assert LAST_TAG not in run_of(folder).data.tags
+        assert not folder.has_arrived(second.name)
+        end(folder)
+        obstacle.unlink()
+    for one in (first, second):
+        assert checkpoints.verify(artifacts(folder) / "checkpoints" / one.name).step == one.step
+    assert run_of(folder).data.tags[LAST_TAG] == second.name
+
+
+def test_a_server_that_stores_no_artifacts_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same through a real server whose artifact part answers 500, and nothing else does."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with mlflow_server(tmp_path) as address, FaultProxy(address) as proxy:
+        proxy.fail("500", 1000, method="PUT", part="mlflow-artifacts")
+        remote = MlflowClient(proxy.address)
+        folder = make_run(tmp_path, tracking_uri=proxy.address)
+        append(folder, [Text(T0_MS, 1, "notes", "words"), saved(folder, 2), *metrics(5)])
+        end(folder)
+        with delivering(folder):
+            wait_until(lambda: put_off(folder) == 2 and proxy.met["500"])
+            identity = folder.identity()
+            assert identity is not None
+            points = points_of_mlflow(remote, identity.run_id)
+            assert points == expected(metrics(5), narrow=False)
+            assert remote.get_run(identity.run_id).info.status == "RUNNING"
+            proxy.fail("500", 0)
+        assert remote.get_run(identity.run_id).info.status == "FINISHED"
+        assert len(remote.list_artifacts(identity.run_id, "text/notes")) == 1
+        stored = remote.download_artifacts(identity.run_id, f"checkpoints/{saved_name(folder)}")
+        assert checkpoints.verify(Path(stored)).step == 2
+
+
+def saved_name(folder: RunFolder) -> str:
+    """The only checkpoint of the run's folder."""
+    [path] = folder.checkpoints.iterdir()
+    return path.name
