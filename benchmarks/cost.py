@@ -19,7 +19,7 @@ OWN_VENV = ("tensorboardX", "trackio")
 WARM_UP_CALLS = 200
 CALLS = {"ours": 10_000, "floor": 10_000, "trackio": 5_000, "mlflow": 100, "mlflow-async": 100}
 OTHER_CALLS, QUICK_CALLS = 2_000, 500
-ROUNDS, QUICK_ROUNDS = 10, 3
+ROUNDS, QUICK_ROUNDS = 8, 3
 """Calls a round: many where they are quick, few where each takes milliseconds."""
 P50_RATIOS = {"floor": 3.0, "trackio": 1 / 4, "wandb": 1 / 15}
 P50_US, P99_US = 5.0, 50.0

@@ -35,7 +35,7 @@ SHARES = {"mlflow": 0.9, "tensorboard": 0.5, "wandb": 0.8}
 SHARE_AT_ONCE = 0.4
 COUNTS = {"mlflow": 2_000, "tensorboard": 30_000, "wandb": 6_000}
 AT_ONCE_COUNT = 4_000
-ROUNDS = 4
+ROUNDS = 3
 POLL_S = 0.01
 DEADLINE_S = 300.0
 

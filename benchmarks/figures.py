@@ -37,13 +37,20 @@ class Figure:
         return None if self.theirs is None else self.ours / self.theirs
 
     @property
-    def kept(self) -> bool | None:
-        """Whether the promise is kept; None where nothing was promised."""
+    def verdict(self) -> str:
+        """`kept`, `MISSED`, `open` where the interval lies on both sides, or empty without promise.
+
+        A promise is judged by the whole interval where there is one.
+        """
         if self.at_most is None and self.at_least is None:
-            return None
-        judged = self.ours if self.ratio is None else self.ratio
-        above = self.at_least is None or judged >= self.at_least
-        return above and (self.at_most is None or judged <= self.at_most)
+            return ""
+        judged = self.interval or (self.ours if self.ratio is None else self.ratio,)
+        kept = {self._holds(value) for value in judged}
+        return "open" if len(kept) > 1 else "kept" if kept.pop() else "MISSED"
+
+    def _holds(self, value: float) -> bool:
+        above = self.at_least is None or value >= self.at_least
+        return above and (self.at_most is None or value <= self.at_most)
 
     @property
     def bound(self) -> str:
@@ -53,7 +60,7 @@ class Figure:
 
     def as_json(self) -> dict[str, Any]:
         """All fields, with the ratio and the verdict."""
-        return {**asdict(self), "ratio": self.ratio, "kept": self.kept}
+        return {**asdict(self), "ratio": self.ratio, "verdict": self.verdict}
 
 
 def number(value: float | None) -> str:
@@ -111,10 +118,9 @@ _NUMBERS = ("ours", "theirs", "ratio", "promised")
 
 
 def _cells(one: Figure) -> tuple[str, ...]:
-    verdict = {None: "", True: "kept", False: "MISSED"}[one.kept]
     around = " [{} … {}]".format(*map(number, one.interval)) if one.interval else ""
     told = one.what + (f" ({one.note})" if one.note else "") + around
     return (
         one.part, told, number(one.ours), one.unit, one.peer,
-        number(one.theirs), number(one.ratio), one.bound, verdict,
+        number(one.theirs), number(one.ratio), one.bound, one.verdict,
     )  # fmt: skip

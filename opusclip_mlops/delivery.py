@@ -86,7 +86,8 @@ class _Delivery:
         self._ahead: deque[_Given] = deque()
         # Ends of batches that were given before, and are given again just so.
         self._repeats = deque(self._progress.given)
-        self._unfinished = False
+        # What a sink put off before it was opened again is asked about, whatever else there is.
+        self._unfinished = True
 
     def run(self) -> None:
         """Open the sink, give it everything, declare the end."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NoReturn
 
+from opusclip_mlops.errors import RecordError
 from opusclip_mlops.redaction import one_line, redacted
 
 SIGNALS = ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGXCPU")
@@ -26,6 +27,8 @@ FATAL = "fatal"
 """Ends the name of the note of a crash inside the interpreter or a library."""
 
 _TRACEBACK_CHARACTERS = 7500
+_STATUSES = ("FINISHED", "FAILED", "KILLED")
+_NO_FAULTS = (StopIteration, StopAsyncIteration, GeneratorExit)
 
 EXIT_CODE = "exit"
 """Ends the name of the note that holds the exit code, as one byte."""
@@ -65,6 +68,22 @@ def end_of(error: BaseException | None) -> tuple[str, str]:
         return "FINISHED", ""
     reason = one_line(f"{type(error).__name__}: {error}")
     return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", reason
+
+
+def end_declared(status: str | None) -> tuple[str, str, str]:
+    """Status, reason and lines of a run that is closed; None is what its own lines show.
+
+    An exception in flight, as in a `finally` that closes the run, makes it FAILED or KILLED.
+
+    Raises:
+        RecordError: an unknown status.
+    """
+    if status is not None:
+        if status not in _STATUSES:
+            raise RecordError(f"status must be FINISHED, FAILED or KILLED, not {status!r}")
+        return status, "", ""
+    error = None if isinstance(sys.exception(), _NO_FAULTS) else sys.exception()
+    return *end_of(error), traceback_of(error)
 
 
 def traceback_of(error: BaseException | None) -> str:

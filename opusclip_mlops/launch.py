@@ -13,6 +13,8 @@ from types import MappingProxyType
 from opusclip_mlops.errors import OpusclipError
 from opusclip_mlops.folder import RunFolder
 
+_LEAST_SHARE = "19"
+
 HUNG_S = float(os.environ.get("OPUSCLIP_HUNG_S", "30"))
 """How long a sink's process may stand stopped before it is replaced, in seconds."""
 
@@ -58,6 +60,25 @@ def start_process(
         )
     finally:
         os.close(log)
+
+
+def yield_to_training(pid: int) -> None:
+    """Let a process's session have a core only where nobody else wants it.
+
+    Linux gives each session a group of its own, and groups equal shares of a core: `nice` alone
+    counts inside a group only, see "The autogroup feature" in sched(7).
+    """
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(_LEAST_SHARE)
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started and that still run."""
+    found: list[int] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += map(int, path.read_text().split())
+    return found
 
 
 class ShipperGuard:

@@ -259,6 +259,17 @@ class Session:
         return True
 
 
+def checked_config(config: object) -> TrackingConfig:
+    """The configuration that was given, or the default one.
+
+    Raises:
+        TypeError: it is anything else.
+    """
+    if not isinstance(config, TrackingConfig | None):
+        raise TypeError(f"config must be a TrackingConfig, not {config!r:.60}")
+    return config or TrackingConfig()
+
+
 class JoinedSession(Session):
     """A further process's way to append to a run that another one began and will end."""
 

@@ -8,7 +8,6 @@ journal on the disk every second, measures the machine, closes the run of a proc
 and removes the folder once every sink has everything.
 """
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from opusclip_mlops.delivery import deliver, is_caught_up
 from opusclip_mlops.folder import RunFolder
-from opusclip_mlops.launch import HUNG_S, start_process
+from opusclip_mlops.launch import HUNG_S, children_of, start_process, yield_to_training
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.sessions import final_end
 from opusclip_mlops.watching import Watch
@@ -144,15 +143,6 @@ def is_stopped(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] in ("T", "t")
 
 
-def children_of(pid: int) -> list[int]:
-    """The processes that a process has started and that still run."""
-    found: list[int] = []
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            found += map(int, path.read_text().split())
-    return found
-
-
 def end_with_children(pid: int) -> None:
     """Kill a process and all that it started, stopped ones too."""
     import psutil
@@ -181,6 +171,7 @@ def main(arguments: list[str]) -> None:
     """Run the supervisor, or one sink."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(max(0, NICENESS - os.nice(0)))
+    yield_to_training(os.getpid())
     folder = RunFolder(Path(arguments[0]))
     if arguments[1:2] == ["--sink"]:
         _run_sink(folder, arguments[2])

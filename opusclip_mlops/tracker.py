@@ -18,17 +18,16 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 from opusclip_mlops import media, provenance, records
 from opusclip_mlops.config import TrackingConfig
 from opusclip_mlops.errors import DeliveryError, OpusclipError, RecordError
-from opusclip_mlops.exits import ExitWatch, end_of, traceback_of
+from opusclip_mlops.exits import ExitWatch, end_declared, end_of, traceback_of
 from opusclip_mlops.keeping import CheckpointKeeper, scheduler_and_epoch
 from opusclip_mlops.performance import PerformanceMeter
 from opusclip_mlops.records import now_ms
-from opusclip_mlops.session import JoinedSession, Session
+from opusclip_mlops.session import JoinedSession, Session, checked_config
 from opusclip_mlops.timing import Timing
 
 if TYPE_CHECKING:
     import torch
 
-_STATUSES = ("FINISHED", "FAILED", "KILLED")
 _RESUME_WAIT_S = 15.0
 
 
@@ -42,7 +41,7 @@ class ExperimentTracker:
     """
 
     def __init__(self, config: TrackingConfig | None = None) -> None:
-        self.config = config or TrackingConfig()
+        self.config = checked_config(config)
         tags = {**provenance.run_tags(Path.cwd()), **self.config.tag_values}
         self._use(Session(self.config, tags=records.to_text_values(tags, what="tag")))
         self._pid = os.getpid()
@@ -302,22 +301,22 @@ class ExperimentTracker:
         sinks = [sink] if sink else self._session.sinks
         return self._session.wait_until_arrived(sinks, wait_s=wait_s)
 
-    def close(self, status: str = "FINISHED", reason: str = "") -> None:
+    def close(self, status: str | None = None, reason: str = "") -> None:
         """End the run and wait for delivery, at most `drain_timeout_s`.
 
         What has not arrived by then is said on stderr; the shipper goes on with it. Closing twice
         does nothing.
 
         Args:
-            status: FINISHED, FAILED or KILLED.
+            status: FINISHED, FAILED or KILLED; by default FINISHED, but as the exception says that
+                is in flight, as in a `finally`.
             reason: Why, kept as the tag `opusclip.end_reason`.
 
         Raises:
             RecordError: an unknown status.
         """
-        if status not in _STATUSES:
-            raise RecordError(f"status must be FINISHED, FAILED or KILLED, not {status!r}")
-        self._end(status, reason)
+        status, why, lines = end_declared(status)
+        self._end(status, reason or why, traceback=lines)
 
     def _end(self, status: str, reason: str, *, traceback: str = "", at_exit: bool = False) -> None:
         if self._closed or os.getpid() != self._pid:

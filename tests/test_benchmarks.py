@@ -23,24 +23,28 @@ def figure(**fields: object) -> Figure:
 
 
 @pytest.mark.parametrize(
-    ("fields", "kept"),
+    ("fields", "verdict"),
     [
-        ({}, None),
-        ({"at_most": 4.0}, True),
-        ({"at_most": 3.9}, False),
-        ({"at_least": 4.0}, True),
-        ({"at_least": 4.1}, False),
-        ({"theirs": 16.0}, None),
-        ({"theirs": 16.0, "at_most": 0.25}, True),
-        ({"theirs": 15.0, "at_most": 0.25}, False),
-        ({"theirs": 5.0, "at_least": 0.8}, True),
-        ({"theirs": 5.1, "at_least": 0.8}, False),
-        ({"ours": float("nan"), "at_most": 4.0}, False),
+        ({}, ""),
+        ({"at_most": 4.0}, "kept"),
+        ({"at_most": 3.9}, "MISSED"),
+        ({"at_least": 4.0}, "kept"),
+        ({"at_least": 4.1}, "MISSED"),
+        ({"theirs": 16.0}, ""),
+        ({"theirs": 16.0, "at_most": 0.25}, "kept"),
+        ({"theirs": 15.0, "at_most": 0.25}, "MISSED"),
+        ({"theirs": 5.0, "at_least": 0.8}, "kept"),
+        ({"theirs": 5.1, "at_least": 0.8}, "MISSED"),
+        ({"ours": float("nan"), "at_most": 4.0}, "MISSED"),
+        ({"ours": 0.0, "theirs": 8.0, "at_least": 0.4}, "MISSED"),
+        ({"interval": (3.0, 4.5), "at_most": 4.5}, "kept"),
+        ({"interval": (4.6, 9.0), "at_most": 4.5}, "MISSED"),
+        ({"interval": (3.0, 9.0), "at_most": 4.5}, "open"),
     ],
 )
-def test_a_promise_is_kept_up_to_its_bound(fields: dict[str, float], kept: bool | None) -> None:
-    """A bound is one of the ratio where there is a peer, else one of our own figure."""
-    assert figure(**fields).kept is kept
+def test_a_promise_is_kept_up_to_its_bound(fields: dict[str, object], verdict: str) -> None:
+    """A bound is one of the ratio where there is a peer, and of the whole interval where one is."""
+    assert figure(**fields).verdict == verdict
 
 
 def test_the_table_names_what_was_missed() -> None:
@@ -55,7 +59,7 @@ def test_the_table_names_what_was_missed() -> None:
 def test_results_hold_the_ratio_and_the_verdict() -> None:
     """Whoever reads results.json need not compute them again."""
     content = figure(peer="floor", theirs=2.0, at_most=3.0).as_json()
-    assert (content["ours"], content["ratio"], content["kept"]) == (4.0, 2.0, True)
+    assert (content["ours"], content["ratio"], content["verdict"]) == (4.0, 2.0, "kept")
 
 
 def test_a_percentile_is_a_value_that_was_measured() -> None:

@@ -1,6 +1,7 @@
 """Facts about `opusclip_mlops.deaths`: how a process died, told by its notes or the kernel."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,11 @@ from opusclip_mlops.records import RunStarted
 START = RunStarted("s1", "here", 4711, 0.0, 0)
 LINES = 'Current thread 0x01 (most recent call first):\n  File "train.py", line 3 in train\n'
 CORE_DUMPED = 0x80
+
+needs_telling_kernel = pytest.mark.skipif(
+    [int(number) for number in re.findall(r"\d+", os.uname().release)[:2]] < [6, 15],
+    reason="before Linux 6.15 the kernel tells only the parent how a process ended",
+)
 
 
 def note(folder: Path, kind: str, content: bytes | str) -> None:
@@ -147,19 +153,6 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
-def kernel_tells() -> bool:
-    """Whether this kernel says how a process ended that is not one's own child to wait for."""
-    pid = os.fork()
-    if not pid:
-        os._exit(0)
-    pidfd = os.pidfd_open(pid)
-    os.waitpid(pid, 0)
-    try:
-        return wait_status(pidfd) is not None
-    finally:
-        os.close(pidfd)
-
-
 @pytest.fixture
 def pidfd(child: subprocess.Popen[bytes]) -> Iterator[int]:
     """A hold on the child."""
@@ -168,13 +161,12 @@ def pidfd(child: subprocess.Popen[bytes]) -> Iterator[int]:
     os.close(descriptor)
 
 
+@needs_telling_kernel
 @pytest.mark.parametrize("killed", [False, True])
 def test_the_kernel_says_what_the_parent_was_told(
     child: subprocess.Popen[bytes], pidfd: int, killed: bool
 ) -> None:
     """While it lives, and until its parent has taken note, nothing; then the same as to it."""
-    if not kernel_tells():
-        pytest.skip("this kernel tells only the parent: Linux 6.15 is needed")
     assert wait_status(pidfd) is None
     assert child.stdin is not None
     if killed:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from opusclip_mlops import backlog, journal
-from opusclip_mlops.deaths import TRACEBACK_TAG, wait_status
+from opusclip_mlops.deaths import TRACEBACK_TAG
 from opusclip_mlops.folder import Identity, Progress, RunFolder
 from opusclip_mlops.records import Metrics, Record, RunEnded, Tags, Text
 from opusclip_mlops.sessions import final_end, sessions
@@ -42,6 +43,11 @@ for line in sys.stdin:
     exec(line)
     print("done", flush=True)
 """
+
+needs_telling_kernel = pytest.mark.skipif(
+    [int(number) for number in re.findall(r"\d+", os.uname().release)[:2]] < [6, 15],
+    reason="before Linux 6.15 the kernel tells only the parent how a process ended",
+)
 
 
 class Trainer:
@@ -125,26 +131,6 @@ def tags_of(folder: RunFolder) -> dict[str, str]:
     return found
 
 
-def kernel_tells() -> bool:
-    """Whether this kernel says how a process ended that is not one's own child to wait for."""
-    pid = os.fork()
-    if not pid:
-        os._exit(0)
-    pidfd = os.pidfd_open(pid)
-    os.waitpid(pid, 0)
-    try:
-        return wait_status(pidfd) is not None
-    finally:
-        os.close(pidfd)
-
-
-@pytest.fixture
-def telling_kernel() -> None:
-    """Skips where the kernel tells only the parent."""
-    if not kernel_tells():
-        pytest.skip("this kernel tells only the parent how a process ended")
-
-
 # Who has died
 
 
@@ -188,7 +174,7 @@ def test_a_process_that_vanished_is_closed_once(folder: RunFolder, trainer: Trai
         ("signal.raise_signal(signal.SIGTERM)", "KILLED", "was ended by SIGTERM"),
     ],
 )
-@pytest.mark.usefixtures("telling_kernel")
+@needs_telling_kernel
 def test_the_kernel_tells_how_it_ended(
     folder: RunFolder, trainer: Trainer, code: str, status: str, reason: str
 ) -> None:
@@ -219,7 +205,7 @@ def test_a_process_that_is_not_yet_buried_is_given_time(
     assert found.reason == f"process {trainer.pid} vanished without closing its run"
 
 
-@pytest.mark.usefixtures("telling_kernel")
+@needs_telling_kernel
 def test_a_burial_in_time_tells_more(folder: RunFolder, trainer: Trainer) -> None:
     """When its parent takes note while the supervisor waits, the kernel tells."""
     watch = Watch(folder)

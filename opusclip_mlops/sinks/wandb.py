@@ -22,7 +22,7 @@ from wandb.proto.wandb_internal_pb2 import Record as WandbRecord
 from opusclip_mlops import checkpoints, media, records, wandb_log
 from opusclip_mlops.errors import CheckpointError, DeliveryError, VideoError
 from opusclip_mlops.folder import Identity, RunFolder
-from opusclip_mlops.launch import HUNG_S
+from opusclip_mlops.launch import HUNG_S, children_of, yield_to_training
 from opusclip_mlops.records import Batch, Record, RunEnded
 from opusclip_mlops.sinks import Refusal, SinkState, Waiting, Written
 
@@ -62,6 +62,9 @@ class WandbSink:
         rows_on_disk = _next_row(self._dir, identity.mirror_id)
         with _ended_if_hanging(_HANG_S):
             self._run = self._begin(identity)
+        for pid in children_of(os.getpid()):
+            # The client gives its core a session of its own.
+            yield_to_training(pid)
         self._log = wandb_log.LogReader(Path(self._run.settings.sync_file))
         self._next_row = self._run.step if self._mode == "online" else rows_on_disk
         self._base = int(state.get("base", self._next_row))
@@ -100,6 +103,7 @@ class WandbSink:
         while self._deferred and not self._folder.progress("mlflow").done:
             time.sleep(0.2)
             self._send_deferred()
+        self._send_deferred()
         for about in self._deferred:
             print(f"checkpoint {about['name']} is not in MLflow: no W&B artifact refers to it")
         if end.reason:

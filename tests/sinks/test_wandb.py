@@ -1,5 +1,8 @@
 import json
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,8 @@ import torch
 from opusclip_mlops import checkpoints, wandb_log
 from opusclip_mlops.delivery import deliver
 from opusclip_mlops.folder import RunFolder
-from opusclip_mlops.records import Checkpoint, Dataset, Metrics, Params, Tags
+from opusclip_mlops.records import Batch, Checkpoint, Dataset, Metrics, Params, RunEnded, Tags
+from opusclip_mlops.sinks import open_sink
 from opusclip_mlops.sinks.wandb import wandb_mode
 from tests.journeys import LOCAL_ID, append, end, make_run, wait_until
 from tests.reading import Point, points_of_wandb, rows_of_wandb
@@ -149,3 +153,50 @@ def test_a_checkpoint_waits_for_mlflow_and_holds_nothing_else_up(tmp_path: Path)
     identity = folder.identity()
     assert identity is not None
     assert checkpoints.verify(refs[0].parent).run_id == identity.run_id
+
+
+ACKNOWLEDGE_AND_DIE = """
+import os, sys
+from pathlib import Path
+from opusclip_mlops import delivery, folder
+acknowledge = delivery._Delivery._acknowledge
+def acknowledge_and_die(self, *words):
+    acknowledge(self, *words)
+    os._exit(9)
+delivery._Delivery._acknowledge = acknowledge_and_die
+delivery.deliver(folder.RunFolder(Path(sys.argv[1])), "wandb")
+"""
+
+
+def test_words_outlive_a_kill(tmp_path: Path) -> None:
+    """Params and tags of before the kill are told again: they may not have reached the disk."""
+    folder = make_run(tmp_path, ["wandb"])
+    append(folder, [Params({"depth": "4"}), Tags({"a": "b"})])
+    argv = [sys.executable, "-c", ACKNOWLEDGE_AND_DIE, str(folder.path)]
+    assert subprocess.run(argv, check=False, timeout=90).returncode == 9
+    assert folder.progress("wandb").records == 3
+    append(folder, [Params({"width": "8", "depth": "5"}), *metrics(2)])
+    end(folder)
+    deliver(folder, "wandb")
+    config = config_of(wandb_log.logs_of(wandb_dir(folder), LOCAL_ID)[-1])
+    assert (config["depth"], config["width"]) == ("4", "8")
+    assert config["tags"] == {"team": "true", "a": "b"}
+    assert len(rows_of_wandb(wandb_dir(folder), LOCAL_ID)) == 2
+
+
+def test_a_row_is_safe_once_it_stands_on_disk(tmp_path: Path) -> None:
+    """The sink claims no row that its log does not hold, and asks to be asked until it does."""
+    folder = make_run(tmp_path, ["wandb"])
+    sink = open_sink("wandb", folder)
+    sink.open({})
+    written = sink.write(Batch(records=tuple(metrics(50)), first_row=0))
+    assert written.unfinished
+    while written.unfinished:
+        assert written.safe_rows is not None
+        assert written.safe_rows < 50
+        assert written.safe_rows <= len(rows_of_wandb(wandb_dir(folder), LOCAL_ID))
+        time.sleep(0.05)
+        written = sink.write(Batch(records=(), first_row=50))
+    assert written.safe_rows == 50
+    assert len(rows_of_wandb(wandb_dir(folder), LOCAL_ID)) == 50
+    sink.close(RunEnded("s1", "FINISHED", T0_MS))
