@@ -6,8 +6,9 @@ the order bare, tracked, control, control, tracked, bare; who waits is stopped w
 processes, so the tracked one's sinks work in its own turns, beside its steps. A pair is two turns
 of one half; told is the median of the pairs' ratios of mean time a step, with the interval that
 holds 95 % of bootstrap resamples. The control shows what the machine itself does to such a ratio:
-where its interval is wider than the promise, the pairs cannot decide, and the time spent inside the
-tracker's own calls, measured in the same steps, tells more.
+where an interval is wider than the promise, the pairs cannot decide (the verdict is `open`), and
+the time spent inside the tracker's own calls, measured in the same steps, tells more. Processor
+time leaves out what a step waited for a core.
 """
 
 import statistics
@@ -82,36 +83,44 @@ def _turn(worker: Worker, period_s: float) -> dict[str, Any]:
 
 
 def _figures(variant: str, turns: Turns) -> list[Figure]:
-    mean_ns = {name: [statistics.mean(one["taken_ns"]) for one in turns[name]] for name in turns}
-    cpu_ns = {name: [one["cpu_ns"] for one in turns[name]] for name in turns}
-    tracked = turns["tracked"]
-    own = [sum(one["own_ns"]) / (sum(one["taken_ns"]) - sum(one["own_ns"])) for one in tracked]
-    named = f"{variant}, {statistics.median(mean_ns['bare']) / 1e6:.1f} ms a step"
+    step_ns = {name: [statistics.mean(one["taken_ns"]) for one in turns[name]] for name in turns}
+    cpu_ns = {name: [one["cpu_ns"] / len(one["taken_ns"]) for one in turns[name]] for name in turns}
+    named = f"{variant}, {statistics.median(step_ns['bare']) / 1e6:.1f} ms a step"
     return [
-        _slow_down(f"{named}: slow-down", paired_ratios(mean_ns["tracked"], mean_ns["bare"]),
-                   at_most=MOST_PERCENT),
-        _slow_down(f"{named}: control, bare against bare",
-                   paired_ratios(mean_ns["control"], mean_ns["bare"])),
-        _slow_down(f"{named}: slow-down in processor time",
-                   paired_ratios(cpu_ns["tracked"], cpu_ns["bare"])),
-        _slow_down(f"{named}: control in processor time",
-                   paired_ratios(cpu_ns["control"], cpu_ns["bare"])),
-        _slow_down(f"{named}: inside the tracker's calls", [1 + one for one in own],
-                   at_most=MOST_PERCENT),
-        Figure(part=PART, what=f"{named}: tracker's calls, a typical step", unit="µs",
-               ours=statistics.median(chain(*(one["own_ns"] for one in tracked))) / 1000),
-        Figure(part=PART, what=f"{named}: the shipper's use of a core", unit="%",
-               ours=statistics.mean(one["others_percent"] for one in tracked)),
-    ]  # fmt: skip
+        _compared(f"{named}: slow-down", step_ns, "tracked", at_most=MOST_PERCENT),
+        _compared(f"{named}: control, bare against bare", step_ns, "control"),
+        _compared(f"{named}: slow-down in processor time", cpu_ns, "tracked"),
+        _compared(f"{named}: control in processor time", cpu_ns, "control"),
+        *_inside(named, turns["tracked"]),
+    ]
 
 
-def _slow_down(what: str, ratios: Sequence[float], *, at_most: float | None = None) -> Figure:
-    percents = [100 * (ratio - 1) for ratio in ratios]
-    return Figure(
-        part=PART,
-        what=what,
-        ours=statistics.median(percents),
-        unit="%",
-        at_most=at_most,
-        interval=interval_of(percents),
-    )
+def _inside(named: str, turns: Sequence[Mapping[str, Any]]) -> list[Figure]:
+    """What the tracker's own calls and its shipper took."""
+    own_ns = [sum(one["own_ns"]) for one in turns]
+    work_ns = [sum(one["taken_ns"]) - own for one, own in zip(turns, own_ns, strict=True)]
+    percents = [100 * ratio for ratio in paired_ratios(own_ns, work_ns)]
+    typical_us = statistics.median(chain(*(one["own_ns"] for one in turns))) / 1000
+    used_percent = statistics.mean(one["others_percent"] for one in turns)
+    return [
+        _percent(f"{named}: inside the tracker's calls", percents, at_most=MOST_PERCENT),
+        _figure(f"{named}: tracker's calls, a typical step", typical_us, "µs"),
+        _figure(f"{named}: the shipper's use of a core", used_percent, "%"),
+    ]
+
+
+def _compared(
+    what: str, found: Mapping[str, Sequence[float]], name: str, *, at_most: float | None = None
+) -> Figure:
+    ratios = paired_ratios(found[name], found["bare"])
+    return _percent(what, [100 * (ratio - 1) for ratio in ratios], at_most=at_most)
+
+
+def _percent(what: str, percents: Sequence[float], *, at_most: float | None = None) -> Figure:
+    """The median, judged by its interval."""
+    around = interval_of(percents)
+    return _figure(what, statistics.median(percents), "%", at_most=at_most, interval=around)
+
+
+def _figure(what: str, ours: float, unit: str, **promise: Any) -> Figure:
+    return Figure(part=PART, what=what, ours=ours, unit=unit, **promise)

@@ -33,6 +33,7 @@ BATCH_RECORDS = 2000
 BATCH_BYTES = 4 * 1024 * 1024
 BATCHES_AHEAD = 8
 POLL_S = 0.1
+SETTLED_S = 2.0
 LINGER_S = 0.5
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 10.0
 
@@ -130,7 +131,10 @@ class _Delivery:
         stop = self._repeats.popleft() if self._repeats else None
         if stop is None and len(self._ahead) >= BATCHES_AHEAD:
             return Batch(records=()), self._given_until
-        records, position = _unread(self._folder, self._given_until, stop, ended=ended)
+        since = self._given_until
+        records, position, damaged_bytes = _unread(self._folder, since, stop, ended=ended)
+        if damaged_bytes:
+            self._keep(damaged_bytes=self._progress.damaged_bytes + damaged_bytes)
         return Batch(records=tuple(records), first_row=self._next_row), position
 
     def _give(self, batch: Batch, position: Position) -> None:
@@ -196,10 +200,10 @@ def _is_safe(given: _Given, written: Written) -> bool:
 
 def _unread(
     folder: RunFolder, since: Position, stop: Position | None, *, ended: bool
-) -> tuple[list[Record], Position]:
-    """Records behind a position: up to `stop`, else as many as make a batch."""
+) -> tuple[list[Record], Position, int]:
+    """Records behind a position, up to `stop` or as many as make a batch; and bytes of damage."""
     records: list[Record] = []
-    position, size_bytes = dict(since), 0
+    position, size_bytes, damaged_bytes = dict(since), 0, 0
     for path in folder.segments():
         if stop is None and _is_full(records, size_bytes):
             # Later segments wait, so that records keep their order.
@@ -209,11 +213,15 @@ def _unread(
         for item in _items(path, start, end, ended=ended):
             if isinstance(item, journal.Entry):
                 records.append(item.record)
+            else:
+                damaged = f"bytes {item.start_bytes:,} to {item.end_bytes:,} of {path.name}"
+                print(f"damage passed over: {damaged}", flush=True)
+                damaged_bytes += item.end_bytes - item.start_bytes
             position[path.name] = item.end_bytes
             if stop is None and _is_full(records, size_bytes + item.end_bytes - start):
                 break
         size_bytes += position.setdefault(path.name, 0) - start
-    return records, position
+    return records, position, damaged_bytes
 
 
 def _is_full(records: list[Record], size_bytes: int) -> bool:
@@ -225,10 +233,15 @@ def _items(
 ) -> Iterator[journal.Entry | journal.Damage]:
     if start >= (path.stat().st_size if stop is None else stop):
         return
-    for item in journal.read(path, start, ended=ended):
+    for item in journal.read(path, start, ended=ended and _is_settled(path)):
         if stop is not None and item.end_bytes > stop:
             return
         yield item
+
+
+def _is_settled(path: Path) -> bool:
+    """Whether nobody is in the midst of a write: a child may outlive the process that ended."""
+    return abs(time.time() - path.stat().st_mtime) > SETTLED_S
 
 
 def _rejection(sink: str, refusal: Refusal) -> Rejection:

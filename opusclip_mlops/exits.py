@@ -11,6 +11,7 @@ import faulthandler
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +59,9 @@ class ExitWatch:
         self._hook(kind, error, traceback)
 
     def _note_exit(self, status: Any = None, /) -> NoReturn:
-        self.error = SystemExit(status)
+        # In another thread it ends that thread only.
+        if threading.current_thread() is threading.main_thread():
+            self.error = SystemExit(status)
         self._exit(status)
 
 
@@ -147,7 +150,9 @@ class _ProcessNotes:
             # symlink only where it is given a `src_dir_fd`, which an absolute path makes no use of.
             os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor)
         except OSError:
-            begin(path)
+            # On another file system it takes none: that is better than taking them from a run.
+            if descriptor < 0 or not os.fstat(descriptor).st_nlink:
+                begin(path)
 
     def stop_signals(self) -> None:
         """Take no more notes of signals and crashes."""

@@ -7,9 +7,12 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from opusclip_mlops.errors import DeliveryError
 from opusclip_mlops.records import Checkpoint, Record
 
 FIRST_RETRY_S, LAST_RETRY_S = 1.0, 60.0
+MAX_BYTES = 1024 * 1024
+"""How much may be put off; behind that the journal keeps what comes, and is read no further."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Record).decode
@@ -77,8 +80,11 @@ class PutOff:
             self._wait_s = FIRST_RETRY_S
 
     def _keep(self, record: Record) -> None:
+        encoded = base64.b64encode(_encode(record)).decode()
+        if sum(map(len, self._encoded)) + len(encoded) > MAX_BYTES:
+            raise DeliveryError(f"{len(self._records)} files wait for MLflow's artifact store")
         self._records.append(record)
-        self._encoded.append(base64.b64encode(_encode(record)).decode())
+        self._encoded.append(encoded)
 
     def _turn(self) -> None:
         """Put the first behind the others; a checkpoint before the next one only."""

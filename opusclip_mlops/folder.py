@@ -94,7 +94,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     `given` holds the end of each batch that is not acknowledged yet, in order; `row` is the ordinal
     of the first row behind `position`; `state` is the sink's own; `error` is the last fault, empty
     once it works again; `rejected` counts the records it refused for good; `last_step` is the
-    highest step that was acknowledged; `number` counts how often this was written.
+    highest step that was acknowledged; `damaged_bytes` of the journal could not be read; `number`
+    counts how often this was written.
     """
 
     number: int = 0
@@ -105,6 +106,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     records: int = 0
     rejected: int = 0
     last_step: int = -1
+    damaged_bytes: int = 0
     faults: int = 0
     error: str = ""
     done: bool = False

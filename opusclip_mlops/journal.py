@@ -94,9 +94,10 @@ class Journal:
 
     def close(self) -> None:
         """Close the file; what is appended afterwards counts as lost."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor = -1
+        # First the number goes: a thread that appends late must not write into another's file.
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def _open_next_segment(self) -> int:
         number = 0

@@ -61,8 +61,12 @@ class CheckpointKeeper:
         names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
         return next(one for one in names if not (self._folder.checkpoints / one).exists())
 
-    def is_best(self, values: Mapping[str, float], *, monitor: str | None, mode: str) -> bool:
-        """Whether these values beat all before them; NaN beats nothing.
+    def beats(
+        self, values: Mapping[str, float], *, monitor: str | None, mode: str
+    ) -> dict[str, float]:
+        """The best value of the watched metric if it is these; empty where they beat nothing.
+
+        NaN beats nothing. It counts once it is given to `remember`.
 
         Raises:
             RecordError: `monitor` is not among the metrics, or the mode is not `min` or `max`.
@@ -71,14 +75,17 @@ class CheckpointKeeper:
             raise RecordError(f"mode must be 'min' or 'max', not {mode!r}")
         watched = monitor or next((key for key in WATCHED if key in values), None)
         if watched is None:
-            return False
+            return {}
         if watched not in values:
             raise RecordError(f"monitor {watched!r} is not among the metrics: {', '.join(values)}")
         value = values[watched] if mode == "min" else -values[watched]
         if value != value or value >= self._best.get(watched, float("inf")):
-            return False
-        self._best[watched] = value
-        return True
+            return {}
+        return {watched: value}
+
+    def remember(self, best: Mapping[str, float]) -> None:
+        """Take what `beats` gave for the best, now that its checkpoint is there."""
+        self._best.update(best)
 
 
 def scheduler_and_epoch(

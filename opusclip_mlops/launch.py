@@ -13,7 +13,8 @@ from types import MappingProxyType
 from opusclip_mlops.errors import OpusclipError
 from opusclip_mlops.folder import RunFolder
 
-_LEAST_SHARE = "19"
+NICENESS = 10
+"""About a tenth of a core where the training wants them all: it keeps up and does not hurt."""
 
 HUNG_S = float(os.environ.get("OPUSCLIP_HUNG_S", "30"))
 """How long a sink's process may stand stopped before it is replaced, in seconds."""
@@ -47,12 +48,17 @@ def start_process(
     """
     package = Path(__file__).resolve().parent.parent
     path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(package))))
+    manifest = folder.manifest()
+    inherited = {**os.environ, "PYTHONPATH": path}
+    if manifest.tracking_uri is None and not manifest.tracking_uri_is_secret:
+        # It was not set when the run was begun: another shell's must not send it elsewhere.
+        inherited.pop("MLFLOW_TRACKING_URI", None)
     log = os.open(folder.path / "shipper.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "opusclip_mlops.shipper", str(folder.path), *arguments],
-            cwd=folder.manifest().cwd,
-            env={**os.environ, **environment, "PYTHONPATH": path},
+            cwd=manifest.cwd,
+            env={**inherited, **environment},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -63,13 +69,13 @@ def start_process(
 
 
 def yield_to_training(pid: int) -> None:
-    """Let a process's session have a core only where nobody else wants it.
+    """Let a process's session have a small share of a core that others want too.
 
     Linux gives each session a group of its own, and groups equal shares of a core: `nice` alone
     counts inside a group only, see "The autogroup feature" in sched(7).
     """
     with contextlib.suppress(OSError):
-        Path(f"/proc/{pid}/autogroup").write_text(_LEAST_SHARE)
+        Path(f"/proc/{pid}/autogroup").write_text(str(NICENESS))
 
 
 def children_of(pid: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import socket
 import sys
@@ -10,7 +11,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from opusclip_mlops import journal, waiting
 from opusclip_mlops.accounting import Account, Totals, totals
@@ -29,6 +30,7 @@ from opusclip_mlops.sessions import final_end, hold_alive, process_started_s
 
 POLL_S = 0.05
 _RESERVED_BYTES = 64 * 1024
+_SECRET_IN_QUERY = re.compile(r"(?i)(passw|pwd|token|secret|key)\w*\s*=")
 
 
 class Session:
@@ -205,9 +207,10 @@ class Session:
     def missing(self) -> list[str]:
         """What has not arrived, was refused or could not be kept: one line each."""
         log = self.folder.path / "shipper.log"
+        has_ended = final_end(self.folder) is not None
         lines = [
             line if "refused" in line else f"{line}; the shipper goes on, its log is {log}"
-            for line in waiting.undelivered(self.folder, self.sinks)
+            for line in waiting.undelivered(self.folder, self.sinks, ended=has_ended)
         ]
         return [*lines, *self._left_out_lines()]
 
@@ -243,8 +246,8 @@ class Session:
 
     def _close_level(self) -> None:
         # A call that comes late must not read from what gets this number next.
-        os.close(self._level)
-        self._level = -1
+        descriptor, self._level = self._level, -1
+        os.close(descriptor)
 
     def _has(self, sink: str, goal: Position) -> bool:
         position = self.folder.progress(sink).position
@@ -376,5 +379,7 @@ def _unless_secret(uri: str | None) -> str | None:
     if uri is None:
         return None
     parts = urlsplit(uri)
-    is_secret = parts.password is not None or "password" in parse_qs(parts.query)
+    is_token = parts.scheme.startswith("http") and parts.username
+    in_query = _SECRET_IN_QUERY.search(unquote(parts.query))
+    is_secret = parts.password is not None or is_token or in_query
     return None if is_secret else uri

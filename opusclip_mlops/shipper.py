@@ -8,24 +8,25 @@ journal on the disk every second, measures the machine, closes the run of a proc
 and removes the folder once every sink has everything.
 """
 
+import functools
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from opusclip_mlops.delivery import deliver, is_caught_up
 from opusclip_mlops.folder import RunFolder
-from opusclip_mlops.launch import HUNG_S, children_of, start_process, yield_to_training
+from opusclip_mlops.launch import HUNG_S, NICENESS, children_of, start_process, yield_to_training
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.sessions import final_end
 from opusclip_mlops.watching import Watch
 
 POLL_S = 0.1
 WATCH_EVERY_S = 1.0
-NICENESS = 10
 _TAKE_OVER_S = 2.0
 _RESTART_FIRST_S, _RESTART_LAST_S = 0.2, 30.0
 
@@ -68,19 +69,22 @@ class _Supervisor:
         """Return when everything is delivered, or the folder is gone."""
         watched_s = 0.0
         while self._folder.path.exists():
-            try:
-                if time.monotonic() - watched_s >= WATCH_EVERY_S:
-                    watched_s = time.monotonic()
-                    self._watch.look()
-                for child in self._children:
-                    self._keep_running(child)
-                if self._is_over():
-                    return
-            except OSError as error:
-                # A full disk, no more processes, a folder that is away: it may pass.
-                self._tell(one_line(str(error)))
-                time.sleep(WATCH_EVERY_S)
+            if time.monotonic() - watched_s >= WATCH_EVERY_S:
+                watched_s = time.monotonic()
+                self._outlast(self._watch.look)
+            for child in self._children:
+                self._outlast(functools.partial(self._keep_running, child))
+            if self._outlast(self._is_over):
+                return
             time.sleep(POLL_S)
+
+    def _outlast(self, action: Callable[[], object]) -> object:
+        """Do something that a full disk, or a machine without processes, may forbid for now."""
+        try:
+            return action()
+        except OSError as error:
+            self._tell(one_line(str(error)))
+            return None
 
     def _tell(self, fault: str) -> None:
         if fault != self._told:
@@ -108,6 +112,7 @@ class _Supervisor:
                 self._end_if_stopped(child, now_s)
         elif now_s >= child.not_before_s and not self._is_caught_up(child):
             child.started_s, child.stopped_s = now_s, None
+            child.not_before_s = now_s + WATCH_EVERY_S
             child.process = start_process(self._folder, "--sink", child.name)
 
     def _is_caught_up(self, child: _Child) -> bool:

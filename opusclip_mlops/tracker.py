@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 _RESUME_WAIT_S = 15.0
 
 
+_here: "dict[tuple[Path, int], ExperimentTracker]" = {}
+
+
 class ExperimentTracker:
     """Tracks one run: metrics, params, clips, datasets and checkpoints.
 
@@ -52,6 +55,7 @@ class ExperimentTracker:
 
     def _use(self, session: Session) -> None:
         self._session = session
+        _here[session.folder.path, os.getpid()] = self
         self._append = session.append
         self._selection = session.selection
         self._timing_keys: dict[tuple[str, str], str] = {}
@@ -68,8 +72,6 @@ class ExperimentTracker:
         The run's end stays with the process that began it: `close()` does nothing in the other.
         """
         return _joined, (self.config, self._session.folder.path)
-
-    # What the run is called
 
     @property
     def local_id(self) -> str:
@@ -89,8 +91,6 @@ class ExperimentTracker:
     def step(self) -> int:
         """The last step that was logged, -1 before the first."""
         return self._step
-
-    # Numbers
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log values by key at a step; without a step, the one after the last.
@@ -149,8 +149,6 @@ class ExperimentTracker:
             self._timing_keys[category, name] = key
         return Timing(key, self._log_timing)
 
-    # Words
-
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters; a parameter keeps its first value.
 
@@ -198,8 +196,6 @@ class ExperimentTracker:
         records.check_dataset(name, digest)
         self._append(records.Dataset(name, digest, source_type, location, context, *about))
         self._dataset_digest = digest
-
-    # Files
 
     def log_video(
         self,
@@ -274,7 +270,7 @@ class ExperimentTracker:
             raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
         values = records.to_values(metrics) if metrics else {}
         at = max(0, self._current_step(step))
-        best = self._keeper.is_best(values, monitor=monitor, mode=mode)
+        best = self._keeper.beats(values, monitor=monitor, mode=mode)
         name = self._keeper.save(
             model,
             optimizer,
@@ -287,10 +283,9 @@ class ExperimentTracker:
             model={"class": type(model).__name__, "config": dict(model_config or {})},
             dataset_digest=self._dataset_digest,
         )
-        self._append(records.Checkpoint(now_ms(), at, epoch or 0, name, values, best))
+        self._append(records.Checkpoint(now_ms(), at, epoch or 0, name, values, bool(best)))
+        self._keeper.remember(best)
         return name
-
-    # The end
 
     def flush(self, *, timeout_s: float | None = None, sink: str | None = None) -> bool:
         """Wait until what was logged so far has arrived everywhere, or at one sink.
@@ -322,6 +317,7 @@ class ExperimentTracker:
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
+        _here.pop((self._session.folder.path, self._pid), None)
         atexit.unregister(self._close_at_exit)
         self._session.end(status, reason, traceback=traceback, at_exit=at_exit)
         self._append = _refuse_after_close
@@ -381,9 +377,12 @@ class ExperimentTracker:
 
 
 def _joined(config: TrackingConfig, folder: Path) -> ExperimentTracker:
-    tracker = ExperimentTracker.__new__(ExperimentTracker)
-    tracker.config = config
-    tracker._use(JoinedSession(config, folder))
+    # One in each process, however often it is sent there; a copy is the tracker itself.
+    tracker = _here.get((folder, os.getpid()))
+    if tracker is None:
+        tracker = ExperimentTracker.__new__(ExperimentTracker)
+        tracker.config = config
+        tracker._use(JoinedSession(config, folder))
     return tracker
 
 

@@ -41,14 +41,17 @@ def _is_terminal(stream: object) -> bool:
         return False
 
 
-def undelivered(folder: RunFolder, sinks: list[str]) -> list[str]:
-    """One line for each sink that does not have everything, or has refused something."""
+def undelivered(folder: RunFolder, sinks: list[str], *, ended: bool = True) -> list[str]:
+    """One line for each sink that does not have everything, or has refused something.
+
+    The end is not waited for where the run has not `ended`: another process goes on with it.
+    """
     lines = []
     total = sum(folder.size_bytes().values())
     for sink in sinks:
         progress = folder.progress(sink)
         left = total - sum(progress.position.values())
-        if left > 0 or not progress.done:
+        if left > 0 or (ended and not progress.done):
             what = (
                 f"{left:,} bytes are still on their"
                 if left > 0
@@ -56,6 +59,11 @@ def undelivered(folder: RunFolder, sinks: list[str]) -> list[str]:
             )
             why = f" ({progress.error})" if progress.error else ""
             lines.append(f"{what} way to {sink}{why}")
+        if progress.damaged_bytes:
+            lines.append(
+                f"{progress.damaged_bytes:,} bytes of the journal were damaged: what they held is"
+                f" not in {sink}"
+            )
         if progress.rejected:
             lines.append(f"{sink} refused {progress.rejected} records: see {folder.rejected}")
     return lines

@@ -19,12 +19,13 @@ from opusclip_mlops.deaths import (
 )
 from opusclip_mlops.folder import CONTROL, RunFolder
 from opusclip_mlops.journal import Journal
-from opusclip_mlops.records import Metrics, Record, RunEnded, RunStarted, Tags, Text
+from opusclip_mlops.records import Metrics, Record, RunEnded, RunStarted, Tags, Text, now_ms
 from opusclip_mlops.sessions import Session, is_alive, is_visible, sessions
 from opusclip_mlops.system_metrics import SystemMeter
 
 _OWN_NAME = "supervisor"
 _BURIAL_LOOKS = 3
+_RESERVED_BYTES = 64 * 1024
 
 
 class Watch:
@@ -34,30 +35,47 @@ class Watch:
         self._folder = folder
         self._manifest = folder.manifest()
         self._level = backlog.read_level(folder)
+        self._control = Journal(folder.path, _OWN_NAME + CONTROL)
+        # The end of a dead run must find room on a disk that the run has filled.
+        backlog.reserve(self._control.descriptor, _RESERVED_BYTES)
+        self._told_of: set[str] = set()
+        self._seen_alive_ms: dict[str, int] = {}
         self._pidfds: dict[str, int] = {}
         self._looks_since_death: dict[str, int] = {}
         self._machine = _Machine(folder) if self._manifest.system_metrics else None
 
     def look(self) -> None:
         """Put the journal on the disk, close what died, give space back, measure the machine."""
-        self._put_on_disk()
-        every = sessions(self._folder)
-        for session in every:
+        fault: OSError | None = None
+        for part in (
+            self._put_on_disk,
+            self._end_the_dead,
+            lambda: backlog.release(self._folder),
+            self._set_level,
+            self._measure,
+        ):
+            try:
+                part()
+            except OSError as error:
+                # One of them at fault stands in no other's way.
+                fault = error
+        if fault:
+            raise fault
+
+    def _end_the_dead(self) -> None:
+        for session in sessions(self._folder):
             self._end_if_dead(session)
-        backlog.release(self._folder)
-        self._set_level()
+
+    def _measure(self) -> None:
         if self._machine:
-            self._machine.look(self._living(every))
+            self._machine.look(self._living(sessions(self._folder)))
 
     def may_end(self) -> bool:
         """Whether no process can still give the run another end than the one it has."""
-        waiting = [one.start for one in sessions(self._folder) if _awaits_exit_code(one)]
-        if any(is_alive(self._folder, start) for start in waiting):
+        waiting = [one for one in sessions(self._folder) if _awaits_exit_code(one)]
+        if any(is_alive(self._folder, one.start) for one in waiting):
             return False
-        sizes = self._folder.size_bytes()
-        for start in waiting:
-            self._correct(start)
-        return self._folder.size_bytes() == sizes
+        return all(self._correct(session) for session in waiting)
 
     def _put_on_disk(self) -> None:
         accounts = self._folder.path.glob(f"*{accounting.SUFFIX}")
@@ -82,23 +100,33 @@ class Watch:
         """Declare the end of a process that is gone without doing so, or that ended otherwise."""
         start = session.start
         if is_alive(self._folder, start):
+            self._seen_alive_ms[start.session] = now_ms()
             self._hold_pidfd(start)
         elif session.end is None:
             status = self._wait_status(start.session)
             if status is not None or self._is_buried(start.session):
                 self._declare(start, death_of(self._folder.path, start, wait_status=status))
         elif _awaits_exit_code(session):
-            self._correct(start)
+            self._correct(session)
 
-    def _correct(self, start: RunStarted) -> None:
-        """Let the exit code have the last word about a run that nobody closed."""
-        notes = self._folder.path
+    def _correct(self, session: Session) -> bool:
+        """Let the exit code have the last word about a run that nobody closed.
+
+        Returns whether it agrees with what was said; False also while it can't be known yet.
+        """
+        start, notes = session.start, self._folder.path
+        said_well = session.end is not None and session.end.status == "FINISHED"
         code = exit_code(notes, start.session)
-        if code:
-            self._declare(start, Death("FAILED", f"process {start.pid} left with code {code}"))
-        elif code is None and takes_exit_code(notes, start.session):
+        if code is None and takes_exit_code(notes, start.session):
             status = self._wait_status(start.session)
-            self._declare(start, death_of(notes, start, wait_status=status))
+            if status is not None or self._is_buried(start.session):
+                self._declare(start, death_of(notes, start, wait_status=status))
+            return False
+        if code is None or said_well == (code == 0):
+            return True
+        left = f"process {start.pid} left with code {code}"
+        self._declare(start, Death("FAILED", left) if code else Death("FINISHED", ""))
+        return False
 
     def _hold_pidfd(self, start: RunStarted) -> None:
         """Keep hold of the process, so that the kernel can tell how it ended."""
@@ -120,16 +148,22 @@ class Watch:
         return not known or self._looks_since_death[session] >= _BURIAL_LOOKS
 
     def _declare(self, start: RunStarted, death: Death) -> None:
-        end_time_ms = _last_sign_of_life_ms(self._folder, start)
-        said: list[Record] = [
-            *_left_out(self._folder, end_time_ms),
-            *([Tags({TRACEBACK_TAG: death.traceback})] if death.traceback else []),
-            RunEnded(start.session, death.status, end_time_ms, death.reason, start.owned),
-        ]
-        control = Journal(self._folder.path, _OWN_NAME + CONTROL)
+        seen_ms = self._seen_alive_ms.get(start.session, 0)
+        end_time_ms = max(seen_ms, _last_sign_of_life_ms(self._folder, start))
+        if start.session not in self._told_of:
+            self._told_of.add(start.session)
+            self._say(*_left_out(self._folder, end_time_ms))
+            if death.traceback:
+                self._say(Tags({TRACEBACK_TAG: death.traceback}))
+        end = RunEnded(start.session, death.status, end_time_ms, death.reason, start.owned)
+        lost = self._control.lost
+        self._say(end)
+        if self._control.lost > lost:
+            raise OSError(self._control.fault)
+
+    def _say(self, *said: Record) -> None:
         for record in said:
-            control.append(record)
-        control.close()
+            self._control.append(record)
 
 
 class _Machine:
@@ -151,11 +185,11 @@ class _Machine:
             return
         self._next_s = time.monotonic() + self._interval_s
         values = self._meter.sample([start.pid for start in living])
-        now_ms = time.time_ns() // 1_000_000
+        measured_ms = now_ms()
         # Steps are seconds of the run: they go on rising over restarts of the supervisor.
-        self._last_step = max(self._last_step + 1, (now_ms - start_ms) // 1000)
+        self._last_step = max(self._last_step + 1, (measured_ms - start_ms) // 1000)
         if values:
-            self._own_journal().append(Metrics(now_ms, self._last_step, values))
+            self._own_journal().append(Metrics(measured_ms, self._last_step, values))
 
     def _start_time_ms(self) -> int | None:
         """When the run began; None while that is not known of one that is gone on with."""
@@ -166,18 +200,21 @@ class _Machine:
 
     def _own_journal(self) -> Journal:
         if self._journal is None:
-            self._journal = Journal(self._folder.path, _OWN_NAME)
+            account = accounting.Account(self._folder.path, f"{_OWN_NAME}-{os.getpid()}")
+            self._journal = Journal(self._folder.path, _OWN_NAME, on_loss=account.count_lost)
         return self._journal
 
 
 def _awaits_exit_code(session: Session) -> bool:
     end = session.end
-    return bool(end and end.at_exit and end.status == "FINISHED" and not session.is_corrected)
+    is_open = end is not None and end.at_exit and not session.is_corrected
+    # A `sys.exit` that somebody caught ends no process; other exceptions are certain.
+    return bool(end and is_open and (end.status == "FINISHED" or "SystemExit" in end.reason))
 
 
-def _left_out(folder: RunFolder, now_ms: int) -> list[Tags | Text]:
+def _left_out(folder: RunFolder, timestamp_ms: int) -> list[Tags | Text]:
     try:
-        return accounting.totals(folder.path).records(timestamp_ms=now_ms)
+        return accounting.totals(folder.path).records(timestamp_ms=timestamp_ms)
     except OSError:
         # An account that can't be read: then nothing is claimed.
         return []

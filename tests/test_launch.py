@@ -57,6 +57,13 @@ def guarded(folder: RunFolder) -> Iterator[Callable[..., ShipperGuard]]:
         guard.release()
 
 
+def is_waited_for(folder: RunFolder) -> bool:
+    """Whether a thread of this process waits for the supervisor's lock."""
+    places = [Path("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
+    lock = folder.path / "shipper.lock"
+    return lock in [place.readlink() for place in places if place.is_symlink()]
+
+
 def kill(folder: RunFolder) -> psutil.Process:
     """Kill -9 the supervisor; returns what it was."""
     [process] = supervisors(folder)
@@ -95,8 +102,10 @@ def test_a_supervisor_that_was_replaced_is_buried(
 def test_after_release_a_killed_supervisor_stays_dead(
     folder: RunFolder, guarded: Callable[..., ShipperGuard]
 ) -> None:
-    """The thread that would have started it again is gone."""
-    guarded().release()
+    """The thread that would have started it again is gone, though it was waiting already."""
+    guard = guarded()
+    wait_until(lambda: is_waited_for(folder))
+    guard.release()
     kill(folder)
     wait_until(lambda: not guard_threads())
     assert not supervisors(folder)

@@ -14,12 +14,11 @@ import pytest
 
 from opusclip_mlops import ExperimentTracker, OpusclipError, TrackingConfig, journal
 from opusclip_mlops.errors import ConfigError
-from opusclip_mlops.folder import CONTROL, RunFolder
+from opusclip_mlops.folder import CONTROL, Progress, RunFolder
 from opusclip_mlops.records import Metrics, Record, RunEnded, RunStarted, Tags, Text
 from opusclip_mlops.session import JoinedSession, Session
 from opusclip_mlops.sessions import final_end, sessions
 from tests.faults.disks import SmallDisk, small_disk
-from tests.journeys import wait_until
 
 RUN_ID = "c" * 32
 
@@ -77,14 +76,23 @@ def points(folder: RunFolder) -> list[dict[str, float]]:
     return [record.values for record in records(folder) if isinstance(record, Metrics)]
 
 
+def held_open(journal_dir: Path) -> list[str]:
+    """The files of its runs that this process has open, but for those locked by this test."""
+    places = [Path("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
+    paths = [place.readlink() for place in places if place.is_symlink()]
+    own = [path for path in paths if path.is_relative_to(journal_dir)]
+    return sorted(path.name for path in own if path.name != "shipper.lock")
+
+
 # The start
 
 
 def refused(journal_dir: Path) -> str:
-    """Why no run can begin here: one line, and nothing is left running."""
+    """Why no run can begin here: one line, and nothing is left running or open."""
     with pytest.raises(ConfigError) as raised:
         Session(config(journal_dir), tags={})
     assert not any("shipper" in thread.name for thread in threading.enumerate())
+    assert all(name.endswith(".exit") for name in held_open(journal_dir))
     text = str(raised.value)
     assert "\n" not in text
     assert text.startswith(f"journal_dir {journal_dir} cannot be written: ")
@@ -104,12 +112,39 @@ def test_a_file_in_the_place_of_the_folder_is_told_in_one_line(tmp_path: Path) -
     assert "Not a directory" in refused(tmp_path / "file" / "journal")
 
 
-@pytest.mark.parametrize("room_kib", [0, 4, 16, 36, 40, 44])
-def test_a_full_disk_is_told_in_one_line(disk: SmallDisk, room_kib: int) -> None:
-    """Before training begins, at whichever file the room ends."""
+def leave_room(disk: SmallDisk, room_kib: int) -> None:
+    """Fill a disk but for so much."""
     (disk.path / "room").write_bytes(bytes(room_kib * 1024))
     disk.fill()
     (disk.path / "room").unlink()
+
+
+FAILED_START = """
+import faulthandler, sys, threading
+from opusclip_mlops import ExperimentTracker, TrackingConfig
+config = TrackingConfig(
+    journal_dir=sys.argv[1], run_id=sys.argv[2], use_tensorboard=False, use_wandb=False
+)
+try:
+    ExperimentTracker(config)
+except Exception as error:
+    print(type(error).__name__, faulthandler.is_enabled(), threading.active_count(), flush=True)
+"""
+
+
+@pytest.mark.parametrize("room_kib", [0, 48])
+def test_a_start_that_failed_takes_no_notes_of_death(disk: SmallDisk, room_kib: int) -> None:
+    """The process is as it was before, though notes were begun before the room ended."""
+    leave_room(disk, room_kib)
+    argv = [sys.executable, "-c", FAILED_START, str(disk.path / "journal"), RUN_ID]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "ConfigError False 1\n"
+
+
+@pytest.mark.parametrize("room_kib", [0, 20, 40, 44, 48, 112])
+def test_a_full_disk_is_told_in_one_line(disk: SmallDisk, room_kib: int) -> None:
+    """Before training begins, at whichever file the room ends."""
+    leave_room(disk, room_kib)
     assert "No space left on device" in refused(disk.path / "journal")
 
 
@@ -154,22 +189,14 @@ def test_a_run_is_begun_and_ended(folder: RunFolder) -> None:
     assert one.end.end_time_ms >= one.start.start_time_ms
 
 
-def held_open(folder: RunFolder) -> list[str]:
-    """The files of a run that this process has open, but for those locked by this test."""
-    places = [Path("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
-    paths = [place.readlink() for place in places if place.is_symlink()]
-    own = [path for path in paths if path.is_relative_to(folder.path.parent)]
-    return sorted(path.name for path in own if path.name != "shipper.lock")
-
-
 def test_release_lets_go_of_every_file(folder: RunFolder) -> None:
     """But of the exit code's, which the C library writes last."""
     session = Session(config(folder.path.parent), tags={})
     name = sessions(folder)[0].start.session
-    assert len(held_open(folder)) > 6
+    assert len(held_open(folder.path.parent)) > 6
     session.end("FINISHED", "")
     session.release()
-    assert held_open(folder) in ([], [f"{name}.exit"])
+    assert held_open(folder.path.parent) in ([], [f"{name}.exit"])
 
 
 # A further process
@@ -214,15 +241,31 @@ def test_a_tracker_that_comes_too_late_says_so(folder: RunFolder, tmp_path: Path
     assert "\n" not in str(raised.value)
 
 
+JOINER = """
+import sys
+from pathlib import Path
+from opusclip_mlops import TrackingConfig
+from opusclip_mlops.session import JoinedSession
+joined = JoinedSession(TrackingConfig(), Path(sys.argv[1]))
+print(joined.local_id, flush=True)
+sys.stdin.read()
+"""
+
+
 def test_who_joins_keeps_the_folder(folder: RunFolder) -> None:
-    """The shipper does not remove it while a worker still logs to it."""
+    """It is not removed while a worker may still log to it, though everything has arrived."""
     session = Session(config(folder.path.parent), tags={})
-    joined = JoinedSession(config(folder.path.parent), folder.path)
-    joined.append(Metrics(1, 1, {"loss": 0.5}))
-    assert joined.local_id == session.local_id
-    assert joined.folder.path == session.folder.path
-    session.end("FINISHED", "")
-    session.release()
-    assert not folder.remove_unless_held()
-    os.close(joined._hold)
-    wait_until(lambda: points(folder) == [{"loss": 0.5}])
+    argv = [sys.executable, "-c", JOINER, str(folder.path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(argv, text=True, **pipes) as worker:  # type: ignore[call-overload]
+        assert worker.stdout.readline() == f"{RUN_ID}\n"
+        session.end("FINISHED", "")
+        session.release()
+        done = Progress(number=1, position=folder.size_bytes(), done=True)
+        folder.write_progress("mlflow", done)
+        assert folder.is_delivered()
+        assert not folder.remove_unless_held()
+        worker.stdin.close()
+        worker.wait(timeout=60)
+    assert folder.remove_unless_held()
+    assert not folder.path.exists()

@@ -32,11 +32,13 @@ from mlflow.protos.databricks_pb2 import (
 )
 
 from opusclip_mlops import checkpoints, media, records
+from opusclip_mlops.deaths import TRACEBACK_TAG
 from opusclip_mlops.errors import CheckpointError, VideoError
 from opusclip_mlops.faults import PutOff
 from opusclip_mlops.folder import Identity, RunFolder
 from opusclip_mlops.records import Batch, Record, RunEnded
 from opusclip_mlops.redaction import one_line
+from opusclip_mlops.sessions import sessions
 from opusclip_mlops.sinks import Refusal, SinkState, Written
 
 if TYPE_CHECKING:
@@ -120,8 +122,11 @@ class MlflowSink:
             return
         if end.reason:
             self._client.set_tag(self._run_id, REASON_TAG, end.reason[:5000])
-        elif REASON_TAG in self._client.get_run(self._run_id).data.tags:
-            self._client.delete_tag(self._run_id, REASON_TAG)
+        else:
+            # An earlier part of the run may have ended badly.
+            tags = self._client.get_run(self._run_id).data.tags
+            for name in {REASON_TAG, TRACEBACK_TAG} & tags.keys():
+                self._client.delete_tag(self._run_id, name)
         if end.owned:
             self._client.set_terminated(self._run_id, end.status, end.end_time_ms)
 
@@ -133,7 +138,9 @@ class MlflowSink:
         if MIRROR_ID_TAG not in run.data.tags:
             self._client.set_tag(run.info.run_id, MIRROR_ID_TAG, self._manifest.local_id)
             run = self._client.get_run(run.info.run_id)
-        if run.info.status != "RUNNING":
+        # Who adopted another's run does not end it, and so must not begin it again either.
+        is_owned = any(one.start.owned for one in sessions(self._folder))
+        if is_owned and run.info.status != "RUNNING":
             self._client.update_run(run.info.run_id, status="RUNNING")
         return run
 
