@@ -39,12 +39,12 @@ def death_of(folder: Path, start: RunStarted, *, wait_status: int | None) -> Dea
         start: The session.
         wait_status: What the kernel says about its end, as `os.wait` gives it; None if unknown.
     """
-    for name in (*SIGNALS, FATAL):
-        note = _note(folder / f"{start.session}.{name}")
-        if note:
-            return _killed(start, _fatal_name(note) if name == FATAL else name, note)
+    notes = _notes(folder, start.session)
     if wait_status is not None and os.WIFSIGNALED(wait_status):
-        return _killed(start, _signal_name(os.WTERMSIG(wait_status)), "")
+        name = _signal_name(os.WTERMSIG(wait_status))
+        return _killed(start, name, notes.get(name, ""))
+    if wait_status is None and notes:
+        return _killed(start, *next(iter(notes.items())))
     code = exit_code(folder, start.session) if wait_status is None else wait_status >> 8
     if code is None:
         return Death("FAILED", f"process {start.pid} vanished without closing its run")
@@ -79,6 +79,13 @@ def wait_status(pidfd: int) -> int | None:
 def _killed(start: RunStarted, name: str, note: str) -> Death:
     status = "KILLED" if name in _ASKED_TO_STOP else "FAILED"
     return Death(status, f"process {start.pid} was ended by {name}", note)
+
+
+def _notes(folder: Path, session: str) -> dict[str, str]:
+    """What the process wrote down when signals struck it, by their names."""
+    notes = {name: _note(folder / f"{session}.{name}") for name in SIGNALS}
+    fatal = _note(folder / f"{session}.{FATAL}")
+    return {name: note for name, note in {**notes, _fatal_name(fatal): fatal}.items() if note}
 
 
 def _signal_name(number: int) -> str:

@@ -110,13 +110,17 @@ class _Delivery:
         elif self._unfinished:
             time.sleep(POLL_S)
             self._ask()
-        elif end is not None:
+        elif end is not None and self._has_all():
             self._sink.close(end)
             self._keep(done=True)
             return True
         else:
             time.sleep(POLL_S)
         return False
+
+    def _has_all(self) -> bool:
+        """Whether nothing is left that may still become a whole frame."""
+        return self._progress.has_all(self._folder.size_bytes())
 
     @property
     def _given_until(self) -> Position:
@@ -171,8 +175,8 @@ class _Delivery:
             refused += safe.refused
             last_step = max(last_step, safe.last_step)
             self.has_delivered = True
-        for refusal in refused:
-            self._folder.reject(_rejection(self._name, refusal))
+        if refused:
+            self._folder.reject(*(_rejection(self._name, one) for one in refused))
         given = [*(one.position for one in self._ahead), *self._repeats]
         self._unfinished = written.unfinished or bool(self._ahead)
         self._keep(

@@ -130,6 +130,7 @@ class _ProcessNotes:
         self._files: dict[str, BinaryIO] = {}
         self._fatal_is_ours = False
         self._stream: int | None = None
+        self._takes_exit_code = False
         os.register_at_fork(after_in_child=self.forget)
 
     def kinds(self) -> dict[str, Callable[[Path], None]]:
@@ -169,14 +170,14 @@ class _ProcessNotes:
     def forget(self) -> None:
         """In a forked child: its death is not its parent's."""
         self.stop_signals()
-        self.open_count = 0
+        self.open_count, self._takes_exit_code = 0, False
         if self._stream is not None:
             self._point_stream_at(os.devnull, os.O_WRONLY)
 
     def _descriptor(self, kind: str) -> int:
         """The open file of a kind of notes, -1 where none is being taken."""
         if kind == EXIT_CODE:
-            return -1 if self._stream is None else int(_LIBC.fileno(self._stream))
+            return int(_LIBC.fileno(self._stream)) if self._takes_exit_code else -1
         return self._files[kind].fileno() if kind in self._files else -1
 
     def _is_free(self, name: str) -> bool:
@@ -213,6 +214,7 @@ class _ProcessNotes:
                 _LIBC.on_exit(_LIBC.fputc, self._stream)
         else:
             self._point_stream_at(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self._takes_exit_code = self._stream is not None
 
     def _point_stream_at(self, path: Path | str, flags: int) -> None:
         descriptor = os.open(path, flags, 0o600)

@@ -81,20 +81,23 @@ class PutOff:
 
     def _keep(self, record: Record) -> None:
         encoded = base64.b64encode(_encode(record)).decode()
-        if sum(map(len, self._encoded)) + len(encoded) > MAX_BYTES:
+        if self._records and sum(map(len, self._encoded)) + len(encoded) > MAX_BYTES:
             raise DeliveryError(f"{len(self._records)} files wait for MLflow's artifact store")
         self._records.append(record)
         self._encoded.append(encoded)
 
     def _turn(self) -> None:
-        """Put the first behind the others; a checkpoint before the next one only."""
-        record, encoded = self._records.popleft(), self._encoded.popleft()
-        place = len(self._records)
-        if isinstance(record, Checkpoint):
-            is_checkpoint = (isinstance(one, Checkpoint) for one in self._records)
-            place = next((at for at, found in enumerate(is_checkpoint) if found), place)
-        self._records.insert(place, record)
-        self._encoded.insert(place, encoded)
+        """Let another have its turn; checkpoints stay in their order."""
+        is_other = (not isinstance(one, Checkpoint) for one in self._records)
+        place = next((at for at, found in enumerate(is_other) if found), None)
+        if place == 0:
+            self._records.rotate(-1)
+            self._encoded.rotate(-1)
+        elif place is not None:
+            for queue in (self._records, self._encoded):
+                other = queue[place]
+                del queue[place]
+                queue.appendleft(other)
 
     @staticmethod
     def _tell(record: Record, fault: Exception) -> None:

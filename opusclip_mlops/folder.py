@@ -14,10 +14,8 @@ import errno
 import fcntl
 import os
 import shutil
-import struct
 import time
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +23,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from opusclip_mlops.errors import OpusclipError
+from opusclip_mlops.slots import read_slot, write_slot
 
 S = TypeVar("S", bound=msgspec.Struct)
 CONTROL = "+control"
@@ -33,10 +32,8 @@ CONTROL = "+control"
 No host name has a `+` in it, so that no other journal is taken for one.
 """
 
-_UNREADABLE = (FileNotFoundError, NotADirectoryError, UnicodeDecodeError, msgspec.DecodeError)
 _LOCK_POLL_S = 0.05
 _SLOT_BYTES = 16 * 1024
-_SLOT_HEADER = struct.Struct("<II")
 
 Position = dict[str, int]
 """How many bytes of each journal segment, by file name."""
@@ -139,7 +136,7 @@ class RunFolder:
             part.mkdir(mode=0o700, parents=True, exist_ok=True)
         for slot in (slot for sink in manifest.sinks for slot in self._slots(sink)):
             if not slot.exists():
-                _write_slot(slot, b"".ljust(_SLOT_BYTES))
+                write_slot(slot, b"".ljust(_SLOT_BYTES))
         if not (self.path / "manifest.json").exists():
             _write_first(self.path / "manifest.json", msgspec.json.encode(manifest))
 
@@ -180,7 +177,8 @@ class RunFolder:
 
     def progress(self, sink: str) -> Progress:
         """Read where a sink has got to."""
-        found = [_read_slot(path) for path in self._slots(sink)]
+        contents = [read_slot(path) for path in self._slots(sink)]
+        found = [_decoded(one, Progress) for one in contents if one]
         return max((one for one in found if one), key=lambda one: one.number, default=Progress())
 
     def write_progress(self, sink: str, progress: Progress) -> None:
@@ -189,17 +187,20 @@ class RunFolder:
         It is written over what was kept the time before last: that needs no room on a full disk,
         and a crash in the middle leaves the last one whole.
         """
-        _write_slot(self._slots(sink)[progress.number % 2], msgspec.json.encode(progress))
+        write_slot(self._slots(sink)[progress.number % 2], msgspec.json.encode(progress))
 
     def _slots(self, sink: str) -> tuple[Path, Path]:
         return self.path / "sinks" / f"{sink}.0", self.path / "sinks" / f"{sink}.1"
 
-    def reject(self, rejection: Rejection) -> None:
-        """Put a record on the list of those refused for good."""
-        line = msgspec.json.encode(rejection) + b"\n"
+    def reject(self, *rejections: Rejection) -> None:
+        """Put records on the list of those refused for good: all, or none on a full disk."""
+        lines = b"".join(msgspec.json.encode(one) + b"\n" for one in rejections)
         descriptor = os.open(self.rejected, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            os.write(descriptor, line)
+            size_bytes = os.fstat(descriptor).st_size
+            if os.write(descriptor, lines) < len(lines):
+                os.ftruncate(descriptor, size_bytes)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.rejected))
         finally:
             os.close(descriptor)
 
@@ -280,6 +281,13 @@ class RunFolder:
 
     def remove_unless_held(self) -> bool:
         """Remove the folder, unless a process holds it or a segment grew; True when it is gone."""
+        return self._remove_if(self.is_delivered)
+
+    def remove_empty(self) -> bool:
+        """Remove the folder, unless a process holds it or it has a record; True when it is gone."""
+        return self._remove_if(lambda: not any(self.size_bytes().values()))
+
+    def _remove_if(self, may_go: Callable[[], bool]) -> bool:
         lock = _removal_lock(self.path)
         try:
             descriptor = _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -287,7 +295,7 @@ class RunFolder:
             return False
         try:
             if self.path.exists():
-                if not self.is_delivered():
+                if not may_go():
                     return False
                 _remove(self.path)
             lock.unlink(missing_ok=True)
@@ -368,30 +376,15 @@ def _temporary(path: Path, content: bytes, *, durable: bool = False) -> Iterator
         temporary.unlink(missing_ok=True)
 
 
-def _write_slot(path: Path, content: bytes) -> None:
-    """Write in place: a checksum tells a whole content from a torn one."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+def _read_json(path: Path, kind: type[S]) -> S | None:
     try:
-        frame = _SLOT_HEADER.pack(len(content), zlib.crc32(content)) + content
-        if os.pwrite(descriptor, frame, 0) < len(frame):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-    finally:
-        os.close(descriptor)
-
-
-def _read_slot(path: Path) -> Progress | None:
-    try:
-        content = path.read_bytes()
-        size_bytes, checksum = _SLOT_HEADER.unpack_from(content)
-        payload = content[_SLOT_HEADER.size : _SLOT_HEADER.size + size_bytes]
-        whole = len(payload) == size_bytes and zlib.crc32(payload) == checksum
-        return msgspec.json.decode(payload, type=Progress) if whole else None
-    except (*_UNREADABLE, struct.error):
+        return _decoded(path.read_bytes(), kind)
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
-def _read_json(path: Path, kind: type[S]) -> S | None:
+def _decoded(content: bytes, kind: type[S]) -> S | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except _UNREADABLE:
+        return msgspec.json.decode(content, type=kind)
+    except (UnicodeDecodeError, msgspec.DecodeError):
         return None

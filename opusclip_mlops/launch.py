@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import site
 import subprocess
 import sys
 import threading
@@ -11,12 +12,14 @@ from pathlib import Path
 from types import MappingProxyType
 
 from opusclip_mlops.errors import OpusclipError
-from opusclip_mlops.folder import RunFolder
+from opusclip_mlops.folder import Manifest, RunFolder
 
 NICENESS = 10
 """About a tenth of a core where the training wants them all: it keeps up and does not hurt."""
 
-HUNG_S = float(os.environ.get("OPUSCLIP_HUNG_S", "30"))
+HUNG_S = 30.0
+with contextlib.suppress(KeyError, ValueError):
+    HUNG_S = float(os.environ["OPUSCLIP_HUNG_S"])
 """How long a sink's process may stand stopped before it is replaced, in seconds."""
 
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.5, 5.0
@@ -46,19 +49,13 @@ def start_process(
         OSError: no process can be started, or that folder is away.
         OpusclipError: the run's folder is gone.
     """
-    package = Path(__file__).resolve().parent.parent
-    path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(package))))
-    manifest = folder.manifest()
-    inherited = {**os.environ, "PYTHONPATH": path}
-    if manifest.tracking_uri is None and not manifest.tracking_uri_is_secret:
-        # It was not set when the run was begun: another shell's must not send it elsewhere.
-        inherited.pop("MLFLOW_TRACKING_URI", None)
     log = os.open(folder.path / "shipper.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
+        manifest = folder.manifest()
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "opusclip_mlops.shipper", str(folder.path), *arguments],
             cwd=manifest.cwd,
-            env={**inherited, **environment},
+            env={**_inherited(manifest), **environment},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -66,6 +63,20 @@ def start_process(
         )
     finally:
         os.close(log)
+
+
+def _inherited(manifest: Manifest) -> dict[str, str]:
+    """The environment of a shipper: this process's, with what it needs to find the package."""
+    inherited = dict(os.environ)
+    package = str(Path(__file__).resolve().parent.parent)
+    # Where it is installed it is found; before the standard library that folder has no place.
+    if package not in site.getsitepackages():
+        path = filter(None, (os.environ.get("PYTHONPATH"), package))
+        inherited["PYTHONPATH"] = os.pathsep.join(path)
+    if manifest.tracking_uri is None and not manifest.tracking_uri_is_secret:
+        # It was not set when the run was begun: another shell's must not send it elsewhere.
+        inherited.pop("MLFLOW_TRACKING_URI", None)
+    return inherited
 
 
 def yield_to_training(pid: int) -> None:

@@ -2,16 +2,12 @@
 
 import errno
 import os
-import re
 import shutil
 import socket
-import sys
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from opusclip_mlops import journal, waiting
 from opusclip_mlops.accounting import Account, Totals, totals
@@ -19,27 +15,27 @@ from opusclip_mlops.backlog import open_level, read_level, reserve
 from opusclip_mlops.config import TrackingConfig
 from opusclip_mlops.deaths import TRACEBACK_TAG
 from opusclip_mlops.delivery import is_caught_up
-from opusclip_mlops.errors import ConfigError, DeliveryError
+from opusclip_mlops.errors import ConfigError, DeliveryError, OpusclipError
 from opusclip_mlops.exits import DeathNotes
-from opusclip_mlops.folder import CONTROL, Identity, Manifest, Position, RunFolder
+from opusclip_mlops.folder import CONTROL, Identity, Position, RunFolder
 from opusclip_mlops.journal import Journal
 from opusclip_mlops.launch import ShipperGuard
+from opusclip_mlops.naming import known_run, manifest_of, own_identity, secrets_of
 from opusclip_mlops.records import RunEnded, RunStarted, Tags, Text, last_training_step
 from opusclip_mlops.selection import Selection
 from opusclip_mlops.sessions import final_end, hold_alive, process_started_s
 
 POLL_S = 0.05
 _RESERVED_BYTES = 64 * 1024
-_SECRET_IN_QUERY = re.compile(r"(?i)(passw|pwd|token|secret|key)\w*\s*=")
 
 
 class Session:
     """Opens a run's folder, appends to it, and starts the shipper that delivers it."""
 
     def __init__(self, config: TrackingConfig, *, tags: dict[str, str]) -> None:
-        run_id, self._owned = _known_run(config)
-        self._manifest = _manifest(config, run_id)
-        self._secrets = _secrets(config)
+        run_id, self._owned = known_run(config)
+        self._manifest = manifest_of(config, run_id)
+        self._secrets = secrets_of(config)
         self._resumed = run_id is not None
         self._presence, self._files = ExitStack(), ExitStack()
         try:
@@ -91,7 +87,7 @@ class Session:
 
     def _begin(self, run_id: str | None, tags: dict[str, str]) -> None:
         if run_id is None and self._manifest.experiment_name:
-            self.folder.write_identity(_own_identity(self._manifest))
+            self.folder.write_identity(own_identity(self._manifest))
         self._start_time_ms = int(time.time() * 1000)
         start = RunStarted(
             session=self._name,
@@ -107,7 +103,18 @@ class Session:
             raise OSError(errno.ENOSPC, self._control.fault)
         # Without its start, a power cut in the first second would leave a run that nobody ends.
         os.fdatasync(self._control.descriptor)
-        self._guard = ShipperGuard(self.folder, environment=self._secrets)
+        self._start_shipper()
+
+    def _start_shipper(self) -> None:
+        try:
+            self._guard = ShipperGuard(self.folder, environment=self._secrets)
+        except OSError as error:
+            # Where others train on this run, this process did not fail it.
+            self.end("FINISHED", "", owned=False)
+            self._give_up()
+            why = error.strerror or error
+            raise OpusclipError(f"the run's shipper cannot be started: {why}") from None
+        self._files.callback(self._guard.release)
 
     @property
     def local_id(self) -> str:
@@ -149,7 +156,15 @@ class Session:
         except DeliveryError:
             return None
 
-    def end(self, status: str, reason: str, *, traceback: str = "", at_exit: bool = False) -> None:
+    def end(
+        self,
+        status: str,
+        reason: str,
+        *,
+        traceback: str = "",
+        at_exit: bool = False,
+        owned: bool | None = None,
+    ) -> None:
         """Declare the end of this process's part; nothing is appended afterwards.
 
         `at_exit` says that nobody closed the run: then the process's exit code has the last word.
@@ -160,7 +175,8 @@ class Session:
             self._control.append(record)
         if traceback:
             self._control.append(Tags({TRACEBACK_TAG: traceback}))
-        end = RunEnded(self._name, status, now_ms, reason, self._owned, at_exit)
+        is_owned = self._owned if owned is None else owned
+        end = RunEnded(self._name, status, now_ms, reason, is_owned, at_exit)
         self._control.append(end)
 
     def _count_left_out(self, now_ms: int) -> list[Tags | Text]:
@@ -232,7 +248,6 @@ class Session:
 
         Where the exit code has the last word, the folder is held until the process is gone.
         """
-        self._guard.release()
         self._files.close()
         if is_last_word:
             self._presence.close()
@@ -260,17 +275,6 @@ class Session:
                 return False
             time.sleep(POLL_S)
         return True
-
-
-def checked_config(config: object) -> TrackingConfig:
-    """The configuration that was given, or the default one.
-
-    Raises:
-        TypeError: it is anything else.
-    """
-    if not isinstance(config, TrackingConfig | None):
-        raise TypeError(f"config must be a TrackingConfig, not {config!r:.60}")
-    return config or TrackingConfig()
 
 
 class JoinedSession(Session):
@@ -302,84 +306,3 @@ def _held_folder(journal_dir: Path, local_id: str, run_id: str | None) -> tuple[
         os.close(hold)
     folder = RunFolder(journal_dir / local_id)
     return folder, folder.hold()
-
-
-def _known_run(config: TrackingConfig) -> tuple[str | None, bool]:
-    """The run to go on with, None for a new one; and whether its end is ours to declare."""
-    active = _fluent_run()
-    if active and config.run_id in (None, active):
-        return active, False
-    return config.run_id, True
-
-
-def _fluent_run() -> str | None:
-    """The id of the active fluent run, where this process uses MLflow itself."""
-    active_run = getattr(sys.modules.get("mlflow"), "active_run", None)
-    run = active_run() if active_run else None
-    return str(run.info.run_id) if run else None
-
-
-def _tracking_uri(config: TrackingConfig) -> str | None:
-    """What MLflow would use in this process; None leaves the answer to MLflow in the shipper."""
-    ask = getattr(sys.modules.get("mlflow"), "get_tracking_uri", None)
-    return config.tracking_uri or (str(ask()) if ask else None)
-
-
-def _manifest(config: TrackingConfig, run_id: str | None) -> Manifest:
-    mirrors = {"tensorboard": config.use_tensorboard, "wandb": _mirrors_to_wandb(config)}
-    tracking_uri = _tracking_uri(config)
-    by_id = None if config.experiment_name else os.environ.get("MLFLOW_EXPERIMENT_ID")
-    local_id = run_id or uuid.uuid4().hex
-    return Manifest(
-        local_id=local_id,
-        cwd=os.getcwd(),
-        sinks=["mlflow", *(name for name, wanted in mirrors.items() if wanted)],
-        experiment_name=config.experiment_name or (None if by_id else "Default"),
-        experiment_id=by_id,
-        run_id=run_id,
-        run_name=config.run_name or time.strftime(f"%Y%m%d-%H%M%S-{local_id[:4]}"),
-        start_time_ms=int(time.time() * 1000),
-        tracking_uri=_unless_secret(tracking_uri),
-        tracking_uri_is_secret=tracking_uri is not None and not _unless_secret(tracking_uri),
-        registry_uri=_unless_secret(config.registry_uri),
-        tensorboard_dir=config.tensorboard_dir,
-        wandb_dir=config.wandb_dir,
-        wandb_mode=config.wandb_mode,
-        wandb_entity=config.wandb_entity,
-        project_name=config.project_name,
-        notes=config.notes,
-        backlog_quota_bytes=config.backlog_quota_bytes,
-        system_metrics=config.system_metrics,
-        system_metrics_interval_s=config.system_metrics_interval_s,
-    )
-
-
-def _mirrors_to_wandb(config: TrackingConfig) -> bool:
-    return config.use_wandb and config.wandb_mode != "disabled"
-
-
-def _own_identity(manifest: Manifest) -> Identity:
-    return Identity(
-        mirror_id=manifest.local_id,
-        experiment_name=manifest.experiment_name or "Default",
-        run_name=manifest.run_name or "",
-    )
-
-
-def _secrets(config: TrackingConfig) -> dict[str, str]:
-    """URIs for the shipper's environment: they may hold a password and are never written down."""
-    uris = {
-        "MLFLOW_TRACKING_URI": _tracking_uri(config),
-        "MLFLOW_REGISTRY_URI": config.registry_uri,
-    }
-    return {name: uri for name, uri in uris.items() if uri}
-
-
-def _unless_secret(uri: str | None) -> str | None:
-    if uri is None:
-        return None
-    parts = urlsplit(uri)
-    is_token = parts.scheme.startswith("http") and parts.username
-    in_query = _SECRET_IN_QUERY.search(unquote(parts.query))
-    is_secret = parts.password is not None or is_token or in_query
-    return None if is_secret else uri

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from opusclip_mlops.delivery import deliver, is_caught_up
+from opusclip_mlops.errors import OpusclipError
 from opusclip_mlops.folder import RunFolder
 from opusclip_mlops.launch import HUNG_S, NICENESS, children_of, start_process, yield_to_training
 from opusclip_mlops.redaction import one_line
@@ -67,6 +68,9 @@ class _Supervisor:
 
     def run(self) -> None:
         """Return when everything is delivered, or the folder is gone."""
+        if not any(self._folder.size_bytes().values()) and self._folder.remove_empty():
+            # Left by a process that died before its first record.
+            return
         watched_s = 0.0
         while self._folder.path.exists():
             if time.monotonic() - watched_s >= WATCH_EVERY_S:
@@ -82,7 +86,7 @@ class _Supervisor:
         """Do something that a full disk, or a machine without processes, may forbid for now."""
         try:
             return action()
-        except OSError as error:
+        except (OSError, OpusclipError) as error:
             self._tell(one_line(str(error)))
             return None
 
@@ -154,12 +158,12 @@ def end_with_children(pid: int) -> None:
 
     try:
         every = [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
-    except psutil.NoSuchProcess:
+    except psutil.Error:
         return
     for process in every:
         try:
             process.kill()
-        except psutil.NoSuchProcess:
+        except psutil.Error:
             continue
 
 

@@ -20,9 +20,10 @@ from opusclip_mlops.config import TrackingConfig
 from opusclip_mlops.errors import DeliveryError, OpusclipError, RecordError
 from opusclip_mlops.exits import ExitWatch, end_declared, end_of, traceback_of
 from opusclip_mlops.keeping import CheckpointKeeper, scheduler_and_epoch
+from opusclip_mlops.naming import checked_config
 from opusclip_mlops.performance import PerformanceMeter
 from opusclip_mlops.records import now_ms
-from opusclip_mlops.session import JoinedSession, Session, checked_config
+from opusclip_mlops.session import JoinedSession, Session
 from opusclip_mlops.timing import Timing
 
 if TYPE_CHECKING:
@@ -303,8 +304,8 @@ class ExperimentTracker:
         does nothing.
 
         Args:
-            status: FINISHED, FAILED or KILLED; by default FINISHED, but as the exception says that
-                is in flight, as in a `finally`.
+            status: FINISHED, FAILED or KILLED; by default FINISHED, but as the exception says in
+                whose `finally` or `except` this is called.
             reason: Why, kept as the tag `opusclip.end_reason`.
 
         Raises:

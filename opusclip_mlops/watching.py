@@ -25,7 +25,6 @@ from opusclip_mlops.system_metrics import SystemMeter
 
 _OWN_NAME = "supervisor"
 _BURIAL_LOOKS = 3
-_RESERVED_BYTES = 64 * 1024
 
 
 class Watch:
@@ -35,9 +34,7 @@ class Watch:
         self._folder = folder
         self._manifest = folder.manifest()
         self._level = backlog.read_level(folder)
-        self._control = Journal(folder.path, _OWN_NAME + CONTROL)
-        # The end of a dead run must find room on a disk that the run has filled.
-        backlog.reserve(self._control.descriptor, _RESERVED_BYTES)
+        self._control: Journal | None = None
         self._told_of: set[str] = set()
         self._seen_alive_ms: dict[str, int] = {}
         self._pidfds: dict[str, int] = {}
@@ -64,7 +61,12 @@ class Watch:
 
     def _end_the_dead(self) -> None:
         for session in sessions(self._folder):
-            self._end_if_dead(session)
+            if is_alive(self._folder, session.start):
+                self._seen_alive_ms[session.start.session] = now_ms()
+                self._hold_pidfd(session.start)
+            else:
+                # Read again: it may have declared its end before it died.
+                self._end_dead(next(s for s in sessions(self._folder) if s.start == session.start))
 
     def _measure(self) -> None:
         if self._machine:
@@ -87,7 +89,8 @@ class Watch:
                 os.close(descriptor)
 
     def _living(self, every: list[Session]) -> list[RunStarted]:
-        return [one.start for one in every if not one.end and is_alive(self._folder, one.start)]
+        starts = [one.start for one in every if not one.end and is_visible(one.start)]
+        return [start for start in starts if is_alive(self._folder, start)]
 
     def _set_level(self) -> None:
         waiting_bytes = backlog.backlog_bytes(self._folder)
@@ -96,13 +99,10 @@ class Watch:
             backlog.write_level(self._folder, level)
             self._level = level
 
-    def _end_if_dead(self, session: Session) -> None:
+    def _end_dead(self, session: Session) -> None:
         """Declare the end of a process that is gone without doing so, or that ended otherwise."""
         start = session.start
-        if is_alive(self._folder, start):
-            self._seen_alive_ms[start.session] = now_ms()
-            self._hold_pidfd(start)
-        elif session.end is None:
+        if session.end is None:
             status = self._wait_status(start.session)
             if status is not None or self._is_buried(start.session):
                 self._declare(start, death_of(self._folder.path, start, wait_status=status))
@@ -156,14 +156,17 @@ class Watch:
             if death.traceback:
                 self._say(Tags({TRACEBACK_TAG: death.traceback}))
         end = RunEnded(start.session, death.status, end_time_ms, death.reason, start.owned)
-        lost = self._control.lost
-        self._say(end)
-        if self._control.lost > lost:
-            raise OSError(self._control.fault)
+        if not self._say(end):
+            raise OSError(f"the end of {start.session} cannot be written down")
 
-    def _say(self, *said: Record) -> None:
+    def _say(self, *said: Record) -> bool:
+        """Append to the supervisor's own journal, one for its whole life; False if that is full."""
+        if self._control is None:
+            self._control = Journal(self._folder.path, _OWN_NAME + CONTROL)
+        lost = self._control.lost
         for record in said:
             self._control.append(record)
+        return self._control.lost == lost
 
 
 class _Machine:

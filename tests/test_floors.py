@@ -11,10 +11,10 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "opusclip_mlops"
 
 FLOORS = [
-    {"errors", "redaction"},
+    {"errors", "redaction", "slots"},
     {"config", "records", "folder", "metadata", "pixels", "provenance", "wandb_log"},
     {"journal", "checkpoints", "video", "performance", "environment", "waiting", "exits"}
-    | {"accounting", "backlog", "faults", "launch", "selection", "timing"},
+    | {"accounting", "backlog", "faults", "launch", "naming", "selection", "timing"},
     {"media", "metrics", "keeping", "sessions", "deaths", "system_metrics"},
     {"sinks", "gates", "runs", "watching"},
     {"delivery"},

@@ -103,6 +103,7 @@ class MlflowSink:
         A file that the artifact store does not take now is put off, and tried again later.
         """
         self._refused = []
+        self._put_off.try_again(self._send_checked)
         for record_or_metrics in _merged(batch.records):
             if self._no_run:
                 self._refuse(record_or_metrics, self._no_run)
@@ -112,7 +113,6 @@ class MlflowSink:
                 self._put_off.send_or_keep(record_or_metrics, self._send_checked)
             else:
                 self._send_checked(record_or_metrics)
-        self._put_off.try_again(self._send_checked)
         unfinished = not self._put_off.is_empty
         return Written(self._state(), tuple(self._refused), unfinished=unfinished)
 

@@ -12,12 +12,20 @@ from mlflow.entities import Run
 from opusclip_mlops import wandb_log
 from tests.faults.ledger import Call
 from tests.faults.site import Site
-from tests.reading import Point, points_of_mlflow, points_of_tensorboard, points_of_wandb
+from tests.reading import (
+    Point,
+    event_reader,
+    points_of_mlflow,
+    points_of_tensorboard,
+    points_of_wandb,
+)
 
 SYSTEM = "system/"
 """Begins the keys that the shipper measures by itself."""
 
 _SHOWN = 5
+_NOT_LOGGED = ("mlflow.", "opusclip.local_id", "opusclip.mirror_id", "opusclip.checkpoint",
+               "opusclip.end_reason", "opusclip.traceback")  # fmt: skip
 _Name = tuple[str, int, str]
 
 
@@ -36,8 +44,10 @@ def assert_whole(
     record = points_of_mlflow(site.client, run.info.run_id)
     rows = assert_mirrors_whole(site, run, lost=lost)
     assert _unlike(record, [point for point in rows if point.key not in refused]) == []
-    tags = _tags_of_wandb(site.wandb_dir, run.data.tags["opusclip.mirror_id"])
-    assert tags == _tags_of_mlflow(run)
+    mirror_id = run.data.tags["opusclip.mirror_id"]
+    tags = _tags_of_mlflow(run)
+    assert _tags_of_wandb(site.wandb_dir, mirror_id) == tags
+    assert _tags_of_tensorboard(site.tensorboard_dir / mirror_id) == _as_cells(tags)
 
 
 def assert_mirrors_whole(site: Site, run: Run, *, lost: int = 0) -> list[Point]:
@@ -117,9 +127,23 @@ def _narrow(points: list[Point]) -> list[Point]:
 
 def _tags_of_mlflow(run: Run) -> dict[str, str]:
     """The tags that were logged, without those that MLflow and the MLflow sink add."""
-    own = ("mlflow.", "opusclip.local_id", "opusclip.mirror_id", "opusclip.checkpoint")
-    ends = ("opusclip.end_reason", "opusclip.traceback")
-    return {k: v for k, v in run.data.tags.items() if not k.startswith((*own, *ends))}
+    return {k: text for k, text in run.data.tags.items() if not k.startswith(_NOT_LOGGED)}
+
+
+def _as_cells(tags: dict[str, str]) -> dict[str, str]:
+    """The tags as a table can hold them."""
+    return {key: " ".join(text.replace("|", "\\|").split()) for key, text in tags.items()}
+
+
+def _tags_of_tensorboard(events: Path) -> dict[str, str]:
+    """The tags in the Text tab: later tables go before earlier ones."""
+    tables = event_reader(events).Tensors("tags")
+    lines = [
+        line.strip("| ").split(" | ", 1)
+        for table in tables
+        for line in table.tensor_proto.string_val[0].decode().splitlines()[2:]
+    ]
+    return {key: text for key, text in lines if not key.startswith(_NOT_LOGGED)}
 
 
 def _tags_of_wandb(wandb_dir: Path, run_id: str) -> dict[str, str]:
@@ -130,5 +154,4 @@ def _tags_of_wandb(wandb_dir: Path, run_id: str) -> dict[str, str]:
             for update in record.config.update if record.HasField("config") else ():
                 if update.key == "tags":
                     tags.update(json.loads(update.value_json))
-    own = ("mlflow.", "opusclip.end_reason", "opusclip.traceback")
-    return {key: value for key, value in tags.items() if not key.startswith(own)}
+    return {key: text for key, text in tags.items() if not key.startswith(_NOT_LOGGED)}

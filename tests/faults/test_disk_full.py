@@ -67,7 +67,7 @@ def test_a_full_disk_under_a_mirror_delays_that_mirror_only(
     """The others hold everything meanwhile; with room again the mirror is whole too."""
     site = replace(site, settings={setting: str(disk.path)})
     sink = PER_SINK[setting]
-    trainer = site.start(UNTIL_TOLD, OPUSCLIP_HUNG_S="6")
+    trainer = site.start(UNTIL_TOLD, OPUSCLIP_HUNG_S="10")
     folder = site.await_journal()
     wait_until(lambda: all(folder.progress(one).records > 50 for one in SINKS))
     disk.fill()

@@ -39,6 +39,21 @@ with ExperimentTracker() as tracker:
     os.waitpid(child, 0)
     for one in others: one.join()
 """
+CRASHING_CHILDREN = """\
+with ExperimentTracker() as tracker:
+    ledger.steps(tracker, 20)
+    ends = [
+        lambda: sys.exit(3), lambda: 1 / 0, lambda: os.kill(os.getpid(), signal.SIGTERM),
+        lambda: ctypes.string_at(0), os.abort, lambda: os._exit(4),
+    ]
+    for number, end in enumerate(ends):
+        child = os.fork()
+        if not child:
+            ledger.steps(tracker, 5, who=f"child{number}")
+            end()
+        os.waitpid(child, 0)
+    ledger.steps(tracker, 20, first=20)
+"""
 LOADERS = """\
 import torch
 
@@ -70,6 +85,16 @@ def test_one_tracker_in_many_hands(site: Site, body: str) -> None:
     trainer = site.train(body)
     assert (trainer.wait(), trainer.stderr) == (0, "")
     assert site.run().info.status == "FINISHED"
+    assert_whole(site)
+
+
+def test_a_child_that_dies_is_not_the_runs_end(site: Site) -> None:
+    """However a forked child ends, the run goes on; what the child logged is there."""
+    trainer = site.train(CRASHING_CHILDREN)
+    assert trainer.wait() == 0
+    run = site.run()
+    assert run.info.status == "FINISHED"
+    assert {"opusclip.end_reason", "opusclip.traceback"} & set(run.data.tags) == set()
     assert_whole(site)
 
 

@@ -1,5 +1,8 @@
 """Kill -9 of the training process, at its worst moments."""
 
+import signal
+import textwrap
+import time
 from pathlib import Path
 
 from tests.faults.files import (
@@ -15,6 +18,7 @@ from tests.journeys import wait_until
 CLOSED_WITHIN_S = 15.0 if SOAK else 60.0
 """How soon after the kill the run is FAILED; the longer wait is for a machine under load."""
 
+STOPPED_S = 60.0 if SOAK else 3.0
 UNTIL_TOLD = "while not os.path.exists('enough'): time.sleep(0.02)\n"
 
 
@@ -69,6 +73,28 @@ def test_a_paced_run_outlives_its_trainer(site: Site) -> None:
     await_delivery_begun(site)
     trainer.await_calls(200)
     kill(site, trainer)
+    assert_whole(site)
+
+
+def test_a_trainer_that_is_stopped_is_not_dead(site: Site) -> None:
+    """Stopped while the shipper looks after it, and continued: the run is FINISHED, and whole."""
+    trainer = site.start(
+        "with ExperimentTracker() as tracker:\n"
+        "    ledger.steps(tracker, 100, wait_s=0.01)\n"
+        "    ledger.say('waiting')\n"
+        + textwrap.indent(UNTIL_TOLD, "    ")
+        + "    ledger.steps(tracker, 100, first=100)\n"
+    )
+    await_delivery_begun(site)
+    trainer.await_word("waiting")
+    trainer.send(signal.SIGSTOP)
+    time.sleep(STOPPED_S)
+    assert site.run().info.status == "RUNNING"
+    (site.folder / "enough").touch()
+    trainer.send(signal.SIGCONT)
+    assert trainer.wait() == 0
+    site.await_delivery()
+    assert site.run().info.status == "FINISHED"
     assert_whole(site)
 
 

@@ -104,7 +104,7 @@ def test_w_and_b_that_hangs_or_dies(
     site: Site, victim: Callable[[Site], psutil.Process], number: signal.Signals
 ) -> None:
     """The others hold everything meanwhile; W&B is whole in the end, by itself."""
-    trainer = site.start(UNTIL_TOLD, OPUSCLIP_HUNG_S="6")
+    trainer = site.start(UNTIL_TOLD, OPUSCLIP_HUNG_S="10")
     folder = site.await_journal()
     wait_until(lambda: folder.progress("wandb").records > 50)
     victim(site).send_signal(number)

@@ -1,6 +1,8 @@
 import contextlib
 import json
 import math
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,6 @@ from PIL import Image
 from opusclip_mlops import checkpoints
 from opusclip_mlops.delivery import deliver
 from opusclip_mlops.folder import CONTROL, RunFolder
-from opusclip_mlops.launch import start_process
 from opusclip_mlops.records import Checkpoint, Dataset, Metrics, Params, Tags, Text
 from opusclip_mlops.sinks.mlflow import LAST_TAG
 from tests.faults.proxy import FaultProxy
@@ -260,13 +261,21 @@ def test_files_that_are_not_taken_hold_up_no_number(tmp_path: Path) -> None:
     assert folder.is_delivered()
 
 
+DELIVER = """
+import sys
+from pathlib import Path
+from opusclip_mlops import delivery, folder
+delivery.deliver(folder.RunFolder(Path(sys.argv[1])), "mlflow")
+"""
+
+
 def test_files_that_wait_outlive_the_shipper(tmp_path: Path) -> None:
     """Killed while the store takes nothing, it sends them when it is started again."""
     obstacle = obstructed(tmp_path)
     folder = make_run(tmp_path)
     append(folder, [Text(T0_MS, step, "notes", f"words {step}") for step in range(3)])
     end(folder)
-    process = start_process(folder, "--sink", "mlflow")
+    process = subprocess.Popen([sys.executable, "-c", DELIVER, str(folder.path)])
     wait_until(lambda: put_off(folder) == 3)
     process.kill()
     process.wait()

@@ -175,11 +175,11 @@ def test_words_outlive_a_kill(tmp_path: Path) -> None:
     argv = [sys.executable, "-c", ACKNOWLEDGE_AND_DIE, str(folder.path)]
     assert subprocess.run(argv, check=False, timeout=90).returncode == 9
     assert folder.progress("wandb").records == 3
-    append(folder, [Params({"width": "8", "depth": "5"}), *metrics(2)])
+    append(folder, metrics(2))
     end(folder)
     deliver(folder, "wandb")
     config = config_of(wandb_log.logs_of(wandb_dir(folder), LOCAL_ID)[-1])
-    assert (config["depth"], config["width"]) == ("4", "8")
+    assert config["depth"] == "4"
     assert config["tags"] == {"team": "true", "a": "b"}
     assert len(rows_of_wandb(wandb_dir(folder), LOCAL_ID)) == 2
 
