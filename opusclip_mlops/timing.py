@@ -16,18 +16,18 @@ class Timing(msgspec.Struct, gc=False):
 
     Args:
         key: What the time is logged as.
-        log: Takes the key and the time in milliseconds.
+        log: Takes the time in milliseconds under its key.
     """
 
     key: str
-    log: Callable[[str, float], None]
+    log: Callable[[dict[str, float]], None]
     started_ns: int = 0
 
     def __enter__(self) -> None:
         self.started_ns = perf_counter_ns()
 
     def __exit__(self, *_: object) -> None:
-        self.log(self.key, (perf_counter_ns() - self.started_ns) / 1e6)
+        self.log({self.key: (perf_counter_ns() - self.started_ns) / 1e6})
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Time each call of a function; one that calls itself has a time for each call."""

@@ -148,7 +148,7 @@ class ExperimentTracker:
             key = f"profiling/{category}/{name}/ms"
             records.check_key(key)
             self._timing_keys[category, name] = key
-        return Timing(key, self._log_timing)
+        return Timing(key, self._log_now)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters; a parameter keeps its first value.
@@ -360,15 +360,13 @@ class ExperimentTracker:
     def _current_step(self, step: int | None) -> int:
         return max(self._step, 0) if step is None else records.to_step(step)
 
-    def _log_timing(self, key: str, elapsed_ms: float) -> None:
-        self._log_now({key: elapsed_ms}, max(self._step, 0))
-
     def _log_beside(self, metrics: Mapping[str, Any], step: int | None) -> None:
         """Log at the step the training has reached, without counting a step."""
         self._log_now(records.to_values(metrics), self._current_step(step))
 
-    def _log_now(self, values: dict[str, float], step: int) -> None:
-        # After a model's step the caches are cold, and each call of Python's costs microseconds.
+    def _log_now(self, values: dict[str, float], step: int | None = None) -> None:
+        if step is None:
+            step = self._step if self._step > 0 else 0
         timestamp_ms = time.time_ns() // 1_000_000
         selection = self._selection
         if not selection.free_from_ms <= timestamp_ms < selection.free_until_ms:

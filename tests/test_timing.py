@@ -14,8 +14,8 @@ class Log:
     def __init__(self) -> None:
         self.taken: list[tuple[str, float]] = []
 
-    def __call__(self, key: str, elapsed_ms: float) -> None:
-        self.taken.append((key, elapsed_ms))
+    def __call__(self, values: dict[str, float]) -> None:
+        self.taken += values.items()
 
     @property
     def keys(self) -> list[str]:
