@@ -2,17 +2,16 @@
 
 The floor plan; imports go down only:
 
-    cli                            one verb, one function, one library call
-    projects/                      what `mlflow run` starts
-    tracker                        ExperimentTracker: everything a training loop calls
-    session                        a process's part in a run
-    shipper, registry              delivers a run; registers its checkpoints
+    cli, console                   one verb, one function, one library call
+    operating, projects/           status and recovery; what `mlflow run` starts
+    tracker, run_status            everything a training loop calls; how far a run is
+    shipper, session, registry     delivers a run; a process's part in it; registers checkpoints
     delivery                       gives the journal to one sink: batches, retries, positions
-    sinks/                         where a run is written: MLflow, TensorBoard, W&B
-    media, metrics/                clips on their way; how good a clip is
-    journal, video, checkpoints …  one format each
+    sinks/, watching               where a run is written; what a supervisor looks at
+    media, metrics/, sessions …    clips on their way; how good a clip is; who logs, and how it died
+    journal, video, selection …    one format, or one question, each
     config, records, folder        what travels, what a run is called, where it lies
-    errors                         the exception tree
+    errors, redaction, slots       the exception tree
 """
 
 import importlib

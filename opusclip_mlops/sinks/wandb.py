@@ -8,8 +8,10 @@ its process: the client's own threads and its core would outlast any other way.
 
 import contextlib
 import faulthandler
+import json
 import netrc
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +23,10 @@ from wandb.proto.wandb_internal_pb2 import Record as WandbRecord
 
 from opusclip_mlops import checkpoints, media, records, wandb_log
 from opusclip_mlops.errors import CheckpointError, DeliveryError, VideoError
-from opusclip_mlops.folder import Identity, RunFolder
+from opusclip_mlops.folder import Identity, RunFolder, write_whole
 from opusclip_mlops.launch import HUNG_S, children_of, yield_to_training
 from opusclip_mlops.records import Batch, Record, RunEnded
+from opusclip_mlops.sessions import process_started_s
 from opusclip_mlops.sinks import Refusal, SinkState, Waiting, Written
 
 if TYPE_CHECKING:
@@ -50,6 +53,7 @@ class WandbSink:
         self._folder = folder
         self._manifest = folder.manifest()
         self._dir = Path(self._manifest.cwd, self._manifest.wandb_dir)
+        self._cores = folder.path / "sinks" / "wandb.cores"
         self._mode: Literal["online", "offline"] = (
             "online" if wandb_mode(self._manifest.wandb_mode) == "online" else "offline"
         )
@@ -59,12 +63,14 @@ class WandbSink:
         identity = self._folder.identity()
         if identity is None:
             raise Waiting("the run's name is not known yet")
+        _end_left_cores(self._cores)
         rows_on_disk = _next_row(self._dir, identity.mirror_id)
         with _ended_if_hanging(_HANG_S):
             self._run = self._begin(identity)
         for pid in children_of(os.getpid()):
             # The client gives its core a session of its own.
             yield_to_training(pid)
+        _note_cores(self._cores)
         self._log = wandb_log.LogReader(Path(self._run.settings.sync_file))
         self._next_row = self._run.step if self._mode == "online" else rows_on_disk
         self._base = int(state.get("base", self._next_row))
@@ -252,6 +258,25 @@ def _has_key() -> bool:
         return netrc.netrc().authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+def _note_cores(path: Path) -> None:
+    """Remember the processes the client has started: they may outlive this one."""
+    found = {pid: process_started_s(pid) for pid in children_of(os.getpid())}
+    write_whole(path, json.dumps(found).encode())
+
+
+def _end_left_cores(path: Path) -> None:
+    """End what a sink that was killed has left: it could still write rows that are given again."""
+    try:
+        noted = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return
+    for pid, started_s in ((int(pid), started_s) for pid, started_s in noted.items()):
+        with contextlib.suppress(ProcessLookupError):
+            while pid not in children_of(os.getpid()) and process_started_s(pid) == started_s:
+                os.kill(pid, signal.SIGKILL)
+                time.sleep(0.02)
 
 
 def _settings() -> wandb.Settings:
