@@ -1,6 +1,7 @@
 """What is done about a fault of a backend: it is caught here and nowhere else, and tried again."""
 
 import base64
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -68,7 +69,7 @@ class PutOff:
         """Send what was put off, as long as it can be sent and the wait is over."""
         while self._records and time.monotonic() >= self._not_before_s:
             record = self._records[0]
-            if fault := attempted(lambda: send(record)):  # noqa: B023 - called at once
+            if fault := attempted(functools.partial(send, record)):
                 self._tell(record, fault)
                 self._wait_s = min(2 * self._wait_s, LAST_RETRY_S)
                 self._not_before_s = time.monotonic() + self._wait_s

@@ -1,7 +1,8 @@
 """MLflow, the record: the run, its params, metrics, tags, datasets, clips and checkpoints.
 
-Re-sending is harmless: timestamps and values are those of the log call, artifacts have the same
-names each time, and a run made by a shipper that died is found again by its tag.
+Re-sending is harmless in a database, though the file store keeps a point twice: timestamps and
+values are those of the log call, artifacts have the same names each time, and a run made by a
+shipper that died is found again by its tag.
 """
 
 import contextlib
