@@ -1,7 +1,8 @@
 """Benchmarks: what is promised of the package, measured beside its peers in one run.
 
     make bench                               everything, about ten minutes on two cores
-    make bench BENCH_ARGS="--only cost"      one part: cost, loop, delivery, memory, freshness
+    make bench BENCH_ARGS="--only cost"      one part: cost, loop, delivery, memory, freshness,
+                                             mirror_history
     make bench BENCH_ARGS=--quick            everything, small
 
 Each part is a file; what is timed runs in worker processes of its own (`callers`, `looping`,

@@ -16,7 +16,7 @@ from benchmarks.machine import facts
 from benchmarks.processes import HERE, QUIET, end_leftovers
 
 _FOREIGN = ("OPUSCLIP_", "MLFLOW_", "WANDB_", "TRACKIO_")
-PARTS = ("cost", "loop", "delivery", "memory", "freshness")
+PARTS = ("cost", "loop", "delivery", "memory", "freshness", "mirror_history")
 
 
 def main() -> int:

@@ -2,14 +2,16 @@
 
 The floor plan; imports go down only:
 
-    cli, console                   one verb, one function, one library call
+    cli, console, mirror_console   one verb, one function, one library call
     operating, projects/           status and recovery; what `mlflow run` starts
-    tracker, run_status            everything a training loop calls; how far a run is
-    shipper, session, registry     delivers a run; a process's part in it; registers checkpoints
-    delivery                       gives the journal to one sink: batches, retries, positions
-    sinks/, watching               where a run is written; what a supervisor looks at
+    tracker, verifying …           everything a training loop calls; are mirrors equal; how far
+    replay, mirror_worker          MLflow runs replayed into mirrors, by processes of their own
+    shipper, session, mirroring    delivers a run; a process's part in it; one run's mirror
+    delivery, differences          gives the journal to one sink; how a mirror differs from MLflow
+    sinks/, holdings/, lookout     where a run is written; what stands there; which runs there are
+    contents, history/             an MLflow run read back: its points, and all else
     media, metrics/, sessions …    clips on their way; how good a clip is; who logs, and how it died
-    journal, video, selection …    one format, or one question, each
+    journal, video, points …       one format, or one question, each
     config, records, folder        what travels, what a run is called, where it lies
     errors, redaction, slots       the exception tree
 """
@@ -22,8 +24,12 @@ if TYPE_CHECKING:
     from opusclip_mlops.errors import OpusclipError as OpusclipError
     from opusclip_mlops.metrics.frame import calculate_video_metrics as calculate_video_metrics
     from opusclip_mlops.registry import register as register
+    from opusclip_mlops.replay import Places as Places
+    from opusclip_mlops.replay import follow as follow
+    from opusclip_mlops.replay import mirror as mirror
     from opusclip_mlops.tracker import AdvancedExperimentTracker as AdvancedExperimentTracker
     from opusclip_mlops.tracker import ExperimentTracker as ExperimentTracker
+    from opusclip_mlops.verifying import verify as verify
 
 __version__ = "0.1.0"
 
@@ -31,9 +37,13 @@ _HOMES = {
     "AdvancedExperimentTracker": "tracker",
     "ExperimentTracker": "tracker",
     "OpusclipError": "errors",
+    "Places": "replay",
     "TrackingConfig": "config",
     "calculate_video_metrics": "metrics.frame",
+    "follow": "replay",
+    "mirror": "replay",
     "register": "registry",
+    "verify": "verifying",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

@@ -4,7 +4,7 @@ Each verb imports what it needs itself, so that `opusclip --help` answers at onc
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
@@ -105,6 +105,125 @@ def recover(
     where = operating.configured_journal_dir(journal_dir)
     console.print_recoveries(found, where, as_json=as_json)
     sys.exit(0 if all(one.is_settled for one in found) else 1)
+
+
+_RUN_IDS = click.argument("run_ids", metavar="[RUN_ID]...", nargs=-1)
+_EXPERIMENTS = click.option(
+    "--experiment", "experiments", multiple=True, help="All runs of an experiment: name or id."
+)
+_TO = click.option(
+    "--to",
+    multiple=True,
+    metavar="PLACE",
+    help="tensorboard:FOLDER, wandb:ENTITY/PROJECT or wandb:PROJECT; may be given several times.",
+)
+
+
+def _places(verb: Callable[..., None]) -> Callable[..., None]:
+    """The options that say where MLflow is, and how W&B is reached."""
+    for option in (
+        click.option("--wandb-mode", type=click.Choice(["online", "offline"])),
+        click.option("--wandb-dir", help="The folder in which W&B keeps its wandb/."),
+        click.option("--database-uri", help="MLflow's own database, to read points from at once."),
+        click.option("--tracking-uri", help="The MLflow server or store."),
+    ):
+        verb = option(verb)
+    return verb
+
+
+@opusclip.command()
+@_RUN_IDS
+@_EXPERIMENTS
+@_TO
+@click.option("--follow", "follows", is_flag=True, help="Go on with present and future runs.")
+@click.option("--plan", is_flag=True, help="Say what would be sent and what can't be.")
+@click.option(
+    "--poll",
+    "poll_s",
+    type=click.FloatRange(min=0.1),
+    default=5.0,
+    show_default=True,
+    help="Seconds between two looks at MLflow, with --follow.",
+)
+@click.option(
+    "--wait",
+    "wait_s",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    help="Seconds to wait for another process that writes the same mirror.",
+)
+@_places
+@_JSON
+def mirror(
+    run_ids: tuple[str, ...],
+    experiments: tuple[str, ...],
+    to: tuple[str, ...],
+    follows: bool,
+    plan: bool,
+    poll_s: float,
+    wait_s: float,
+    as_json: bool,
+    **places: str | None,
+) -> None:
+    """Bring the mirrors of MLflow runs up to date, in TensorBoard and W&B.
+
+    Whatever a mirror lacks is sent, and one that holds what MLflow does not is made anew. It can be
+    interrupted anywhere and called again. The exit code is 1 when a run could not be mirrored.
+    """
+    from opusclip_mlops import mirror_console, replay
+
+    if follows and plan:
+        raise click.UsageError("--follow and --plan exclude each other")
+    where = replay.Places(**places)
+    mirror_console.tell_offline(to, where)
+    if follows:
+        with mirror_console.lines_shown(as_json=as_json) as show, mirror_console.until_stopped():
+            replay.follow(
+                run_ids, to=to, experiments=experiments, poll_s=poll_s, places=where, show=show
+            )
+        return
+    with mirror_console.progress_shown() as show:
+        found = replay.mirror(
+            run_ids, to=to, experiments=experiments, plan=plan, wait_s=wait_s, places=where,
+            show=show,
+        )  # fmt: skip
+    mirror_console.print_mirrored(found, as_json=as_json)
+    sys.exit(0 if mirror_console.is_well(found) else 1)
+
+
+@opusclip.command()
+@_RUN_IDS
+@_EXPERIMENTS
+@_TO
+@click.option("--repair", is_flag=True, help="Mend mirrors that are not equal.")
+@_places
+@_JSON
+def verify(
+    run_ids: tuple[str, ...],
+    experiments: tuple[str, ...],
+    to: tuple[str, ...],
+    repair: bool,
+    as_json: bool,
+    **places: str | None,
+) -> None:
+    """Compare MLflow with each mirror, point by point; exit code 1 when they are not equal.
+
+    Without --to all mirrors that a run is known to have here are looked at.
+    """
+    from opusclip_mlops import mirror_console, replay, verifying
+
+    with mirror_console.progress_shown() as show:
+        found = verifying.verify(
+            run_ids,
+            to=to,
+            experiments=experiments,
+            repair=repair,
+            places=replay.Places(**places),
+            show=show,
+        )
+    mirror_console.print_verified(found, as_json=as_json)
+    sys.exit(0 if verifying.is_equal(found) else 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -43,7 +43,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a run is called and where it goes; written once, when the run's folder is made.
 
     `run_id` is the MLflow run to go on with, or None for a new one. URIs that hold a password are
-    left out: they come from the environment.
+    left out: they come from the environment. Without `declares_end` a mirror is written while the
+    run goes on elsewhere.
     """
 
     local_id: str
@@ -63,6 +64,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     wandb_entity: str | None = None
     project_name: str = ""
     notes: str = ""
+    declares_end: bool = True
     backlog_quota_bytes: int = 4 * 2**30
     system_metrics: bool = True
     system_metrics_interval_s: float = 10.0
@@ -72,7 +74,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """What the run is in MLflow; `mirror_id` is its name in every mirror.
 
     `run_id`, `artifact_uri` are empty until MLflow has answered. `last_step` is the highest step
-    found in a run that is gone on with, -1 in a new one; `start_time_ms` is the run's own.
+    found in a run that is gone on with, -1 in a new one; `start_time_ms` is the run's own; `family`
+    names a run with its nested runs, empty where there are none.
     """
 
     mirror_id: str
@@ -83,6 +86,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     artifact_uri: str = ""
     last_step: int = -1
     start_time_ms: int = 0
+    family: str = ""
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,13 +8,17 @@ import tokenize
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opusclip_mlops.errors import VideoError
 from opusclip_mlops.folder import RunFolder
-from opusclip_mlops.records import Video
+from opusclip_mlops.records import Image, Video
+
+if TYPE_CHECKING:
+    from opusclip_mlops.video import Said
 
 _POSTER_SIDE = 320
+_MADE = ".as"
 _counter = itertools.count()
 
 
@@ -61,12 +65,12 @@ def rendition(folder: RunFolder, record: Video, kind: str) -> Path:
     import opusclip_mlops.video as codec
 
     staged = folder.media / Path(record.file).name
-    made = staged.parent / f"{staged.stem}.as.{kind}"
+    made = staged.parent / f"{_stem(staged.name)}{_MADE}.{kind}"
     if made.exists():
         return made
     frames, fps = _frames(staged, record.fps)
     writers: dict[str, Callable[[Path], None]] = {
-        "mp4": lambda path: codec.write_mp4(frames, path, fps=fps),
+        "mp4": lambda path: codec.write_mp4(frames, path, fps=fps, title=record.caption),
         "webp": lambda path: codec.write_webp(_enlarged(frames), path, fps=fps),
         "png": lambda path: codec.write_contact_sheet(_enlarged(frames), path),
         "gif": lambda path: codec.write_gif(frames, path, fps=fps),
@@ -81,10 +85,46 @@ def rendition(folder: RunFolder, record: Video, kind: str) -> Path:
     return made
 
 
+def picture(folder: RunFolder, record: Image) -> Path:
+    """A staged picture as a PNG: as it is where it is one, else made once.
+
+    Raises:
+        VideoError: it can't be read.
+    """
+    from opusclip_mlops import pictures
+
+    staged = folder.media / Path(record.file).name
+    made = staged.with_name(f"{staged.stem}.as.png")
+    if not made.exists():
+        pictures.write_png(staged, made)
+    return made
+
+
 def _enlarged(frames: Any) -> Any:
     """Small frames, a whole number of times larger: the image grid shows a picture as it is."""
     factor = max(1, _POSTER_SIDE // max(frames.shape[1:3]))
     return frames.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
+def delivered_name(mark: str) -> str:
+    """What a clip that comes back from MLflow is called in a run's folder: it is an mp4 already."""
+    return f"{mark}{_MADE}.mp4"
+
+
+def said_in(path: Path) -> "Said":
+    """What a clip's file says of it besides its pictures.
+
+    Raises:
+        VideoError: it can't be read as video.
+    """
+    from opusclip_mlops.video import read_said
+
+    return read_said(path)
+
+
+def _stem(name: str) -> str:
+    whole, made, _ = name.rpartition(f"{_MADE}.")
+    return whole if made else Path(name).stem
 
 
 def artifact_name(record: Video) -> str:

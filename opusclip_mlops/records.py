@@ -104,6 +104,48 @@ class Text(msgspec.Struct, frozen=True, tag="text", array_like=True):
     text: str
 
 
+class Image(msgspec.Struct, frozen=True, tag="image", array_like=True):
+    """A picture at a step; `file`, a PNG or WebP, lies in the run folder's media/."""
+
+    timestamp_ms: int
+    step: int
+    key: str
+    file: str
+
+
+class Table(msgspec.Struct, frozen=True, tag="table", array_like=True):
+    """A table at a step; `rows` hold JSON values, as many each as there are columns."""
+
+    timestamp_ms: int
+    step: int
+    key: str
+    columns: list[str]
+    rows: list[list[Any]]
+
+
+class Files(msgspec.Struct, frozen=True, tag="files", array_like=True):
+    """Files that stand in MLflow, referred to and not copied: a checkpoint, a model, all others.
+
+    `uris` and `sizes_bytes` are by path below the files' common folder; `kind` is "model" or
+    "files". Of one name the last holds; `aliases` are what points at it now.
+    """
+
+    name: str
+    kind: str
+    uris: dict[str, str]
+    sizes_bytes: dict[str, int] = {}
+    metadata: dict[str, Any] = {}
+    aliases: list[str] = []
+
+
+class About(msgspec.Struct, frozen=True, tag="about", array_like=True):
+    """What MLflow itself knows of the run under a name ("mlflow", "registry/…"); the last holds."""
+
+    name: str
+    values: dict[str, str]
+    timestamp_ms: int = 0
+
+
 class Checkpoint(msgspec.Struct, frozen=True, tag="checkpoint", array_like=True):
     """A checkpoint folder in the run folder's checkpoints/; `best` when it beat all before it."""
 
@@ -129,9 +171,23 @@ class RunEnded(msgspec.Struct, frozen=True, tag="end", array_like=True):
     at_exit: bool = False
 
 
-Record = RunStarted | Metrics | Params | Tags | Dataset | Video | Text | Checkpoint | RunEnded
+Record = (
+    RunStarted
+    | Metrics
+    | Params
+    | Tags
+    | Dataset
+    | Video
+    | Text
+    | Image
+    | Table
+    | Files
+    | About
+    | Checkpoint
+    | RunEnded
+)
 
-Row = Metrics | Video | Text
+Row = Metrics | Video | Text | Image | Table
 """The records that carry a step: each is one point in time, in order."""
 
 SYSTEM_PREFIX = "system/"

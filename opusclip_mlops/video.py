@@ -30,8 +30,10 @@ from opusclip_mlops.pixels import Frames, stack_frames, to_frames
 
 __all__ = [
     "Clip",
+    "Said",
     "encode_mp4",
     "read_clip",
+    "read_said",
     "to_frames",
     "video_files",
     "write_contact_sheet",
@@ -69,6 +71,14 @@ class Clip:
     def seconds(self) -> float:
         """How long the clip plays."""
         return len(self.frames) / self.fps
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a video file says of itself: frames per second, and its title, empty without one."""
+
+    fps: float
+    caption: str
 
 
 def video_files(folder: str | os.PathLike[str]) -> list[Path]:
@@ -111,15 +121,35 @@ def read_clip(
     stop = None if max_frames is None else start_frame + max_frames
     with _ffmpeg_errors(f"{path} cannot be read as video"), _opened(path) as container:
         frames = [_picture(frame, size) for frame in islice(_decoded(container), start_frame, stop)]
-        stream = container.streams.video[0]
-        rate = stream.average_rate or stream.guessed_rate
+        rate = _rate_in(container)
     if not frames:
         raise VideoError(
             f"{path} has no frame from number {start_frame} on: it is shorter, cut off or damaged"
         )
+    return Clip(stack_frames(frames, str(path)), _stated(rate, path))
+
+
+def read_said(path: str | os.PathLike[str]) -> Said:
+    """Read a video file's frame rate and title; no frame is decoded.
+
+    Raises:
+        VideoError: not a video, or it states no frame rate.
+    """
+    path = Path(path)
+    _check_reading(path)
+    with _ffmpeg_errors(f"{path} cannot be read as video"), _opened(path) as container:
+        return Said(_stated(_rate_in(container), path), container.metadata.get("title", ""))
+
+
+def _rate_in(container: InputContainer) -> Fraction | None:
+    stream = container.streams.video[0]
+    return stream.average_rate or stream.guessed_rate
+
+
+def _stated(rate: Fraction | None, path: Path) -> float:
     if not rate:
         raise VideoError(f"{path} states no frame rate: convert it to mp4 first")
-    return Clip(stack_frames(frames, str(path)), float(rate))
+    return float(rate)
 
 
 @contextmanager
@@ -192,23 +222,24 @@ def _rate(fps: float) -> Fraction:
     return Fraction(fps).limit_denominator(1001)  # 29.97… becomes 30000/1001
 
 
-def write_mp4(frames: Frames, path: str | os.PathLike[str], *, fps: float) -> None:
+def write_mp4(frames: Frames, path: str | os.PathLike[str], *, fps: float, title: str = "") -> None:
     """Write a clip as an mp4 that every browser plays: H.264, yuv420p, index first.
 
-    The same frames and fps give the same bytes. An odd width or height grows by one pixel,
+    The same frames, fps and title give the same bytes. An odd width or height grows by one pixel,
     a copy of its edge. The file appears whole or not at all.
 
     Args:
         frames: uint8 (T, H, W, 3), from `to_frames`.
         path: where to write; missing folders are made.
         fps: frames per second, 0.01 to 1000, fractions too.
+        title: kept in the file, for players and `read_said`.
 
     Raises:
         VideoError: the frames or the fps cannot be encoded, or the path not written.
     """
     _checked(frames)
     rate = _rate(fps)
-    _write_atomically(Path(path), lambda temporary: _encode(frames, temporary, rate))
+    _write_atomically(Path(path), lambda temporary: _encode(frames, temporary, rate, title))
 
 
 def encode_mp4(frames: Frames, *, fps: float) -> bytes:
@@ -219,12 +250,14 @@ def encode_mp4(frames: Frames, *, fps: float) -> bytes:
         return path.read_bytes()
 
 
-def _encode(frames: Frames, path: Path, rate: Fraction) -> None:
+def _encode(frames: Frames, path: Path, rate: Fraction, title: str) -> None:
     options = {"movflags": "+faststart"}
     with (
         _ffmpeg_errors(f"frames of shape {frames.shape} cannot be encoded in {path.parent}"),
         av.open(f"file:{path}", "w", format="mp4", options=options) as container,
     ):
+        if title:
+            container.metadata["title"] = title
         stream = container.add_stream("libx264", rate=rate, options=dict(_X264))
         stream.height, stream.width = (side + side % 2 for side in frames.shape[1:3])
         stream.pix_fmt = "yuv420p"

@@ -7,16 +7,19 @@ seven bytes. The checksum is plain CRC-32 over the chunk's type and data.
 import json
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from wandb.proto.wandb_internal_pb2 import ConfigItem, HistoryItem, HistoryRecord
 from wandb.proto.wandb_internal_pb2 import Record as WandbRecord
 
 _BLOCK_BYTES = 32 * 1024
+_READ_BYTES = 128 * _BLOCK_BYTES
 _FILE_HEADER = struct.Struct("<4sHB")
 _CHUNK_HEADER = struct.Struct("<IHB")
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+_SEEDS = {kind: zlib.crc32(bytes([kind])) for kind in (_FULL, _FIRST, _MIDDLE, _LAST)}
 
 
 class LogReader:
@@ -28,27 +31,34 @@ class LogReader:
 
     def new_records(self) -> Iterator[WandbRecord]:
         """Records that are whole on disk and were not read before."""
-        base_bytes = self._at_bytes - self._at_bytes % _BLOCK_BYTES
         try:
-            with self._path.open("rb") as file:
-                file.seek(base_bytes)
-                content = file.read()
+            file = self._path.open("rb")
         except FileNotFoundError:
             return
-        while whole := self._next(content, self._at_bytes - base_bytes):
-            payload, end = whole
-            self._at_bytes = base_bytes + end
-            yield WandbRecord.FromString(payload)
+        with file:
+            parts: list[bytes] = []
+            for kind, data, end_bytes in _chunks(file, self._at_bytes):
+                if kind in (_FULL, _FIRST):
+                    parts.clear()
+                parts.append(data)
+                if kind in (_FULL, _LAST):
+                    self._at_bytes = end_bytes
+                    yield WandbRecord.FromString(b"".join(parts))
 
-    @staticmethod
-    def _next(content: bytes, at: int) -> tuple[bytes, int] | None:
-        payload = b""
+
+def _chunks(file: BinaryIO, at_bytes: int) -> Iterator[tuple[int, bytes, int]]:
+    """Type, data and end of each chunk from here on, up to the first that is not whole."""
+    base_bytes = at_bytes - at_bytes % _BLOCK_BYTES
+    at = at_bytes - base_bytes
+    file.seek(base_bytes)
+    # No chunk crosses the end of a block, and so none what is read at once.
+    while content := file.read(_READ_BYTES):
         while chunk := _chunk(content, at):
             kind, data, at = chunk
-            payload = data if kind in (_FULL, _FIRST) else payload + data
-            if kind in (_FULL, _LAST):
-                return payload, at
-        return None
+            yield kind, data, base_bytes + at
+        if len(content) < _READ_BYTES or at + _CHUNK_HEADER.size <= len(content):
+            return
+        base_bytes, at = base_bytes + _READ_BYTES, 0
 
 
 def _chunk(content: bytes, at: int) -> tuple[int, bytes, int] | None:
@@ -60,9 +70,7 @@ def _chunk(content: bytes, at: int) -> tuple[int, bytes, int] | None:
     checksum, length, kind = _CHUNK_HEADER.unpack_from(content, at)
     begin = at + _CHUNK_HEADER.size
     data = content[begin : begin + length]
-    if len(data) < length or not _FULL <= kind <= _LAST:
-        return None
-    if zlib.crc32(data, zlib.crc32(bytes([kind]))) != checksum:
+    if len(data) < length or kind not in _SEEDS or zlib.crc32(data, _SEEDS[kind]) != checksum:
         return None
     return kind, data, begin + length
 
@@ -77,23 +85,52 @@ def row(record: WandbRecord) -> dict[str, Any]:
 
     A media object, which the log holds field by field, is a mapping of its fields.
     """
+    return row_of(record.history)
+
+
+def row_of(history: HistoryRecord) -> dict[str, Any]:
+    """The same, of what a history record holds."""
+    return _nested(history.item)
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The history rows of a log, in order."""
+    return [row(record) for record in LogReader(path).new_records() if record.HasField("history")]
+
+
+def changed_config(record: WandbRecord, config: dict[str, Any]) -> None:
+    """Bring a config up to what a record says of it, if it says anything."""
+    for part in (record.run.config, record.config):
+        config |= _nested(part.update)
+        for item in part.remove:
+            config.pop(item.key or item.nested_key[0], None)
+
+
+def logs_of(wandb_dir: Path, run_id: str, *, project: str = "") -> list[Path]:
+    """The logs of a run in a W&B folder, oldest first; a run that was resumed has several.
+
+    With a `project`, those that were written for it; a log without a whole record is anybody's.
+    """
+    # Parts begun within one second get -1, -2 … behind the id.
+    found = wandb_dir.glob(f"wandb/*run-*-{run_id}*/run-{run_id}.wandb")
+    every = sorted(found, key=lambda path: (len(path.parent.name), path.parent.name))
+    return [path for path in every if not project or _project_of(path) in (project, "")]
+
+
+def _project_of(path: Path) -> str:
+    """The project a log says it is for, empty where it does not say so."""
+    for record in LogReader(path).new_records():
+        if record.HasField("run"):
+            return str(record.run.project)
+    return ""
+
+
+def _nested(items: Iterable[HistoryItem | ConfigItem]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for item in record.history.item:
+    for item in items:
         *outer, last = item.nested_key or (item.key,)
         place = found
         for name in outer:
             place = place.setdefault(name, {})
         place[last] = json.loads(item.value_json)
     return found
-
-
-def rows(path: Path) -> list[dict[str, Any]]:
-    """The history rows of a log, in order."""
-    return [row(record) for record in read_records(path) if record.HasField("history")]
-
-
-def logs_of(wandb_dir: Path, run_id: str) -> list[Path]:
-    """The logs of a run in a W&B folder, oldest first; a run that was resumed has several."""
-    # Parts begun within one second get -1, -2 … behind the id.
-    found = wandb_dir.glob(f"wandb/*run-*-{run_id}*/run-{run_id}.wandb")
-    return sorted(found, key=lambda path: (len(path.parent.name), path.parent.name))

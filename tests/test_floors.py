@@ -12,16 +12,22 @@ PACKAGE = Path(__file__).resolve().parents[1] / "opusclip_mlops"
 
 FLOORS = [
     {"errors", "redaction", "slots"},
-    {"config", "records", "folder", "metadata", "pixels", "provenance", "wandb_log"},
+    {"config", "records", "folder", "metadata", "pixels", "provenance", "wandb_log", "targets"},
     {"journal", "checkpoints", "video", "performance", "environment", "waiting", "exits"}
-    | {"accounting", "backlog", "faults", "launch", "naming", "selection", "timing"},
-    {"media", "metrics", "keeping", "sessions", "deaths", "system_metrics"},
-    {"sinks", "gates", "runs", "watching"},
-    {"delivery"},
-    {"shipper", "registry", "replay", "session"},
-    {"tracker", "verify", "server", "run_status"},
+    | {"accounting", "backlog", "faults", "launch", "naming", "selection", "timing"}
+    | {"points", "words", "references", "mirror_work", "mirror_state", "layout", "refusals"}
+    | {"pictures", "repeats", "event_files"},
+    {"media", "metrics", "keeping", "sessions", "deaths", "system_metrics", "wandb_layout"}
+    | {"events", "watermarks", "tables", "listing", "mirror_processes", "arrivals"},
+    {"wandb_client", "event_log", "history", "artifacts", "versions"},
+    {"contents"},
+    {"sinks", "holdings", "gates", "runs", "watching", "lookout"},
+    {"delivery", "differences", "mirror_writer"},
+    {"shipper", "registry", "session", "mirroring"},
+    {"replay", "mirror_worker"},
+    {"tracker", "verifying", "server", "run_status"},
     {"operating", "projects"},
-    {"console"},
+    {"console", "mirror_console"},
     {"cli", "__main__"},
 ]
 ROOF = len(FLOORS)  # the root package: it exports from below, so nobody imports from it
@@ -30,19 +36,26 @@ OWNERS = {
     "mlflow": {
         "environment",
         "projects",
+        "artifacts",
+        "contents",
+        "history",
+        "listing",
+        "lookout",
+        "mirror_worker",
+        "mirroring",
+        "refusals",
         "registry",
-        "replay",
         "runs",
         "server",
         "sinks.mlflow",
-        "verify",
+        "versions",
     },
     "torch": {"checkpoints", "metrics", "performance", "projects"},
     "torchmetrics": {"metrics"},
-    "wandb": {"sinks.wandb", "verify", "wandb_log"},
-    "tensorboard": {"sinks.tensorboard", "verify"},
+    "wandb": {"holdings.wandb", "sinks.wandb", "wandb_client", "wandb_log"},
+    "tensorboard": {"events", "sinks.tensorboard"},
     "av": {"video"},
-    "PIL": {"video"},
+    "PIL": {"pictures", "video"},
 }
 LIGHT = ["opusclip_mlops", *(f"opusclip_mlops.{name}" for name in ("cli", "shipper", "tracker"))]
 HEAVY = [*OWNERS, "numpy", "boto3", "sqlalchemy", "pandas"]

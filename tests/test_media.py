@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -250,3 +251,23 @@ def test_a_full_disk_is_no_fault_of_the_clip(folder: RunFolder, kind: str) -> No
         media.rendition(folder, record, kind)
     assert names(folder) == [record.file]
     assert media.rendition(folder, record, kind).stat().st_size > 100
+
+
+# What comes back from MLflow
+
+
+def test_a_clip_that_comes_back_is_not_encoded_again(folder: RunFolder, tmp_path: Path) -> None:
+    """Its mp4 is the file that came; the other kinds are made of it."""
+    first = msgspec.structs.replace(stage(folder, FRAMES), caption="a kite")
+    sent = media.rendition(folder, first, "mp4").read_bytes()
+    target = RunFolder(tmp_path / "journal" / "r2")
+    target.create(Manifest(local_id="r2", cwd="/", sinks=[], start_time_ms=1))
+    name = media.delivered_name("0123abcd")
+    (target.media / name).write_bytes(sent)
+    back = Video(1, 7, "samples/kite", name, 8.0, "a kite")
+    assert media.rendition(target, back, "mp4").read_bytes() == sent
+    for kind in KINDS:
+        assert media.rendition(target, back, kind).exists()
+    assert len(names(target)) == 4
+    said = media.said_in(target.media / name)
+    assert (said.fps, said.caption) == (8.0, "a kite")

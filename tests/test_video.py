@@ -15,8 +15,10 @@ from PIL import Image
 from opusclip_mlops.errors import VideoError
 from opusclip_mlops.video import (
     Clip,
+    Said,
     encode_mp4,
     read_clip,
+    read_said,
     video_files,
     write_contact_sheet,
     write_gif,
@@ -435,3 +437,32 @@ def test_video_files_are_sorted_and_nothing_else(tmp_path: Path) -> None:
     assert names == ["a.MOV", "b.mp4", "c.gif", "d.m4v", "e.mkv", "f.webm", "g.avi"]
     with pytest.raises(VideoError, match="nowhere is not a folder"):
         video_files(tmp_path / "nowhere")
+
+
+# What a file says of itself
+
+
+@pytest.mark.parametrize(
+    "title", ["a kite", "line one\nline two", "Zürich 映像; x=1 # not a comment", "é" * 5000, " "]
+)
+def test_a_title_comes_back_exactly(tmp_path: Path, title: str) -> None:
+    """Any text, with the frame rate; no frame is decoded for it."""
+    write_mp4(flat(COLOURS, 16, 16), tmp_path / "clip.mp4", fps=12.5, title=title)
+    assert read_said(tmp_path / "clip.mp4") == Said(fps=12.5, caption=title)
+
+
+def test_a_clip_without_a_title_has_an_empty_one(tmp_path: Path) -> None:
+    """And a title changes no pixel."""
+    write_mp4(flat(COLOURS, 16, 16), tmp_path / "plain.mp4", fps=5)
+    write_mp4(flat(COLOURS, 16, 16), tmp_path / "titled.mp4", fps=5, title="a kite")
+    assert read_said(tmp_path / "plain.mp4").caption == ""
+    plain, titled = (read_clip(tmp_path / f"{name}.mp4") for name in ("plain", "titled"))
+    np.testing.assert_array_equal(plain.frames, titled.frames)
+
+
+def test_what_is_no_video_says_nothing(tmp_path: Path) -> None:
+    """A missing file and one that is no video are named."""
+    (tmp_path / "words.mp4").write_text("words")
+    for name in ("words.mp4", "gone.mp4"):
+        with pytest.raises(VideoError, match=name):
+            read_said(tmp_path / name)

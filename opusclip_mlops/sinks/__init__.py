@@ -67,8 +67,8 @@ class Sink(Protocol):
         An empty batch asks how what was taken before is getting on.
         """
 
-    def close(self, end: RunEnded) -> None:
-        """Everything was written: declare the run's end there."""
+    def close(self, end: RunEnded | None) -> None:
+        """Everything was written: declare the run's end there; None says that it goes on."""
 
 
 def open_sink(name: str, folder: RunFolder) -> Sink:

@@ -7,9 +7,7 @@ shipper that died is found again by its tag.
 
 import contextlib
 import fcntl
-import hashlib
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -20,50 +18,40 @@ from typing import TYPE_CHECKING
 os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
+import msgspec
 import requests
 from mlflow import MlflowClient, get_tracking_uri
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
-from mlflow.exceptions import MlflowException, RestException
-from mlflow.protos.databricks_pb2 import (
-    BAD_REQUEST,
-    INVALID_PARAMETER_VALUE,
-    RESOURCE_ALREADY_EXISTS,
-    RESOURCE_DOES_NOT_EXIST,
-    ErrorCode,
-)
+from mlflow.exceptions import MlflowException
 
-from opusclip_mlops import checkpoints, media, records
+from opusclip_mlops import checkpoints, layout, media, records
 from opusclip_mlops.deaths import TRACEBACK_TAG
 from opusclip_mlops.errors import CheckpointError, VideoError
 from opusclip_mlops.faults import PutOff
 from opusclip_mlops.folder import Identity, RunFolder
+from opusclip_mlops.layout import (
+    BEST_TAG,
+    LAST_TAG,
+    LOCAL_ID_TAG,
+    MIRROR_ID_TAG,
+    MIRRORS_TAG,
+    REASON_TAG,
+)
+from opusclip_mlops.mirror_state import MirrorState, live_mirrors
 from opusclip_mlops.records import Batch, Record, RunEnded
 from opusclip_mlops.redaction import one_line
+from opusclip_mlops.refusals import EXISTS, is_for_good, reason_of
 from opusclip_mlops.sessions import sessions
 from opusclip_mlops.sinks import Refusal, SinkState, Written
+from opusclip_mlops.wandb_layout import wandb_mode
 
 if TYPE_CHECKING:
     from opusclip_mlops.sinks import Sink
-
-LOCAL_ID_TAG = "opusclip.local_id"
-MIRROR_ID_TAG = "opusclip.mirror_id"
-BEST_TAG = "opusclip.checkpoint.best"
-LAST_TAG = "opusclip.checkpoint.last"
-REASON_TAG = "opusclip.end_reason"
 
 _LOGGED_IMAGES_TAG = "mlflow.loggedImages"
 _METRICS_PER_CALL = 1000
 _TOO_LARGE = 413
 _FILES = (records.Video, records.Text, records.Checkpoint)
-_FOR_GOOD = {
-    ErrorCode.Name(code)
-    for code in (
-        BAD_REQUEST,
-        INVALID_PARAMETER_VALUE,
-        RESOURCE_ALREADY_EXISTS,
-        RESOURCE_DOES_NOT_EXIST,
-    )
-}
 
 
 class MlflowSink:
@@ -84,9 +72,9 @@ class MlflowSink:
         try:
             run = self._given_run() if self._manifest.run_id else self._own_run()
         except MlflowException as error:
-            if not self._manifest.run_id or not _is_for_good(error):
+            if not self._manifest.run_id or not is_for_good(error):
                 raise
-            self._no_run = f"MLflow run {self._manifest.run_id}: {_one_line(error)}"
+            self._no_run = f"MLflow run {self._manifest.run_id}: {reason_of(error)}"
             # The mirrors wait for a name: they keep what the record refuses.
             name = self._manifest.experiment_name or "Default"
             self._folder.write_identity(
@@ -96,6 +84,9 @@ class MlflowSink:
         self._run_id = run.info.run_id
         self._params = dict(run.data.params)
         self._folder.write_identity(self._identity(run))
+        with contextlib.suppress(OSError):
+            # For whoever compares the mirrors on this machine.
+            MirrorState().note_live(self._run_id, self._manifest)
         return self._state()
 
     def write(self, batch: Batch) -> Written:
@@ -117,9 +108,9 @@ class MlflowSink:
         unfinished = not self._put_off.is_empty
         return Written(self._state(), tuple(self._refused), unfinished=unfinished)
 
-    def close(self, end: RunEnded) -> None:
+    def close(self, end: RunEnded | None) -> None:
         """Set the run's status, end time and the reason for its end."""
-        if self._no_run:
+        if self._no_run or end is None:
             return
         if end.reason:
             self._client.set_tag(self._run_id, REASON_TAG, end.reason[:5000])
@@ -137,13 +128,19 @@ class MlflowSink:
     def _given_run(self) -> Run:
         run = self._client.get_run(str(self._manifest.run_id))
         if MIRROR_ID_TAG not in run.data.tags:
-            self._client.set_tag(run.info.run_id, MIRROR_ID_TAG, self._manifest.local_id)
+            # By this name it may have been mirrored before.
+            self._client.set_tag(run.info.run_id, MIRROR_ID_TAG, run.info.run_id)
             run = self._client.get_run(run.info.run_id)
+        self._client.set_tag(run.info.run_id, MIRRORS_TAG, self._mirrors())
         # Who adopted another's run does not end it, and so must not begin it again either.
         is_owned = any(one.start.owned for one in sessions(self._folder))
         if is_owned and run.info.status != "RUNNING":
             self._client.update_run(run.info.run_id, status="RUNNING")
         return run
+
+    def _mirrors(self) -> str:
+        mode = wandb_mode(self._manifest.wandb_mode)
+        return live_mirrors(msgspec.structs.replace(self._manifest, wandb_mode=mode))
 
     def _own_run(self) -> Run:
         experiment_id = self._manifest.experiment_id or self._experiment_id(
@@ -161,6 +158,7 @@ class MlflowSink:
             tags={
                 LOCAL_ID_TAG: self._manifest.local_id,
                 MIRROR_ID_TAG: self._manifest.local_id,
+                MIRRORS_TAG: self._mirrors(),
                 **({"mlflow.note.content": self._manifest.notes} if self._manifest.notes else {}),
             },
         )
@@ -173,7 +171,7 @@ class MlflowSink:
             return str(self._client.create_experiment(name))
         except MlflowException as error:
             # Another process made it in between.
-            if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            if error.error_code != EXISTS:
                 raise
             return self._experiment_id(name)
 
@@ -203,9 +201,9 @@ class MlflowSink:
                 raise
             self._refuse(record, one_line(str(error)))
         except MlflowException as error:
-            if not _is_for_good(error):
+            if not is_for_good(error):
                 raise
-            self._refuse(record, _one_line(error))
+            self._refuse(record, reason_of(error))
 
     def _refuse(self, records_: Record | list[records.Metrics], reason: str) -> None:
         for record in records_ if isinstance(records_, list) else [records_]:
@@ -219,7 +217,7 @@ class MlflowSink:
                 self._run_id, metrics=[m for call in calls for m in _entities(call)]
             )
         except MlflowException as error:
-            if not _is_for_good(error):
+            if not is_for_good(error):
                 raise
             for call in calls:
                 self._send_checked(call)
@@ -237,7 +235,8 @@ class MlflowSink:
             case records.Video():
                 self._send_video(record)
             case records.Text():
-                self._client.log_text(self._run_id, record.text, _text_name(record))
+                path = layout.text_path(record.key, record.step, record.timestamp_ms, record.text)
+                self._client.log_text(self._run_id, record.text, path)
             case records.Checkpoint():
                 self._send_checkpoint(record)
 
@@ -272,18 +271,17 @@ class MlflowSink:
         """
         name = media.artifact_name(record)
         mp4 = media.rendition(self._folder, record, "mp4")
-        self._upload(mp4, f"media/video/{_path(record.key)}", f"{name}.mp4")
-        key = "~".join(re.sub(r"[^a-zA-Z0-9_\-. ]", "_", part) for part in record.key.split("/"))
-        still = f"{key}+step+{record.step}+timestamp+{record.timestamp_ms}+{name[-8:]}"
-        self._upload(media.rendition(self._folder, record, "png"), "images", f"{still}.png")
+        self._upload(mp4, layout.clip_folder(record.key), f"{name}.mp4")
+        still = layout.image_stem(record.key, record.step, record.timestamp_ms, name[-8:])
+        self._upload(media.rendition(self._folder, record, "png"), layout.IMAGES, f"{still}.png")
         moving = media.rendition(self._folder, record, "webp")
-        self._upload(moving, "images", f"{still}+compressed.webp")
+        self._upload(moving, layout.IMAGES, f"{still}+compressed.webp")
         self._send_tags({_LOGGED_IMAGES_TAG: "True"})
 
     def _send_checkpoint(self, record: records.Checkpoint) -> None:
         source = self._folder.checkpoints / Path(record.name).name
         checkpoints.seal(source, run_id=self._run_id)
-        self._client.log_artifacts(self._run_id, str(source), f"checkpoints/{source.name}")
+        self._client.log_artifacts(self._run_id, str(source), f"{layout.CHECKPOINTS}/{source.name}")
         self._send_tags({LAST_TAG: record.name, **({BEST_TAG: record.name} if record.best else {})})
         self._folder.note_arrival(record.name)
 
@@ -349,29 +347,6 @@ def _same(old: str, new: str) -> bool:
         return old == new or float(old) == float(new)
     except ValueError:
         return False
-
-
-def _text_name(record: records.Text) -> str:
-    """Its own name for each text, the same each time it is sent."""
-    digest = hashlib.sha256(f"{record.key}\0{record.text}".encode()).hexdigest()[:12]
-    name = f"step_{record.step:08d}-{record.timestamp_ms}-{digest}.txt"
-    return f"text/{_path(record.key)}/{name}"
-
-
-def _path(key: str) -> str:
-    return "/".join(re.sub(r"[^\w.\- ]", "_", part) for part in key.split("/"))
-
-
-def _is_for_good(error: MlflowException) -> bool:
-    """Whether MLflow itself refuses; a web server before it that answers 400 may have a bad day."""
-    is_foreign = str(error.message).startswith("API request to ")
-    return error.error_code in _FOR_GOOD and not (
-        is_foreign and not isinstance(error, RestException)
-    )
-
-
-def _one_line(error: MlflowException) -> str:
-    return one_line(str(error.message))
 
 
 if TYPE_CHECKING:

@@ -1,49 +1,30 @@
-"""TensorBoard: one event file a session, in `<tensorboard_dir>/<experiment>/<mirror id>/`.
+"""TensorBoard: event files in `<tensorboard_dir>/<experiment>/<mirror id>/`.
 
 One event holds all scalars of a log call, under its own step and wall time. Scalars are 32-bit
 floats there. After a crash the file is cut back to what was acknowledged, so no point stands twice.
+When the run has ended, what is not in the order of its steps is rewritten so that it is.
 """
 
-import importlib
-import os
-import socket
-import struct
-import sys
-import time
+import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
-import google_crc32c
-
-if "boto3" not in sys.modules:
-    # TensorBoard's file layer loads it where it is, 18 MB for S3; the files written here are local.
-    sys.modules["boto3"] = None  # type: ignore[assignment]
-    importlib.import_module("tensorboard.plugins.hparams.metadata")
-    del sys.modules["boto3"]
-
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
-from tensorboard.plugins.hparams.summary_v2 import hparams_pb
-from tensorboard.plugins.text.summary_v2 import text_pb
-
-from opusclip_mlops import media, records
-from opusclip_mlops.errors import VideoError
-from opusclip_mlops.folder import Identity, RunFolder
+from opusclip_mlops import event_files, events, media, records
+from opusclip_mlops.arrivals import Arrivals
+from opusclip_mlops.errors import CheckpointError, VideoError
+from opusclip_mlops.event_log import EventLog, read_log, write_in_order
+from opusclip_mlops.events import Event
+from opusclip_mlops.folder import RunFolder
 from opusclip_mlops.records import Batch, Record, RunEnded
 from opusclip_mlops.sinks import Refusal, SinkState, Waiting, Written
+from opusclip_mlops.words import NOTE_TAG
 
 if TYPE_CHECKING:
     from opusclip_mlops.sinks import Sink
 
-_LENGTH, _CRC = struct.Struct("<Q"), struct.Struct("<I")
-
-
-def event_folder(tensorboard_dir: Path, identity: Identity) -> Path:
-    """Where a run's event files lie, inside `tensorboard_dir` whatever the experiment is called."""
-    experiment = quote(identity.experiment_name, safe=" ").replace("..", "%2E%2E")
-    return tensorboard_dir / experiment / identity.mirror_id
+_RECENT_CALLS = 10_000
+_LOWEST = (-(2**63), -1)
 
 
 class TensorBoardSink:
@@ -52,162 +33,235 @@ class TensorBoardSink:
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         self._manifest = folder.manifest()
-        self._params: dict[str, str] = {}
-        self._hparams_written = False
+        self._held = contextlib.ExitStack()
 
     def open(self, state: SinkState) -> SinkState:
-        """Cut the event file back to what was acknowledged, or begin a new one."""
+        """Go on behind what was acknowledged; an empty state begins a new file beside others.
+
+        `{"rebuild": True}` begins a file that takes the place of all others when it is closed.
+        """
         identity = self._folder.identity()
         if identity is None:
             raise Waiting("the run's name is not known yet")
         self._mirror_id = identity.mirror_id
         base = Path(self._manifest.cwd, self._manifest.tensorboard_dir)
-        target = event_folder(base, identity)
-        target.mkdir(parents=True, exist_ok=True)
-        self._params = dict(state.get("params", {}))
-        self._hparams_written = bool(state.get("hparams_written"))
-        name = state.get("file") or _event_file_name()
-        self._path = target / Path(name).name
-        self._file = self._path.open("ab")
-        self._file.truncate(min(int(state.get("size_bytes", 0)), self._file.tell()))
-        self._file.seek(0, os.SEEK_END)
-        if self._file.tell() == 0:
-            started_s = self._manifest.start_time_ms / 1000
-            self._write(Event(wall_time=started_s, file_version="brain.Event:2"))
-        return self._state()
+        self._target = event_files.event_folder(base, identity)
+        try:
+            self._begin_writing()
+            self._resume(state)
+            return self._state()
+        except BaseException:
+            self.abandon()
+            raise
 
     def write(self, batch: Batch) -> Written:
         """Append the batch's events and hand them to the operating system."""
-        refused = []
-        for record in batch.records:
-            if isinstance(record, records.Row):
-                self._write_hparams()
-            try:
-                for event in self._events(record):
-                    self._write(event)
-            except VideoError as error:
-                refused.append(Refusal(record, str(error)))
-        return Written(self._state(), tuple(refused))
+        try:
+            refused = [one for record in batch.records for one in self._take(record)]
+            self._say_arrivals()
+            return Written(self._state(), tuple(refused), unfinished=self._arrivals.is_waiting)
+        except BaseException:
+            self.abandon()
+            raise
 
-    def close(self, end: RunEnded) -> None:
-        """Write how the run ended, for the HParams tab."""
-        self._write_hparams()
-        status = api_pb2.STATUS_SUCCESS if end.status == "FINISHED" else api_pb2.STATUS_FAILURE
-        data = plugin_data_pb2.HParamsPluginData(
-            session_end_info=plugin_data_pb2.SessionEndInfo(
-                status=status, end_time_secs=end.end_time_ms / 1000
-            )
-        )
-        summary = Summary(
-            value=[
-                Summary.Value(
-                    tag=metadata.SESSION_END_INFO_TAG,
-                    metadata=metadata.create_summary_metadata(data),
-                )
-            ]
-        )
-        self._write(Event(wall_time=end.end_time_ms / 1000, summary=summary))
-        self._file.close()
+    def close(self, end: RunEnded | None) -> None:
+        """Write how the run ended, and put its events in order; None says that it goes on."""
+        try:
+            self._say_arrivals()
+            if end is not None:
+                self._write_hparams()
+                self._write(events.end_event(end))
+            self._file.close()
+            if self._rebuilds or (end is not None and not self._is_in_order()):
+                self._replace_all(end)
+            elif end is None:
+                event_files.remove_if_empty(self._path)
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of the run as it stands, so that another may write it."""
+        # What is still in a buffer goes to the file now or never, not behind the next one's back.
+        with contextlib.suppress(OSError):
+            self._held.close()
+
+    def _begin_writing(self) -> None:
+        self._target.mkdir(parents=True, exist_ok=True)
+        writing = event_files.begin_writing(self._target)
+        if writing is None:
+            writer = event_files.writer_of(self._target) or "of another machine"
+            raise Waiting(f"{self._target} is being written by process {writer}")
+        self._held.callback(writing.release)
+        event_files.finish_replacing(self._target)
+
+    def _resume(self, state: SinkState) -> None:
+        self._rebuilds = bool(state.get("rebuild"))
+        self._params: dict[str, str] = dict(state.get("params", {}))
+        notes = {NOTE_TAG: self._manifest.notes} if self._manifest.notes else {}
+        self._tags: dict[str, str] = dict(state.get("tags", notes))
+        self._arrivals = Arrivals(self._folder, state.get("checkpoints", {}))
+        path = self._file_to_write(state)
+        paths = [] if self._rebuilds else event_files.event_files(self._target)
+        log = read_log(paths, with_points=False)
+        self._standing, self._hparams = log.words, log.hparams
+        # What stands in order is known only of what was written from the beginning.
+        self._last: dict[str, tuple[int, int]] | None = None if paths else {}
+        self._recent: dict[tuple[int, int], list[dict[str, float]]] = {}
+        self._log: EventLog | None = None
+        self._path, self._file = path, self._held.enter_context(path.open("ab"))
+        if self._file.tell() == 0:
+            self._write(events.first_event(self._manifest.start_time_ms))
+        for event in self._words(records.Tags(self._tags)):
+            self._write(event)
+
+    def _file_to_write(self, state: SinkState) -> Path:
+        """The file of before, cut back to what was acknowledged, unless that takes from it.
+
+        A TensorBoard that is open may have read what is cut off: then a new file is gone on with.
+        """
+        if self._rebuilds:
+            return self._target / event_files.NEW
+        before = self._target / Path(state.get("file") or "-").name
+        if before.exists():
+            size_bytes = int(state.get("size_bytes", 0))
+            if before.stat().st_size == size_bytes:
+                return before
+            event_files.cut(before, size_bytes)
+        return self._target / event_files.fresh_name(self._target)
 
     def _write(self, event: Event) -> None:
-        content = event.SerializeToString()
-        length = _LENGTH.pack(len(content))
-        self._file.write(length + _masked_crc(length) + content + _masked_crc(content))
+        self._file.write(event_files.frame(event.SerializeToString()))
 
     def _state(self) -> SinkState:
         self._file.flush()
-        return {
-            "file": self._path.name,
-            "size_bytes": self._file.tell(),
-            "params": self._params,
-            "hparams_written": self._hparams_written,
-        }
+        if self._rebuilds:
+            return {"rebuild": True}
+        size_bytes = self._file.tell()
+        words = {"params": self._params, "tags": self._tags}
+        checkpoints = self._arrivals.state()
+        file = {"file": self._path.name, "size_bytes": size_bytes}
+        return {**file, **words, "checkpoints": checkpoints}
+
+    def _take(self, record: Record) -> list[Refusal]:
+        if isinstance(record, records.Row):
+            self._write_hparams()
+        try:
+            for event in self._events(record):
+                self._write(event)
+        except (VideoError, CheckpointError) as error:
+            return [Refusal(record, str(error))]
+        return []
 
     def _events(self, record: Record) -> list[Event]:
-        now_s = time.time()
         match record:
             case records.Metrics():
-                return [_scalars(record)]
-            case records.Video():
-                return [self._gif(record)]
-            case records.Text():
-                summary = text_pb(record.key, record.text)
-                return [_event(record.timestamp_ms, record.step, summary)]
+                return self._scalars(record)
+            case records.Video() | records.Image() | records.Text() | records.Table():
+                event = self._shown(record)
+                self._note_place(record, (record.key,))
+                return [event]
             case records.Params():
                 self._params = {**record.values, **self._params}
-                return [Event(wall_time=now_s, summary=_table(records.Params(self._params)))]
-            case records.Tags() | records.Dataset():
-                return [Event(wall_time=now_s, summary=_table(record))]
-            case records.RunStarted() if record.tags:
-                return [Event(wall_time=now_s, summary=_table(records.Tags(record.tags)))]
-        return []
+                return self._words(records.Params(self._params))
+            case records.Tags():
+                self._tags |= record.values
+                return self._words(records.Tags(self._tags))
+            case records.RunStarted():
+                self._tags |= record.tags
+                return self._words(records.Tags(self._tags))
+            case records.Checkpoint():
+                self._arrivals.expect(record)
+        return self._words(record)
+
+    def _say_arrivals(self) -> None:
+        """Say where checkpoints stand that have arrived in MLflow."""
+        for record in self._arrivals.news():
+            for event in self._words(record):
+                self._write(event)
+
+    def _shown(self, record: records.Video | records.Image | records.Text | records.Table) -> Event:
+        match record:
+            case records.Text():
+                return events.text(record)
+            case records.Table():
+                return events.table(record)
+            case records.Video():
+                path = media.rendition(self._folder, record, "gif")
+            case records.Image():
+                path = media.picture(self._folder, record)
+        return events.picture(record, path.read_bytes())
+
+    def _words(self, record: Record) -> list[Event]:
+        """The words of a record that do not stand there yet."""
+        rendered = events.rendered_words(record)
+        news = {name: text for name, text in rendered.items() if self._standing.get(name) != text}
+        self._standing.update(news)
+        now_ms = records.now_ms()
+        return [events.words(name, text, timestamp_ms=now_ms) for name, text in news.items()]
 
     def _write_hparams(self) -> None:
         """Write the params known by the first point: TensorBoard reads one such event only."""
-        if self._hparams_written or not self._params:
+        if self._hparams is None and self._params:
+            self._write(self._hparams_event())
+            self._hparams = frozenset(self._params)
+
+    def _hparams_event(self) -> Event:
+        return events.hparams(self._params, self._mirror_id, self._manifest.start_time_ms)
+
+    def _scalars(self, record: records.Metrics) -> list[Event]:
+        """A log call, without the points that were given a moment ago."""
+        at = (record.step, record.timestamp_ms)
+        values = record.values
+        for before in self._recent.get(at, ()):
+            values = {key: one for key, one in values.items() if not _is_same(one, before.get(key))}
+        if not values:
+            return []
+        self._recent.setdefault(at, []).append(values)
+        if len(self._recent) > _RECENT_CALLS:
+            del self._recent[next(iter(self._recent))]
+        self._note_place(record, values)
+        return [events.scalars(records.Metrics(record.timestamp_ms, record.step, values))]
+
+    def _note_place(self, record: records.Row, keys: Iterable[str]) -> None:
+        """Notice what no longer stands in the order of steps and times."""
+        last, at = self._last, (record.step, record.timestamp_ms)
+        if last is None:
             return
-        started_s = self._manifest.start_time_ms / 1000
-        params = {key: _number_or_text(value) for key, value in self._params.items()}
-        summary = hparams_pb(params, trial_id=self._mirror_id, start_time_secs=started_s)
-        self._write(Event(wall_time=started_s, summary=summary))
-        self._hparams_written = True
+        for key in keys:
+            if last.get(key, _LOWEST) >= at:
+                self._last = None
+                return
+            last[key] = at
 
-    def _gif(self, record: records.Video) -> Event:
-        path = media.rendition(self._folder, record, "gif")
-        content = path.read_bytes()
-        width, height = (
-            int.from_bytes(content[6:8], "little"),
-            int.from_bytes(content[8:10], "little"),
-        )
-        image = Summary.Image(
-            height=height, width=width, colorspace=3, encoded_image_string=content
-        )
-        summary = Summary(value=[Summary.Value(tag=record.key, image=image)])
-        return _event(record.timestamp_ms, record.step, summary)
+    def _is_in_order(self) -> bool:
+        if self._params and self._hparams != self._params.keys():
+            return False
+        return self._last is not None or self._read_log().is_in_order()
 
+    def _read_log(self) -> EventLog:
+        """What is to stand in one file; read once."""
+        if self._log is None:
+            rebuilt = [self._path] if self._rebuilds else None
+            self._log = read_log(rebuilt or event_files.event_files(self._target))
+        return self._log
 
-def _masked_crc(content: bytes) -> bytes:
-    """The checksum of a TFRecord: CRC-32C, rotated right by 15 bits, plus a constant."""
-    crc = google_crc32c.value(content)
-    return _CRC.pack(((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
-
-
-def _event_file_name() -> str:
-    host = quote(socket.gethostname(), safe="")
-    return f"events.out.tfevents.{int(time.time())}.{host}.{os.getpid()}.{time.monotonic_ns()}"
-
-
-def _event(timestamp_ms: int, step: int, summary: Summary) -> Event:
-    return Event(wall_time=timestamp_ms / 1000, step=step, summary=summary)
+    def _replace_all(self, end: RunEnded | None) -> None:
+        """Put one file, sorted by step, in the place of all."""
+        if not self._rebuilds or not self._is_in_order():
+            before = self._read_log()
+            hparams = self._hparams_event() if self._params else None
+            last = events.end_event(end) if end else None
+            sorted_path = self._target / event_files.SORTED
+            self._path, self._file = sorted_path, sorted_path.open("wb")
+            with self._file:
+                self._write(events.first_event(self._manifest.start_time_ms))
+                write_in_order(before, self._file, hparams=hparams, end=last)
+            sorted_path.replace(self._target / event_files.NEW)
+        event_files.replace_all(self._target)
 
 
-def _scalars(record: records.Metrics) -> Event:
-    values = [Summary.Value(tag=key, simple_value=value) for key, value in record.values.items()]
-    return _event(record.timestamp_ms, record.step, Summary(value=values))
-
-
-def _table(record: records.Params | records.Tags | records.Dataset) -> Summary:
-    """Names and values as a Markdown table in the Text tab."""
-    if isinstance(record, records.Dataset):
-        name = f"dataset/{record.context}/{record.name}"
-        rows = {"digest": record.digest, "source": record.source, "profile": record.profile}
-    else:
-        name = "params" if isinstance(record, records.Params) else "tags"
-        rows = record.values
-    lines = [f"| {_cell(key)} | {_cell(value)} |" for key, value in rows.items()]
-    summary: Summary = text_pb(name, "\n".join(["| name | value |", "|---|---|", *lines]))
-    return summary
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
-
-
-def _number_or_text(value: str) -> float | str:
-    try:
-        return float(value)
-    except ValueError:
-        return value
+def _is_same(one: float, other: float | None) -> bool:
+    return one == other or (one != one and other is not None and other != other)
 
 
 if TYPE_CHECKING:

@@ -1,49 +1,37 @@
 """Weights & Biases: one row a log call, in the order of the journal.
 
 A row's W&B step is its ordinal, so that late and repeated steps are kept; the run's own step is the
-column `global_step`, which every chart uses. A row is safe once it stands in W&B's log on disk, and
-after a crash that log (or, online, the server) says which row comes next. A client that hangs ends
-its process: the client's own threads and its core would outlast any other way.
+column `global_step`, which every chart uses. A row is safe once it stands in W&B's log on disk or,
+online, once the server has it; after a crash that log or the server says which row comes next.
 """
 
 import contextlib
-import faulthandler
-import json
-import netrc
-import os
-import signal
+import hashlib
+import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
 
 import wandb
 from wandb.proto.wandb_internal_pb2 import Record as WandbRecord
 
-from opusclip_mlops import checkpoints, media, records, wandb_log
+from opusclip_mlops import checkpoints, media, records, wandb_client, wandb_layout, wandb_log
 from opusclip_mlops.errors import CheckpointError, DeliveryError, VideoError
-from opusclip_mlops.folder import Identity, RunFolder, write_whole
-from opusclip_mlops.launch import HUNG_S, children_of, yield_to_training
+from opusclip_mlops.folder import Identity, RunFolder
+from opusclip_mlops.launch import HUNG_S
 from opusclip_mlops.records import Batch, Record, RunEnded
-from opusclip_mlops.sessions import process_started_s
+from opusclip_mlops.redaction import one_line
+from opusclip_mlops.references import checkpoint_files
+from opusclip_mlops.repeats import Repeats
 from opusclip_mlops.sinks import Refusal, SinkState, Waiting, Written
+from opusclip_mlops.targets import default_state_dir
+from opusclip_mlops.words import words_of
 
 if TYPE_CHECKING:
     from opusclip_mlops.sinks import Sink
 
-STEP_KEY = "global_step"
-"""The column that holds the run's own step."""
-
-_RESERVED = (STEP_KEY, "_step", "_timestamp", "_runtime", "_wandb")
 _STALL_S = 2 * HUNG_S
-_HANG_S = 4 * HUNG_S
-_FINISH_WAIT_S = 300
-# What a launcher left in the environment must not name, resume or redirect this run.
-_STRAY_VARIABLES = (
-    "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_SERVICE", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH",
-    "WANDB_MODE", "WANDB_NAME", "WANDB_DIR", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_RUN_GROUP",
-)  # fmt: skip
+_POLL_S = 0.2
 
 
 class WandbSink:
@@ -53,9 +41,10 @@ class WandbSink:
         self._folder = folder
         self._manifest = folder.manifest()
         self._dir = Path(self._manifest.cwd, self._manifest.wandb_dir)
-        self._cores = folder.path / "sinks" / "wandb.cores"
         self._mode: Literal["online", "offline"] = (
-            "online" if wandb_mode(self._manifest.wandb_mode) == "online" else "offline"
+            "online"
+            if wandb_layout.wandb_mode(self._manifest.wandb_mode) == "online"
+            else "offline"
         )
 
     def open(self, state: SinkState) -> SinkState:
@@ -63,32 +52,45 @@ class WandbSink:
         identity = self._folder.identity()
         if identity is None:
             raise Waiting("the run's name is not known yet")
-        _end_left_cores(self._cores)
-        rows_on_disk = _next_row(self._dir, identity.mirror_id)
-        with _ended_if_hanging(_HANG_S):
-            self._run = self._begin(identity)
-        for pid in children_of(os.getpid()):
-            # The client gives its core a session of its own.
-            yield_to_training(pid)
-        _note_cores(self._cores)
+        self._claim = wandb_client.Claim(self._claim_path(identity.mirror_id))
+        try:
+            self._claim.take()
+        except wandb_client.Taken as error:
+            raise Waiting(str(error)) from None
+        if state.get("rebuild") and self._mode == "offline":
+            for log in self._logs(identity.mirror_id):
+                shutil.rmtree(log.parent)
+        rows_on_disk = _next_row(self._logs(identity.mirror_id))
+        with wandb_client.ended_if_hanging():
+            self._run = self._begin(
+                identity, rewinds=self._mode == "online" and bool(state.get("rebuild"))
+            )
+        self._claim.note_cores()
         self._log = wandb_log.LogReader(Path(self._run.settings.sync_file))
-        self._next_row = self._run.step if self._mode == "online" else rows_on_disk
+        self._server = wandb_client.ServerSide(
+            self._run.entity, self._run.project, identity.mirror_id
+        )
+        # Its `step` is 0 until the first row.
+        self._next_row = self._run.starting_step if self._mode == "online" else rows_on_disk
         self._base = int(state.get("base", self._next_row))
-        self._rows_on_disk = self._rows_given = 0
+        self._first_row = self._next_row
+        self._rows_safe = self._rows_given = 0
         self._moved_s = time.monotonic()
         self._deferred: list[dict[str, Any]] = list(state.get("deferred", []))
-        self._tags: dict[str, str] = dict(state.get("tags", {}))
-        self._params: dict[str, str] = dict(state.get("params", {}))
+        self._repeats = Repeats()
+        self._words: dict[str, dict[str, str]] = dict(state.get("words", {}))
+        if self._manifest.notes:
+            self._words.setdefault("notes", {"text": self._manifest.notes})
         # What was said before a crash may not have reached the disk.
-        self._set_params({})
-        self._set_tags({})
+        self._say_words()
         return self._state()
 
     def write(self, batch: Batch) -> Written:
-        """Hand the batch's rows to the client, and see which rows are on disk by now."""
+        """Hand the batch's rows to the client, and see which rows are safe by now."""
         refused = []
         row = self._base + batch.first_row
-        with _ended_if_hanging(_HANG_S):
+        self._has_news = False
+        with wandb_client.ended_if_hanging():
             for record in batch.records:
                 is_row = isinstance(record, records.Row)
                 if not is_row or row >= self._next_row:
@@ -97,98 +99,124 @@ class WandbSink:
                     except (VideoError, CheckpointError) as error:
                         refused.append(Refusal(record, str(error)))
                 row += is_row
+            if self._has_news:
+                self._say_words()
             self._send_deferred()
-        self._look_at_disk()
-        left = self._rows_given - self._rows_on_disk
+            self._look_what_is_safe()
+        left = self._rows_given - self._rows_safe
         return Written(
             self._state(), tuple(refused), safe_rows=row - self._base - left, unfinished=left > 0
         )
 
-    def close(self, end: RunEnded) -> None:
-        """Finish the run with exit code 0 or 1."""
-        while self._deferred and not self._folder.progress("mlflow").done:
-            time.sleep(0.2)
+    def close(self, end: RunEnded | None) -> None:
+        """Finish the run with exit code 0 or 1; without an end its state is left as it is."""
+        while end and self._deferred and not self._folder.progress("mlflow").done:
+            time.sleep(_POLL_S)
             self._send_deferred()
         self._send_deferred()
         for about in self._deferred:
             print(f"checkpoint {about['name']} is not in MLflow: no W&B artifact refers to it")
-        if end.reason:
-            self._run.config.update({"end_reason": end.reason[:1000]}, allow_val_change=True)
-        with _ended_if_hanging(_FINISH_WAIT_S + _HANG_S):
-            self._run.finish(exit_code=0 if end.status == "FINISHED" else 1)
+        if end:
+            self._words["end"] = {"status": end.status, "reason": end.reason[:1000]}
+            self._say_words()
+        with wandb_client.ended_if_hanging(wandb_client.FINISH_WAIT_S + wandb_client.HANG_S):
+            self._run.finish(exit_code=0 if end is None or end.status == "FINISHED" else 1)
             # `finish` returns a moment before the last bytes are on disk.
             while not any(record.HasField("exit") for record in self._log.new_records()):
                 time.sleep(0.02)
+        self._claim.release()
 
-    def _begin(self, identity: Identity) -> wandb.Run:
-        for name in _STRAY_VARIABLES:
-            os.environ.pop(name, None)
+    def _logs(self, run_id: str) -> list[Path]:
+        project = self._manifest.project_name
+        return wandb_log.logs_of(self._dir, run_id, project=project)
+
+    def _claim_path(self, run_id: str) -> Path:
+        if self._mode == "offline":
+            return self._dir / "wandb" / f".opusclip-{run_id}.lock"
+        place = f"{self._manifest.wandb_entity}/{self._manifest.project_name}/{run_id}"
+        digest = hashlib.sha256(place.encode()).hexdigest()[:32]
+        return default_state_dir() / "locks" / f"wandb-{digest}.lock"
+
+    def _begin(self, identity: Identity, *, rewinds: bool) -> wandb.Run:
+        wandb_client.forget_strays()
         self._dir.mkdir(parents=True, exist_ok=True)
         return wandb.init(
             entity=self._manifest.wandb_entity,
             project=self._manifest.project_name or None,
             id=identity.mirror_id,
             name=self._manifest.run_name or identity.run_name or None,
-            group=identity.experiment_name[:128],
+            group=(identity.family or identity.experiment_name)[:128],
             notes=self._manifest.notes or None,
             dir=str(self._dir),
             mode=self._mode,
-            resume="allow" if self._mode == "online" else None,
+            resume="allow" if self._mode == "online" and not rewinds else None,
+            resume_from=f"{identity.mirror_id}?_step=0" if rewinds else None,
             reinit="create_new",
-            settings=_settings(),
+            settings=wandb_client.settings(declares_end=self._manifest.declares_end),
         )
 
     def _state(self) -> SinkState:
-        return {
-            "base": self._base,
-            "deferred": self._deferred,
-            "tags": self._tags,
-            "params": self._params,
-        }
+        return {"base": self._base, "deferred": self._deferred, "words": self._words}
 
     def _send(self, record: Record, row: int) -> None:
         match record:
             case records.Metrics():
-                values = {_column(key): value for key, value in record.values.items()}
-                self._log_row(record, row, values)
-            case records.Video():
-                path = media.rendition(self._folder, record, "mp4")
-                clip = wandb.Video(str(path), caption=record.caption or None, format="mp4")
-                self._log_row(record, row, {_column(record.key): clip})
-            case records.Text():
-                page = wandb.Html(_as_page(record.text), inject=False)
-                self._log_row(record, row, {_column(record.key): page})
-            case records.Params():
-                self._set_params(record.values)
-            case records.Tags():
-                self._set_tags(record.values)
+                values = self._repeats.left_of(record)
+                columns = {wandb_layout.column(key): value for key, value in values.items()}
+                self._log_row(record, row, columns)
+            case records.Video() | records.Image() | records.Text() | records.Table():
+                self._log_row(record, row, {wandb_layout.column(record.key): self._shown(record)})
             case records.RunStarted():
                 words = {key for key, value in record.tags.items() if value == "true"}
                 self._run.tags = tuple(sorted({*(self._run.tags or ()), *words}))
-                self._set_tags(record.tags)
-            case records.Dataset():
-                about = {
-                    "digest": record.digest,
-                    "source": record.source,
-                    "profile": record.profile,
-                }
-                name = f"dataset/{record.context}/{record.name}"
-                self._run.config.update({name: about}, allow_val_change=True)
+                self._learn(records.Tags(record.tags))
             case records.Checkpoint():
                 self._defer(record)
+            case records.Files():
+                self._refer_to(record)
+            case _:
+                self._learn(record)
 
-    def _set_params(self, params: dict[str, str]) -> None:
-        self._params = {**params, **self._params}
-        if self._params:
-            self._run.config.update(self._params, allow_val_change=True)
+    def _shown(self, record: records.Row) -> Any:
+        """A record that is no number, as W&B shows it."""
+        match record:
+            case records.Video():
+                path = media.rendition(self._folder, record, "mp4")
+                return wandb.Video(str(path), caption=record.caption or None, format="mp4")
+            case records.Image():
+                path = self._folder.media / Path(record.file).name
+                with _unreadable_is_refused(path):
+                    return wandb.Image(str(path))
+            case records.Table():
+                return wandb.Table(
+                    columns=list(record.columns), data=record.rows, allow_mixed_types=True
+                )
+            case records.Text():
+                return wandb.Html(_as_page(record.text), inject=False)
+        return None
 
-    def _set_tags(self, tags: dict[str, str]) -> None:
-        self._tags |= tags
-        if self._tags:
-            self._run.config.update({"tags": self._tags}, allow_val_change=True)
+    def _learn(self, record: Record) -> None:
+        """Take in what is said once a run: the first value of a param holds, the last of all."""
+        for name, values in words_of(record).items():
+            known = self._words.get(name, {})
+            if name == "params":
+                self._words[name] = {**values, **known}
+            else:
+                self._words[name] = {**known, **values} if name == "tags" else dict(values)
+            self._has_news = True
+
+    def _say_words(self) -> None:
+        others = {name: values for name, values in self._words.items() if name != "params"}
+        config: dict[str, Any] = {**wandb_layout.config_of(self._words.get("params", {}))}
+        if others:
+            config[wandb_layout.WORDS_KEY] = others
+        if config:
+            self._run.config.update(config, allow_val_change=True)
+        if note := others.get("notes", {}).get("text"):
+            self._run.notes = note
 
     def _log_row(self, record: records.Row, row: int, values: dict[str, Any]) -> None:
-        values |= {STEP_KEY: record.step, "_timestamp": record.timestamp_ms / 1000}
+        values |= {wandb_layout.STEP_KEY: record.step, "_timestamp": record.timestamp_ms / 1000}
         self._run.log(values, step=row, commit=True)
         self._rows_given += 1
 
@@ -203,115 +231,75 @@ class WandbSink:
                 "epoch": record.epoch,
                 "metrics": {key: str(value) for key, value in record.metrics.items()},
                 "files": {name: one.sha256 for name, one in about.files.items()},
+                "sizes_bytes": {name: one.size_bytes for name, one in about.files.items()},
             }
         )
 
     def _send_deferred(self) -> None:
-        """Log what has arrived in MLflow as artifacts that refer to it: no second copy is made."""
+        """Refer to what has arrived in MLflow."""
         arrived = [one for one in self._deferred if self._folder.has_arrived(one["name"])]
         identity = self._folder.identity()
         if not arrived or identity is None:
             return
         for about in arrived:
-            artifact = wandb.Artifact(
-                f"checkpoint-{identity.mirror_id}", type="model",
-                metadata={**about, "mlflow_run_id": identity.run_id},
-            )  # fmt: skip
-            base = f"{_uri(identity.artifact_uri)}/checkpoints/{about['name']}"
-            for name in about["files"]:
-                artifact.add_reference(f"{base}/{name}", name=name, checksum=False)
-            aliases = ["latest", f"step-{about['step']}", *(["best"] if about["best"] else [])]
-            self._run.log_artifact(artifact, aliases=aliases)
+            try:
+                self._refer_to(checkpoint_files(identity, about))
+            except CheckpointError as error:
+                print(one_line(str(error)), flush=True)
         self._deferred = [one for one in self._deferred if one not in arrived]
 
-    def _look_at_disk(self) -> None:
-        """Count the rows that have reached the log; none for long is a fault."""
+    def _refer_to(self, record: records.Files) -> None:
+        """Log files as an artifact that refers to them: no second copy is made."""
+        name = wandb_layout.artifact_name(record.name)
+        artifact = wandb.Artifact(
+            name,
+            type="model" if record.kind == "model" else "mlflow-artifacts",
+            metadata=wandb_layout.artifact_metadata(record),
+        )
+        for path, uri in record.uris.items():
+            try:
+                artifact.add_reference(uri, name=path, checksum=False)
+            except (ValueError, wandb.Error) as error:
+                raise CheckpointError(f"W&B can't refer to {path}: {error}") from None
+        logged = self._run.log_artifact(artifact, aliases=["latest", *record.aliases])
+        version = record.metadata.get("version")
+        if self._mode == "online" and version:
+            # An alias that was taken away from a version goes only this way.
+            logged.wait(timeout=int(HUNG_S))
+            self._server.set_aliases(name, f"mlflow-v{version}", {*record.aliases})
+
+    def _look_what_is_safe(self) -> None:
+        """Count the rows that no crash can lose any more; none for long is a fault."""
         found = sum(1 for record in self._log.new_records() if record.HasField("history"))
-        self._rows_on_disk += found
-        if found or self._rows_on_disk >= self._rows_given:
+        safe = self._rows_safe + found
+        if self._mode == "online" and self._rows_safe < self._rows_given:
+            safe = min(self._server.next_row() - self._first_row, self._rows_given)
+        if safe > self._rows_safe or safe >= self._rows_given:
             self._moved_s = time.monotonic()
         elif time.monotonic() - self._moved_s > _STALL_S:
-            written = f"{self._rows_on_disk} of {self._rows_given} rows"
-            raise DeliveryError(f"W&B has written {written} to {self._dir} and goes no further")
+            written = f"{safe} of {self._rows_given} rows"
+            where = "its server" if self._mode == "online" else str(self._dir)
+            raise DeliveryError(f"W&B has written {written} to {where} and goes no further")
+        self._rows_safe = max(safe, self._rows_safe)
 
 
 @contextlib.contextmanager
-def _ended_if_hanging(limit_s: float) -> Iterator[None]:
-    """End this process, with the lines it hung at in its log, when a call takes too long."""
-    faulthandler.dump_traceback_later(limit_s, exit=True)
+def _unreadable_is_refused(path: Path) -> Any:
     try:
         yield
-    finally:
-        faulthandler.cancel_dump_traceback_later()
+    except (OSError, ValueError) as error:
+        raise VideoError(f"picture {path.name} cannot be read: {error}") from None
 
 
-def wandb_mode(asked: str | None) -> str:
-    """`asked`, or `online` where a key for the W&B server is configured, else `offline`."""
-    return asked or ("online" if _has_key() else "offline")
-
-
-def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc.netrc().authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-def _note_cores(path: Path) -> None:
-    """Remember the processes the client has started: they may outlive this one."""
-    found = {pid: process_started_s(pid) for pid in children_of(os.getpid())}
-    write_whole(path, json.dumps(found).encode())
-
-
-def _end_left_cores(path: Path) -> None:
-    """End what a sink that was killed has left: it could still write rows that are given again."""
-    try:
-        noted = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return
-    for pid, started_s in ((int(pid), started_s) for pid, started_s in noted.items()):
-        with contextlib.suppress(ProcessLookupError):
-            while pid not in children_of(os.getpid()) and process_started_s(pid) == started_s:
-                os.kill(pid, signal.SIGKILL)
-                time.sleep(0.02)
-
-
-def _settings() -> wandb.Settings:
-    return wandb.Settings(
-        console="off",
-        silent=True,
-        disable_code=True,
-        disable_git=True,
-        x_disable_stats=True,
-        x_disable_meta=True,
-        x_save_requirements=False,
-        x_transaction_log_flush_interval=0.5,
-        init_timeout=30,
-        finish_timeout=_FINISH_WAIT_S,
-        finish_timeout_raises=True,
-    )
-
-
-def _next_row(wandb_dir: Path, run_id: str) -> int:
+def _next_row(logs: list[Path]) -> int:
     steps = [-1]
-    for path in wandb_log.logs_of(wandb_dir, run_id):
+    for path in logs:
         steps += [_step_of(one) for one in wandb_log.read_records(path) if one.HasField("history")]
     return max(steps) + 1
 
 
 def _step_of(record: WandbRecord) -> int:
     return int(wandb_log.row(record).get("_step", -1))
-
-
-def _column(key: str) -> str:
-    return f"metrics/{key}" if key in _RESERVED else key
-
-
-def _uri(artifact_uri: str) -> str:
-    return f"file://{artifact_uri}" if artifact_uri.startswith("/") else artifact_uri
 
 
 def _as_page(text: str) -> str:

@@ -16,8 +16,8 @@ from PIL import Image
 from opusclip_mlops import checkpoints
 from opusclip_mlops.delivery import deliver
 from opusclip_mlops.folder import CONTROL, RunFolder
+from opusclip_mlops.layout import LAST_TAG
 from opusclip_mlops.records import Checkpoint, Dataset, Metrics, Params, Tags, Text
-from opusclip_mlops.sinks.mlflow import LAST_TAG
 from tests.faults.proxy import FaultProxy
 from tests.journeys import append, end, make_run, store, wait_until
 from tests.reading import Point, points_of_mlflow

@@ -1,4 +1,3 @@
-import json
 import subprocess
 import sys
 import threading
@@ -14,7 +13,7 @@ from opusclip_mlops.delivery import deliver
 from opusclip_mlops.folder import RunFolder
 from opusclip_mlops.records import Batch, Checkpoint, Dataset, Metrics, Params, RunEnded, Tags
 from opusclip_mlops.sinks import open_sink
-from opusclip_mlops.sinks.wandb import wandb_mode
+from opusclip_mlops.wandb_layout import wandb_mode
 from tests.journeys import LOCAL_ID, append, end, make_run, wait_until
 from tests.reading import Point, points_of_wandb, rows_of_wandb
 from tests.sinks.sink_contract import T0_MS, SinkContract, metrics, staged_clip
@@ -27,8 +26,7 @@ def wandb_dir(folder: RunFolder) -> Path:
 def config_of(log: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for record in wandb_log.read_records(log):
-        for part in (record.run.config.update, record.config.update):
-            found |= {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in part}
+        wandb_log.changed_config(record, found)
     return found
 
 
@@ -76,8 +74,8 @@ def test_clips_are_videos_and_params_config(tmp_path: Path) -> None:
     assert (log.parent / "files" / clip["path"]).read_bytes()[4:8] == b"ftyp"
     config = config_of(log)
     assert config["depth"] == "4"
-    assert config["tags"] == {"team": "true", "a": "b"}
-    assert config["dataset/training/clips"]["digest"] == "d1"
+    assert config["opusclip"]["tags"] == {"team": "true", "a": "b"}
+    assert config["opusclip"]["dataset/training/clips"]["digest"] == "d1"
 
 
 @pytest.mark.parametrize(("status", "code"), [("FINISHED", 0), ("FAILED", 1), ("KILLED", 1)])
@@ -180,7 +178,7 @@ def test_words_outlive_a_kill(tmp_path: Path) -> None:
     deliver(folder, "wandb")
     config = config_of(wandb_log.logs_of(wandb_dir(folder), LOCAL_ID)[-1])
     assert config["depth"] == "4"
-    assert config["tags"] == {"team": "true", "a": "b"}
+    assert config["opusclip"]["tags"] == {"team": "true", "a": "b"}
     assert len(rows_of_wandb(wandb_dir(folder), LOCAL_ID)) == 2
 
 

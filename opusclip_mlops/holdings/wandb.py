@@ -1,0 +1,354 @@
+"""What W&B holds of a run: read from its logs on this machine, or asked of its server.
+
+Offline a log is all there is of a run: what a sync will send. Online the server has the say, and
+what a client has still on its way does not count.
+"""
+
+import functools
+import gzip
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import wandb
+from wandb.apis.public.runs import Run, RunNotFoundError
+from wandb.proto.wandb_internal_pb2 import ArtifactRecord, HistoryRecord
+from wandb.sdk.lib.service.service_connection import WandbApiFailedError
+
+from opusclip_mlops import wandb_layout, wandb_log
+from opusclip_mlops.errors import DeliveryError
+from opusclip_mlops.folder import Identity
+from opusclip_mlops.holdings import Held, Medium
+from opusclip_mlops.points import Points
+from opusclip_mlops.records import Record
+from opusclip_mlops.redaction import one_line
+from opusclip_mlops.targets import Target
+from opusclip_mlops.wandb_layout import STEP_KEY
+from opusclip_mlops.words import words_of
+
+if TYPE_CHECKING:
+    from opusclip_mlops.holdings import Holdings
+
+_API_TIMEOUT_S = 30
+_CHUNK_POINTS = 200_000
+_NO_KEY = -1
+_KINDS: Mapping[str, Literal["video", "image", "text", "table"]] = {
+    "video-file": "video",
+    "image-file": "image",
+    "html-file": "text",
+    "table-file": "table",
+}
+_NOT_FINITE = ("NaN", "Infinity", "-Infinity")
+_ENDS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
+
+
+class WandbHoldings:
+    """Reads a run back from W&B, online where a key is configured and the target lets it."""
+
+    def __init__(self, target: Target, identity: Identity) -> None:
+        is_online = wandb_layout.wandb_mode(target.mode) == "online"
+        self._place = (
+            _OnServer(target, identity.mirror_id)
+            if is_online
+            else _InLogs(Path(target.folder), identity.mirror_id, target.project)
+        )
+
+    def read(self) -> Held:
+        """All that W&B holds; a run that isn't there holds nothing.
+
+        Raises:
+            DeliveryError: the server does not answer.
+        """
+        return self._place.read()
+
+    def fingerprint(self) -> str:
+        """Changes when rows, config or state do; one question to the server.
+
+        Raises:
+            DeliveryError: the server does not answer.
+        """
+        return self._place.fingerprint()
+
+    def rendered(self, record: Record) -> dict[str, str]:
+        """The words that W&B is to hold for a record without a step, by their names."""
+        return _texts(words_of(record))
+
+
+class _InLogs:
+    """A run in the logs of a W&B folder: whole records only, of all its parts."""
+
+    def __init__(self, folder: Path, run_id: str, project: str) -> None:
+        self._folder = folder
+        self._run_id = run_id
+        self._project = project
+
+    def read(self) -> Held:
+        rows = _Rows()
+        config: dict[str, Any] = {}
+        artifacts = _Artifacts()
+        notes = ""
+        for log in wandb_log.logs_of(self._folder, self._run_id, project=self._project):
+            for record in wandb_log.LogReader(log).new_records():
+                match record.WhichOneof("record_type"):
+                    case "history":
+                        rows.add_record(record.history)
+                    case "run":
+                        wandb_log.changed_config(record, config)
+                        notes = record.run.notes
+                    case "config":
+                        wandb_log.changed_config(record, config)
+                    case "artifact":
+                        artifacts.add_record(record.artifact)
+        words = _words(config, notes) | artifacts.words()
+        # The client ends its log also where the run goes on.
+        return rows.held(words, _end_said(words))
+
+    def fingerprint(self) -> str:
+        logs = wandb_log.logs_of(self._folder, self._run_id, project=self._project)
+        return " ".join(f"{log.parent.name}:{log.stat().st_size}" for log in logs)
+
+
+class _OnServer:
+    """A run on W&B's server."""
+
+    def __init__(self, target: Target, run_id: str) -> None:
+        self._path = "/".join(filter(None, (target.entity, target.project, run_id)))
+
+    def read(self) -> Held:
+        with _said_plainly():
+            run = self._run()
+            if run is None:
+                return _Rows().held({}, "")
+            rows = _Rows()
+            # What the client keeps of a run's rows on disk may be older than the run.
+            for row in run.scan_history(use_cache=False):
+                rows.add(row)
+            artifacts = _Artifacts()
+            for artifact in run.logged_artifacts():
+                artifacts.add_logged(artifact)
+            words = _words(run.config, run.notes or "") | artifacts.words()
+            end = _ENDS.get(run.state, "")
+            return rows.held(words, end and (_end_said(words) or end))
+
+    def fingerprint(self) -> str:
+        with _said_plainly():
+            run = self._run()
+            if run is None:
+                return ""
+            told = [run.config, run.notes, run.summaryMetrics]
+            text = json.dumps(told, sort_keys=True, default=str)
+            digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+            return f"{run.historyLineCount} {run.state} {digest}"
+
+    def _run(self) -> Run | None:
+        """The run as it is now, None where there is none."""
+        api = _api(os.environ.get("WANDB_BASE_URL"), os.environ.get("WANDB_API_KEY"))
+        api.flush()
+        try:
+            return api.run(self._path)
+        except wandb.errors.CommError as error:
+            if isinstance(error.exc, RunNotFoundError):
+                return None
+            raise
+
+
+def _end_said(words: Mapping[str, str]) -> str:
+    """How the run ended, as its mirror says it beside the exit code: W&B knows no KILLED."""
+    return str(json.loads(words.get("end", "{}")).get("status", ""))
+
+
+@functools.cache
+def _api(_base_url: str | None, _key: str | None) -> wandb.Api:
+    """The client of the server that the environment names: to begin one costs a question."""
+    return wandb.Api(timeout=_API_TIMEOUT_S)
+
+
+@contextmanager
+def _said_plainly() -> Iterator[None]:
+    try:
+        yield
+    except (wandb.Error, WandbApiFailedError, OSError) as error:
+        raise DeliveryError(f"W&B cannot be read: {one_line(str(error))}") from error
+
+
+class _Rows:
+    """Rows turned into points as they are read: never a million objects at once."""
+
+    def __init__(self) -> None:
+        self._number_of: dict[str, int] = {}
+        self._keys: list[str] = []
+        self._parts: list[Points] = []
+        self._media: Counter[Medium] = Counter()
+        self._count = 0
+        self._begin_part()
+
+    def _begin_part(self) -> None:
+        self._number: list[int] = []
+        self._step: list[int] = []
+        self._timestamp_ms: list[int] = []
+        self._value: list[float] = []
+
+    def add_record(self, record: HistoryRecord) -> None:
+        """Take in a row as a log has it, without reading numbers as JSON: most of the work."""
+        texts: dict[str, str] = {}
+        for item in record.item:
+            path = item.nested_key or (item.key,)
+            if len(path) > 1:
+                self.add(wandb_log.row_of(record))
+                return
+            texts[path[0]] = item.value_json
+        self._place(texts.get(STEP_KEY), texts.get("_step"), texts.get("_timestamp"))
+        number_of, numbers, values = self._number_of, self._number, self._value
+        for column, text in texts.items():
+            number = number_of.get(column)
+            if number is None:
+                number = self._numbered(column)
+            if number >= 0:
+                try:
+                    values.append(float(text))
+                except ValueError:
+                    continue
+                numbers.append(number)
+        self._end_row()
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Take in a row as the server tells it."""
+        self._place(row.get(STEP_KEY), row.get("_step"), row.get("_timestamp"))
+        for column, value in _flat(row):
+            number = self._number_of.get(column)
+            if number is None:
+                number = self._numbered(column)
+            if number == _NO_KEY:
+                continue
+            if isinstance(value, Mapping):
+                self._add_medium(column, str(value["_type"]))
+            elif value in _NOT_FINITE or (
+                isinstance(value, int | float) and not isinstance(value, bool)
+            ):
+                self._number.append(number)
+                self._value.append(float(value))
+        self._end_row()
+
+    def held(self, words: Mapping[str, str], end: str) -> Held:
+        """What the rows held, with what else there is."""
+        self._end_part()
+        return Held(Points.joined(self._parts), dict(self._media), words, self._count, end)
+
+    def _place(self, step: Any, row: Any, timestamp_s: Any) -> None:
+        """Where the next points stand; a row of another's has W&B's own step only."""
+        self._at_step = _whole(step, _whole(row, 0))
+        self._at_ms = round(float(timestamp_s or 0) * 1000)
+
+    def _end_row(self) -> None:
+        added = len(self._value) - len(self._step)
+        self._step += [self._at_step] * added
+        self._timestamp_ms += [self._at_ms] * added
+        self._count += 1
+        if len(self._value) >= _CHUNK_POINTS:
+            self._end_part()
+
+    def _end_part(self) -> None:
+        columns = (self._number, self._step, self._timestamp_ms, self._value)
+        self._parts.append(Points.of_columns(self._keys, *columns))
+        self._begin_part()
+
+    def _numbered(self, column: str) -> int:
+        key = wandb_layout.key_of(column)
+        self._number_of[column] = _NO_KEY if key is None else len(self._keys)
+        if key is not None:
+            self._keys.append(key)
+        return self._number_of[column]
+
+    def _add_medium(self, column: str, kind: str) -> None:
+        key = self._keys[self._number_of[column]]
+        if kind in _KINDS:
+            self._media[Medium(_KINDS[kind], key, self._at_step, self._at_ms)] += 1
+
+
+class _Artifacts:
+    """File sets as they are logged: of one version the last holds, an alias stands at one."""
+
+    def __init__(self) -> None:
+        self._logged: dict[tuple[str, str], tuple[dict[str, Any], dict[str, str], list[str]]] = {}
+
+    def add_record(self, record: ArtifactRecord) -> None:
+        """Take in an artifact as a log has it."""
+        metadata = json.loads(record.metadata or "{}")
+        if wandb_layout.ABOUT_KEY in metadata:
+            self._add(record.name, metadata, _references(record), list(record.aliases))
+
+    def add_logged(self, artifact: wandb.Artifact) -> None:
+        """Take in an artifact of the server's; one that isn't ours is not asked for its files."""
+        if wandb_layout.ABOUT_KEY in artifact.metadata:
+            entries = artifact.manifest.entries.items()
+            uris = {path: str(entry.ref) for path, entry in entries}
+            name = artifact.name.rpartition(":")[0]
+            self._add(name, artifact.metadata, uris, list(artifact.aliases))
+
+    def words(self) -> dict[str, str]:
+        """What they say, by their names."""
+        found: dict[str, str] = {}
+        for metadata, uris, aliases in self._logged.values():
+            found |= _texts(wandb_layout.words_of_artifact(metadata, "", uris, aliases))
+        return found
+
+    def _add(
+        self, name: str, metadata: dict[str, Any], uris: dict[str, str], aliases: list[str]
+    ) -> None:
+        [version] = wandb_layout.words_of_artifact(metadata, "", uris, aliases)
+        self._logged.pop((name, version), None)
+        for (other, _), (_, _, left) in self._logged.items():
+            if other == name:
+                left[:] = [alias for alias in left if alias not in aliases]
+        self._logged[name, version] = (metadata, uris, aliases)
+
+
+def _references(record: ArtifactRecord) -> dict[str, str]:
+    """What an artifact refers to, by path; a long list of it lies in a file."""
+    if not record.manifest.manifest_file_path:
+        return {entry.path: entry.ref for entry in record.manifest.contents}
+    with gzip.open(record.manifest.manifest_file_path, "rt") as file:
+        entries = [json.loads(line) for line in file]
+    return {entry["path"]: entry.get("ref", "") for entry in entries}
+
+
+def _flat(row: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Columns and values of a row; a mapping that is no medium is columns with a dotted name."""
+    for name, value in row.items():
+        if isinstance(value, Mapping) and "_type" not in value:
+            if wandb_layout.key_of(name) is not None:
+                yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
+
+
+def _whole(value: Any, otherwise: int) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        return otherwise
+
+
+def _words(config: Mapping[str, Any], notes: str) -> dict[str, str]:
+    """The words of a config; the notes of a run whose config has none."""
+    said = wandb_layout.words_of_config(config)
+    return _texts(({"notes": {"text": notes}} if notes else {}) | said)
+
+
+def _texts(words: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Each as one text, the same for the same content."""
+    return {
+        name: json.dumps(values, sort_keys=True, ensure_ascii=False)
+        for name, values in words.items()
+    }
+
+
+if TYPE_CHECKING:
+
+    def _conforms(target: Target, identity: Identity) -> Holdings:
+        return WandbHoldings(target, identity)

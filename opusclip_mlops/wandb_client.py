@@ -1,0 +1,174 @@
+"""The W&B client, kept on a lead: its settings, its hangs, its core, and what the server has got.
+
+A client that hangs ends its process: the client's own threads and its core would outlast any other
+way.
+"""
+
+import contextlib
+import faulthandler
+import fcntl
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import wandb
+
+from opusclip_mlops.errors import OpusclipError
+from opusclip_mlops.launch import HUNG_S, children_of, yield_to_training
+from opusclip_mlops.sessions import process_started_s
+
+HANG_S = 4 * HUNG_S
+"""How long a call of the client may take."""
+
+FINISH_WAIT_S = 300
+"""How long the client may take to send its last rows."""
+
+_POLL_S = 2.0
+_API_TIMEOUT_S = 20
+# What a launcher left in the environment must not name, resume or redirect a run.
+_STRAY_VARIABLES = (
+    "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_SERVICE", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH",
+    "WANDB_MODE", "WANDB_NAME", "WANDB_DIR", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_RUN_GROUP",
+)  # fmt: skip
+
+
+class Taken(OpusclipError):
+    """Another process writes this run."""
+
+
+def forget_strays() -> None:
+    """Drop what a launcher has left in the environment for some other run."""
+    for name in _STRAY_VARIABLES:
+        os.environ.pop(name, None)
+
+
+def settings(*, declares_end: bool = True) -> wandb.Settings:
+    """Settings of a run that measures, prints and uploads nothing of its own accord.
+
+    Without `declares_end` the run's state on the server is left as it is when the run is closed.
+    """
+    return wandb.Settings(
+        console="off",
+        silent=True,
+        disable_code=True,
+        disable_git=True,
+        x_disable_stats=True,
+        x_disable_meta=True,
+        x_save_requirements=False,
+        x_transaction_log_flush_interval=0.5,
+        x_file_stream_transmit_interval=2.0,
+        x_update_finish_state=declares_end,
+        init_timeout=30,
+        finish_timeout=FINISH_WAIT_S,
+        finish_timeout_raises=True,
+    )
+
+
+@contextlib.contextmanager
+def ended_if_hanging(limit_s: float = HANG_S) -> Iterator[None]:
+    """End this process, with the lines it hung at in its log, when a call takes too long."""
+    faulthandler.dump_traceback_later(limit_s, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+class Claim:
+    """The right to write one run's rows, held by one process at a time on this machine.
+
+    The file remembers the processes the client has started: they may outlive one that is killed,
+    and write rows that are given again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def take(self) -> None:
+        """Take the right, and end what a process that was killed has left.
+
+        Raises:
+            Taken: another process has it.
+        """
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise Taken("another process writes this W&B run") from None
+        self._descriptor = descriptor
+        _end_left(os.pread(descriptor, 64 * 1024, 0))
+
+    def note_cores(self) -> None:
+        """Remember the processes the client has started."""
+        assert self._descriptor is not None
+        pids = children_of(os.getpid())
+        for pid in pids:
+            # The client gives its core a session of its own.
+            yield_to_training(pid)
+        content = json.dumps({pid: process_started_s(pid) for pid in pids}).encode()
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, content, 0)
+
+    def release(self) -> None:
+        """Let another process write."""
+        if self._descriptor is not None:
+            descriptor, self._descriptor = self._descriptor, None
+            os.close(descriptor)
+
+
+def _end_left(content: bytes) -> None:
+    try:
+        noted = dict(json.loads(content))
+    except ValueError:
+        return
+    for pid, started_s in ((int(pid), started_s) for pid, started_s in noted.items()):
+        with contextlib.suppress(ProcessLookupError):
+            while pid not in children_of(os.getpid()) and process_started_s(pid) == started_s:
+                os.kill(pid, signal.SIGKILL)
+                time.sleep(0.02)
+
+
+class ServerSide:
+    """What the server has of a run: asked now and then, and silent while the server is away."""
+
+    def __init__(self, entity: str, project: str, run_id: str) -> None:
+        self._path = f"{entity}/{project}/{run_id}"
+        self._next_row = 0
+        self._holes: int | None = None
+        self._asked_s = 0.0
+
+    def next_row(self) -> int:
+        """The number behind the last row that the server has, as of a moment ago.
+
+        Rows that it has lost since the first answer count as lacking.
+        """
+        if time.monotonic() - self._asked_s < _POLL_S:
+            return self._next_row
+        self._asked_s = time.monotonic()
+        with contextlib.suppress(wandb.Error, ValueError, OSError):
+            run = wandb.Api(timeout=_API_TIMEOUT_S).run(self._path)
+            behind_last, count = run.lastHistoryStep + 1, int(run.historyLineCount or 0)
+            if self._holes is None:
+                self._holes = max(0, behind_last - count)
+            self._next_row = max(self._next_row, min(behind_last, count + self._holes))
+        return self._next_row
+
+    def set_aliases(self, artifact: str, alias: str, wanted: set[str]) -> None:
+        """Give the version of an artifact that `alias` names exactly these aliases."""
+        entity_and_project = self._path.rpartition("/")[0]
+        api = wandb.Api(timeout=_API_TIMEOUT_S)
+        found = api.artifact(f"{entity_and_project}/{artifact}:{alias}")
+        kept = {one for one in found.aliases if one == "latest" or _is_version(one)}
+        if {*found.aliases} != kept | wanted:
+            found.aliases = sorted(kept | wanted)
+            found.save()
+
+
+def _is_version(alias: str) -> bool:
+    return alias[:1] == "v" and alias[1:].isdigit()

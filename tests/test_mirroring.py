@@ -1,0 +1,211 @@
+"""One run's mirror: equal to MLflow whatever the run holds, and however often it is looked at."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Metric
+
+from opusclip_mlops import wandb_log
+from opusclip_mlops.errors import OpusclipError
+from tests.mirrored import AWKWARD, T0, Place
+
+KINDS = pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """A store and a place for mirrors."""
+    return Place(tmp_path)
+
+
+@KINDS
+@pytest.mark.parametrize("name", AWKWARD)
+def test_awkward_points_are_all_there_once(place: Place, kind: str, name: str) -> None:
+    """Whatever MLflow takes as a point, the mirror holds it once, and a second look sends none."""
+    run = place.run(AWKWARD[name])
+    sent = place.mirror(run, kind).catch_up(run)
+    assert sent.points == len(place.wanted(run, kind))
+    assert place.held(run, kind) == place.wanted(run, kind)
+    assert place.mirror(run, kind).catch_up(run).is_nothing
+    assert place.mirror(run, kind).compare(run, as_it_is=True).difference.is_empty
+    assert place.held(run, kind) == place.wanted(run, kind)
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        pytest.param([], id="none"),
+        pytest.param([Metric(f"k{n}", float(n), T0, 1) for n in range(3000)], id="3000-keys"),
+        pytest.param([Metric("a", s / 7, T0 + s, s) for s in range(30_000)], id="30000-steps"),
+    ],
+)
+def test_a_run_of_any_size_is_mirrored(place: Place, kind: str, metrics: list[Metric]) -> None:
+    """A run without points, one of very many keys, one of very many steps."""
+    run = place.run(metrics)
+    place.mirror(run, kind).catch_up(run)
+    assert place.held(run, kind) == place.wanted(run, kind)
+
+
+@KINDS
+@pytest.mark.parametrize("status", [None, "FINISHED", "FAILED", "KILLED"])
+def test_a_run_is_mirrored_however_it_ended(place: Place, kind: str, status: str | None) -> None:
+    """Crashed runs and runs that never ended are mirrored too, and their ends are told apart."""
+    run = place.run(AWKWARD["steps out of order"], status=status)
+    place.mirror(run, kind).catch_up(run)
+    assert place.held(run, kind) == place.wanted(run, kind)
+    held = place.mirror(run, kind).compare(run, as_it_is=False).held
+    assert held.end == (status or "")
+    assert place.mirror(run, kind).catch_up(run).is_nothing
+
+
+@KINDS
+def test_a_run_goes_on_behind_what_was_mirrored(place: Place, kind: str) -> None:
+    """Points that came since the last look are added, and then the run's end."""
+    run = place.run([Metric("a", 1.0, T0, 1)], status=None)
+    place.mirror(run, kind).catch_up(run)
+    place.log(run, [Metric("a", 2.0, T0 + 1, 2), Metric("b", 3.0, T0 + 1, 2)])
+    assert place.mirror(run, kind).catch_up(place.again(run)).points == 2
+    place.client.set_terminated(run.info.run_id, "FAILED")
+    place.mirror(run, kind).catch_up(place.again(run))
+    assert place.held(run, kind) == place.wanted(run, kind)
+
+
+@KINDS
+def test_a_mirror_that_holds_too_much_is_made_anew(place: Place, kind: str) -> None:
+    """A point that stands twice, or that MLflow does not have, is not there any more afterwards."""
+    run, other = place.run(AWKWARD["no numbers"]), place.run([Metric("x", 1.0, T0, 1)])
+    for one in (run, other):
+        place.mirror(one, kind).catch_up(one)
+    if kind == "tensorboard":
+        [file] = place.folder(run).glob("*tfevents*")
+        shutil.copyfile(file, file.with_name(file.name + ".2"))
+    else:
+        [log] = wandb_log.logs_of(place.path / "runs", run.info.run_id)
+        copy = log.parent.with_name(f"offline-run-20200101_000000-{run.info.run_id}")
+        shutil.copytree(log.parent, copy)
+    assert len(place.held(run, kind)) == 2 * len(place.wanted(run, kind))
+    found = place.mirror(run, kind).compare(run, as_it_is=True).difference
+    assert len(found.extra) == len(place.wanted(run, kind))
+    assert place.mirror(run, kind).catch_up(run).rebuilt
+    assert place.held(run, kind) == place.wanted(run, kind)
+    assert place.held(other, kind) == place.wanted(other, kind)
+
+
+@KINDS
+def test_a_mirror_that_was_dropped_is_built_again(place: Place, kind: str) -> None:
+    """The folder of all mirrors is removed; MLflow alone brings it back."""
+    run = place.run(AWKWARD["the same step in other keys"])
+    place.mirror(run, kind).catch_up(run)
+    shutil.rmtree(place.path / "runs")
+    mirror = place.mirror(run, kind)
+    assert mirror.follow_up(run) is None
+    mirror.catch_up(run)
+    assert place.held(run, kind) == place.wanted(run, kind)
+
+
+@KINDS
+def test_following_sends_what_is_new(place: Place, kind: str) -> None:
+    """Each look sends the new points only; the end of the run is told when it comes."""
+    run = place.run([Metric("a", 1.0, T0, 1)], status=None)
+    mirror = place.mirror(run, kind)
+    assert mirror.follow_up(run) is None
+    mirror.catch_up(run)
+    for step in range(2, 6):
+        assert mirror.follow_up(place.again(run)).is_nothing
+        place.log(run, [Metric("a", step / 3, T0 + step, step), Metric("b", 0.0, T0 + step, step)])
+        assert mirror.follow_up(place.again(run)).points == 2
+    place.client.set_terminated(run.info.run_id)
+    assert mirror.follow_up(place.again(run)) is None
+    assert mirror.catch_up(place.again(run)).points == 0
+    assert place.held(run, kind) == place.wanted(run, kind)
+    assert mirror.compare(place.again(run), as_it_is=False).difference.is_empty
+
+
+@KINDS
+def test_another_process_goes_on_where_the_mirror_is(place: Place, kind: str) -> None:
+    """A follower that was stopped in good order is followed by one that reads no history again."""
+    run = place.run([Metric("a", 1.0, T0, 1)], status=None)
+    mirror = place.mirror(run, kind)
+    mirror.catch_up(run)
+    mirror.leave()
+    place.log(run, [Metric("a", 2.0, T0 + 2, 2)])
+    later = place.mirror(run, kind)
+    assert later.follow_up(place.again(run)).points == 1
+    later.leave()
+    assert place.held(run, kind) == place.wanted(run, kind)
+
+
+@KINDS
+def test_what_is_no_point_follows_too(place: Place, kind: str) -> None:
+    """Params, tags, notes, pictures and texts that come later are sent once."""
+    run = place.run([Metric("a", 1.0, T0, 1)], status=None)
+    mirror = place.mirror(run, kind)
+    mirror.catch_up(run)
+    place.client.log_param(run.info.run_id, "depth", "4" * 6000)
+    place.client.set_tag(run.info.run_id, "team", "x|y\nz")
+    place.client.set_tag(run.info.run_id, "mlflow.note.content", "# notes")
+    import numpy as np
+
+    picture = np.zeros((8, 8, 3), dtype=np.uint8)
+    place.client.log_image(run.info.run_id, picture, key="sample/a", step=4, timestamp=T0)
+    sent = mirror.follow_up(place.again(run), look_at_all=True)
+    assert (sent.points, sent.media) == (0, 1)
+    assert sent.words
+    assert mirror.follow_up(place.again(run), look_at_all=True).is_nothing
+    mirror.leave()
+    found = mirror.compare(place.again(run), as_it_is=False).difference
+    assert found.is_empty, found
+
+
+@KINDS
+def test_two_writers_of_one_run_are_one_mirror(place: Place, kind: str) -> None:
+    """Two clients log to one run at once; the mirror holds the points of both."""
+    run = place.run(status=None)
+    for n in range(10):
+        place.log(run, [Metric("loss", float(n), T0 + n, n)])
+        place.log(run, [Metric("loss", float(-n), T0 + n, n), Metric("other", 1.0, T0 + n, n)])
+    place.mirror(run, kind).catch_up(place.again(run))
+    assert place.held(run, kind) == place.wanted(run, kind)
+
+
+@KINDS
+def test_a_broken_mirror_is_healed(place: Place, kind: str) -> None:
+    """Half of what was written is lost, as by a crash; the rest is sent again."""
+    run = place.run([Metric("a", s / 7, T0 + s, s) for s in range(2000)])
+    place.mirror(run, kind).catch_up(run)
+    found = (
+        list(place.folder(run).glob("*tfevents*"))
+        if kind == "tensorboard"
+        else wandb_log.logs_of(place.path / "runs", run.info.run_id)
+    )
+    os.truncate(found[0], found[0].stat().st_size // 2)
+    assert 0 < len(place.held(run, kind)) < 2000
+    place.mirror(run, kind).catch_up(run)
+    assert place.held(run, kind) == place.wanted(run, kind)
+
+
+def test_tensorboard_shows_every_step_in_both_loaders(place: Place) -> None:
+    """The event file stands in the order of its steps: no loader has a reason to drop a point."""
+    run = place.run(AWKWARD["steps out of order"])
+    place.mirror(run, "tensorboard").catch_up(run)
+    from opusclip_mlops.event_log import read_log
+
+    assert read_log(sorted(place.folder(run).glob("*tfevents*"))).is_in_order()
+
+
+def test_a_mirror_that_is_being_written_is_left_alone(place: Place) -> None:
+    """One process writes a mirror at a time; the other one is told who does."""
+    run = place.run([Metric("a", 1.0, T0, 1)], status=None)
+    mirror = place.mirror(run, "tensorboard")
+    mirror.catch_up(run)
+    place.log(run, [Metric("a", 2.0, T0 + 1, 2)])
+    assert mirror.follow_up(place.again(run)).points == 1
+    assert mirror.is_open
+    place.log(run, [Metric("a", 3.0, T0 + 2, 3)])
+    with pytest.raises(OpusclipError, match="writ"):
+        place.mirror(run, "tensorboard").catch_up(place.again(run))
+    mirror.leave()
+    assert place.mirror(run, "tensorboard").catch_up(place.again(run)).points == 1
