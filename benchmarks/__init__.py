@@ -2,9 +2,10 @@
 
     make bench                               everything, about ten minutes on two cores
     make bench BENCH_ARGS="--only cost"      one part: cost, loop, delivery, memory, freshness,
-                                             mirror_history
+                                             mirror_history, mirroring
     make bench BENCH_ARGS=--quick            everything, small
 
 Each part is a file; what is timed runs in worker processes of its own (`callers`, `looping`,
-`delivering`). `figures` judges and prints, `processes` starts, pauses and ends the workers.
+`delivering`, `replaying`). `figures` judges and prints, `processes` starts, pauses and ends the
+workers.
 """

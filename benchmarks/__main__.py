@@ -16,7 +16,7 @@ from benchmarks.machine import facts
 from benchmarks.processes import HERE, QUIET, end_leftovers
 
 _FOREIGN = ("OPUSCLIP_", "MLFLOW_", "WANDB_", "TRACKIO_")
-PARTS = ("cost", "loop", "delivery", "memory", "freshness", "mirror_history")
+PARTS = ("cost", "loop", "delivery", "memory", "freshness", "mirror_history", "mirroring")
 
 
 def main() -> int:

@@ -58,7 +58,7 @@ def followed(folder: Path, *, quick: bool) -> list[Figure]:
     runs = [client.create_run(experiment).info.run_id for _ in range(RUNS)]
     log = _Logger(folder / "mlflow.db", runs)
     with _following(folder, uri) as command:
-        readers = _readers(folder, runs[:: RUNS // WATCHED_RUNS], log)
+        readers = _readers(folder, runs[:: RUNS // WATCHED_RUNS])
         seen = _watch(command, log, readers, QUICK_WATCHED_S if quick else WATCHED_S)
     return _figures(seen)
 
@@ -164,7 +164,7 @@ def _cpu_s(command: psutil.Process) -> float:
     return float(sum(one.user + one.system for one in every))
 
 
-def _readers(folder: Path, run_ids: Sequence[str], log: _Logger) -> dict[str, list[Ages]]:
+def _readers(folder: Path, run_ids: Sequence[str]) -> dict[str, list[Ages]]:
     kinds = {"TensorBoard": _event_times, "W&B": _row_times}
     return {
         kind: [_ages(times_s(folder, run_id)) for run_id in run_ids]

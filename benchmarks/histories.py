@@ -37,13 +37,13 @@ def add_steps(
         for step in steps
         for number, key in enumerate(keys)
     )
-    last = add_steps_latest(run_ids, steps[-1], keys, at_ms)
+    last = _latest(run_ids, steps[-1], keys, at_ms)
     with contextlib.closing(sqlite3.connect(database, timeout=60)) as connection, connection:
         connection.executemany(f"INSERT INTO metrics {_COLUMNS}", rows)
         connection.executemany(f"INSERT OR REPLACE INTO latest_metrics {_COLUMNS}", last)
 
 
-def add_steps_latest(
+def _latest(
     run_ids: Sequence[str], step: int, keys: Sequence[str], at_ms: int
 ) -> list[tuple[str, float, int, int, str]]:
     """What MLflow's table of latest values says after a step."""

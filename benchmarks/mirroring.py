@@ -1,10 +1,10 @@
 """Part `mirroring`: how fast a run is brought into a mirror and compared with it.
 
 A run of ten or a hundred keys a step lies in MLflow's SQLite file and, the same, behind MLflow's
-own server. One process, whose libraries are loaded and which has worked before, takes turns: it
-reads the run with MLflow's client key by key, mirrors it to where there is nothing, compares it
-with its mirror, and for W&B gives the same rows to W&B's own client. A ratio is of two things done
-in one turn. Then the command itself follows fifty runs that go on: see `following`.
+own server. A process whose libraries are loaded, and which has worked before, takes turns: it
+reads the run with MLflow's client key by key, mirrors it to where there is nothing, and compares it
+with its mirror; W&B's own client is given the same rows in another such process. A ratio is of two
+things done in one turn. Then the command itself follows fifty runs that go on: see `following`.
 """
 
 import itertools
@@ -34,6 +34,9 @@ IMPORTS = ("opusclip_mlops.mirror_worker", "opusclip_mlops.sinks.wandb")
 Does = dict[str, str]
 """What a worker is asked for in a turn, by what it is called here."""
 
+Workers = Mapping[str, Worker]
+"""Who does it."""
+
 TENSORBOARD = {"read": "tensorboard", "mirror": "tensorboard", "verify": "tensorboard"}
 WANDB = {"log": "wandb", "mirror": "wandb", "verify": "wandb"}
 
@@ -43,6 +46,7 @@ class _Turns:
     """The rates in points a second of everything that was done in turns, and what it told else."""
 
     rates: dict[str, list[float]] = field(default_factory=dict)
+    cpu_s: dict[str, list[float]] = field(default_factory=dict)
     reading: list[float] = field(default_factory=list)
 
     def note(self, do: str, told: Mapping[str, float], points: int) -> None:
@@ -54,6 +58,7 @@ class _Turns:
         if told["points"] != points:
             raise RuntimeError(f"{do} met {told['points']:.0f} of {points} points")
         self.rates.setdefault(do, []).append(points / told["taken_s"])
+        self.cpu_s.setdefault(do, []).append(told["cpu_s"])
         if do == "mirror":
             self.reading.append(told["read_s"] / told["taken_s"])
 
@@ -63,11 +68,18 @@ def measure(folder: Path, *, quick: bool) -> list[Figure]:
     runs = _Runs(folder / "store")
     lengths = {POINTS: QUICK_TURNS if quick else TURNS} | ({} if quick else {MANY_POINTS: 1})
     figures = [_imports()]
-    with _replayer(runs.uri, folder / "file", runs) as worker:
-        figures += _tensorboard(worker, runs, lengths, "SQLite")
-        figures += _wandb(worker, runs, lengths)
-    with mlflow_server(runs.folder) as url, _replayer(url, folder / "server", runs) as worker:
-        figures += _tensorboard(worker, runs, lengths, "server")
+    with _replayer(runs.uri, folder / "file", runs, TENSORBOARD) as worker:
+        figures += _tensorboard(_all_by(worker, TENSORBOARD), runs, lengths, "SQLite")
+    with (
+        _replayer(runs.uri, folder / "ours", runs, WANDB) as worker,
+        _replayer(runs.uri, folder / "raw", runs, {"log": "wandb"}) as raw,
+    ):
+        figures += _wandb(_all_by(worker, WANDB) | {"log": raw}, runs, lengths)
+    with (
+        mlflow_server(runs.folder) as url,
+        _replayer(url, folder / "server", runs, TENSORBOARD) as worker,
+    ):
+        figures += _tensorboard(_all_by(worker, TENSORBOARD), runs, lengths, "server")
     return [*figures, *followed(folder / "followed", quick=quick)]
 
 
@@ -87,47 +99,48 @@ class _Runs:
         return self._made[keys, points]
 
 
-def _replayer(uri: str, folder: Path, runs: _Runs) -> Worker:
+def _replayer(uri: str, folder: Path, runs: _Runs, does: Does) -> Worker:
     """A worker that has done everything once."""
     worker = Worker("replaying.py", uri, str(folder), folder=folder)
-    for does in (TENSORBOARD, WANDB):
-        _take_turns(worker, does, runs, keys=min(KEYS), points=WARM_POINTS, turns=1)
+    _take_turns(_all_by(worker, does), does, runs, keys=min(KEYS), points=WARM_POINTS, turns=1)
     return worker
+
+
+def _all_by(worker: Worker, does: Does) -> dict[str, Worker]:
+    return dict.fromkeys(does, worker)
 
 
 _places = itertools.count()
 
 
 def _take_turns(
-    worker: Worker, does: Does, runs: _Runs, *, keys: int, points: int, turns: int
+    workers: Workers, does: Does, runs: _Runs, *, keys: int, points: int, turns: int
 ) -> _Turns:
     """Do each thing once a turn; what is mirrored goes to a new place in each."""
     found, run_id = _Turns(), runs.of(keys, points)
     for _ in range(turns):
         place = f"place-{next(_places)}"
         for do, kind in does.items():
-            told = worker.ask(do=do, run_id=run_id, kind=kind, place=place)
+            told = workers[do].ask(do=do, run_id=run_id, kind=kind, place=place)
             found.note(do, told, points)
     return found
 
 
 def _tensorboard(
-    worker: Worker, runs: _Runs, lengths: Mapping[int, int], store: str
+    workers: Workers, runs: _Runs, lengths: Mapping[int, int], store: str
 ) -> Iterator[Figure]:
     for keys, (points, turns) in itertools.product(KEYS, lengths.items()):
-        found = _take_turns(worker, TENSORBOARD, runs, keys=keys, points=points, turns=turns)
+        found = _take_turns(workers, TENSORBOARD, runs, keys=keys, points=points, turns=turns)
         where = f"{store} to TensorBoard, {keys} keys, {points:,} points"
-        note = f"reading is {statistics.median(found.reading):.0%}"
-        yield _figure(f"{where}: backfill ({note})", found, "mirror", "read", SHARE_OF_READING)
+        yield _figure(f"{where}: backfill", found, "mirror", "read", SHARE_OF_READING)
         yield _figure(f"{where}: verify", found, "verify", "mirror", SHARE_OF_BACKFILL)
 
 
-def _wandb(worker: Worker, runs: _Runs, lengths: Mapping[int, int]) -> Iterator[Figure]:
+def _wandb(workers: Workers, runs: _Runs, lengths: Mapping[int, int]) -> Iterator[Figure]:
     for points, turns in lengths.items():
-        found = _take_turns(worker, WANDB, runs, keys=KEYS[0], points=points, turns=turns)
+        found = _take_turns(workers, WANDB, runs, keys=KEYS[0], points=points, turns=turns)
         where = f"SQLite to W&B offline, {KEYS[0]} keys, {points:,} points"
-        note = f"reading is {statistics.median(found.reading):.0%}"
-        yield _figure(f"{where}: backfill ({note})", found, "mirror", "log", SHARE_OF_RAW)
+        yield _figure(f"{where}: backfill", found, "mirror", "log", SHARE_OF_RAW)
         yield _figure(f"{where}: verify", found, "verify", "mirror", SHARE_OF_BACKFILL)
 
 
@@ -137,6 +150,8 @@ _PEERS = {"read": "MlflowClient reading", "log": "wandb's run.log", "mirror": "b
 def _figure(what: str, found: _Turns, ours: str, theirs: str, at_least: float) -> Figure:
     rates, others = found.rates[ours], found.rates[theirs]
     ratios: Sequence[float] = paired_ratios(rates, others)
+    cpu = statistics.median(paired_ratios(found.cpu_s[ours], found.cpu_s[theirs]))
+    reading = f"reading is {statistics.median(found.reading):.0%}, " if ours == "mirror" else ""
     return Figure(
         part=PART,
         what=what,
@@ -146,6 +161,7 @@ def _figure(what: str, found: _Turns, ours: str, theirs: str, at_least: float) -
         theirs=statistics.median(others),
         at_least=at_least,
         interval=interval_of(ratios) if len(ratios) > 1 else None,
+        note=f"{reading}processor time {cpu:.2f} of theirs",
     )
 
 

@@ -176,8 +176,8 @@ def mirror(
     if follows and plan:
         raise click.UsageError("--follow and --plan exclude each other")
     where = replay.Places(**places)
-    mirror_console.tell_offline(to, where)
     if follows:
+        mirror_console.tell_offline(to, where)
         with mirror_console.lines_shown(as_json=as_json) as show, mirror_console.until_stopped():
             replay.follow(
                 run_ids, to=to, experiments=experiments, poll_s=poll_s, places=where, show=show
@@ -189,6 +189,8 @@ def mirror(
             show=show,
         )  # fmt: skip
     mirror_console.print_mirrored(found, as_json=as_json)
+    if any(one.outcome == "mirrored" for one in found):
+        mirror_console.tell_offline(to, where)
     sys.exit(0 if mirror_console.is_well(found) else 1)
 
 

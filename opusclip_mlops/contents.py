@@ -171,9 +171,13 @@ def identity_of(client: MlflowClient, run: Run) -> Identity:
 
 
 def _mirror_id(run: Run) -> str:
-    """The run's name in mirrors; a tag that could name a place elsewhere is none of ours."""
+    """The run's name in mirrors; a tag that could name a place elsewhere is none of ours.
+
+    Nor is one that was copied from another run, with its other tags.
+    """
     tagged = run.data.tags.get(layout.MIRROR_ID_TAG, "")
-    return tagged if _MIRROR_ID.fullmatch(tagged) else str(run.info.run_id)
+    is_own = run.data.tags.get(layout.MIRROR_OF_TAG, run.info.run_id) == run.info.run_id
+    return tagged if is_own and _MIRROR_ID.fullmatch(tagged) else str(run.info.run_id)
 
 
 @functools.lru_cache(maxsize=64)

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from opusclip_mlops.contents import Contents, Part
 from opusclip_mlops.holdings import Held, Holdings, Medium, medium_of
 from opusclip_mlops.points import Points
+from opusclip_mlops.records import About
 from opusclip_mlops.words import words_of
 
 ABOUT_RUN = "mlflow"
 """The words that only `opusclip mirror` writes: a run's own tracker does not know all of them."""
 
+_MAY_GO = ("tags", "notes", "dataset/", "registry/")
 _BY_TRACKERS = ("params", "tags", "notes", "dataset/")
 _BY_TRACKERS_IN_WANDB = (*_BY_TRACKERS, "files/checkpoint-")
 
@@ -25,6 +27,7 @@ class Difference:
         lacking_media: Clips, pictures, texts and tables that the mirror lacks.
         extra_media: The same, that it has too much of.
         words: Params, tags, files … that stand there differently or not at all.
+        ends: The run is over, and the mirror does not say so, or says another end.
     """
 
     lacking: Points
@@ -32,11 +35,13 @@ class Difference:
     lacking_media: tuple[Part, ...] = ()
     extra_media: tuple[Medium, ...] = ()
     words: tuple[Part, ...] = ()
+    ends: bool = False
 
     @property
     def is_empty(self) -> bool:
         """Whether the mirror is equal."""
-        return not (self.has_extra or len(self.lacking) or self.lacking_media or self.words)
+        lacks = len(self.lacking) or self.lacking_media or self.words or self.ends
+        return not (self.has_extra or lacks)
 
     @property
     def has_extra(self) -> bool:
@@ -48,7 +53,7 @@ def difference(
     contents: Contents, points: Points, held: Held, holdings: Holdings, *, narrow: bool
 ) -> Difference:
     """Compare what MLflow has of a run with what a mirror holds; `narrow` when in 32 bits."""
-    lacking, extra = _points_between(points, held.points, narrow=narrow)
+    lacking, extra = points_between(points, held.points, narrow=narrow)
     wanted: dict[Medium, list[Part]] = {}
     for part in contents.parts:
         if medium := medium_of(part.record):
@@ -63,8 +68,24 @@ def difference(
         extra_media=tuple(
             sorted(one for one, n in held.media.items() if n > len(wanted.get(one, ())))
         ),
-        words=tuple(part for part in contents.parts if not _says(part, held, holdings)),
+        words=tuple(
+            part
+            for part in (*contents.parts, *_gone(contents, held, holdings, narrow=narrow))
+            if not _says(part, held, holdings)
+        ),
+        ends=contents.is_over and held.end != contents.status,
     )
+
+
+def _gone(contents: Contents, held: Held, holdings: Holdings, *, narrow: bool) -> list[Part]:
+    """For what a mirror still says though MLflow has it no more, words that say so.
+
+    W&B's artifacts stay: only a person can delete them.
+    """
+    may_go = (*_MAY_GO, "files/artifacts-") if narrow else _MAY_GO
+    wanted = {name for part in contents.parts for name in holdings.rendered(part.record)}
+    gone = (name for name in held.words if name.startswith(may_go) and name not in wanted)
+    return [Part(About(name, {"text": "no longer in MLflow"})) for name in sorted(gone)]
 
 
 def written_live(held: Held) -> bool:
@@ -81,11 +102,10 @@ def as_a_tracker_writes(found: Difference, *, in_wandb: bool) -> Difference:
     return dataclasses.replace(found, words=tuple(kept))
 
 
-def _points_between(ours: Points, theirs: Points, *, narrow: bool) -> tuple[Points, Points]:
-    """Our points that they lack, and theirs that are too many."""
-    if not narrow:
-        return ours.minus(theirs), theirs.minus(ours)
-    return ours.narrowly_minus(theirs), theirs.minus(ours.narrow())
+def points_between(ours: Points, theirs: Points, *, narrow: bool) -> tuple[Points, Points]:
+    """Our points that they lack, and theirs that are too many; `narrow` when in 32 bits."""
+    kept = ours.in_seconds().narrow() if narrow else ours.in_seconds()
+    return ours.lacking_in(theirs, kept_as=kept), theirs.minus(kept)
 
 
 def _says(part: Part, held: Held, holdings: Holdings) -> bool:

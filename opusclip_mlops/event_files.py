@@ -7,6 +7,7 @@ while all of them are being replaced by one, `.opusclip.new` and `.opusclip.repl
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import re
 import socket
@@ -32,6 +33,7 @@ FRAME_BYTES = 16
 _LENGTH, _CRC = struct.Struct("<Q"), struct.Struct("<I")
 _HEAD_BYTES = _LENGTH.size + _CRC.size
 _BUFFER_BYTES = 1024 * 1024
+_LONGEST_NAME = 200
 _MADE_S = re.compile(r"tfevents\.(\d{1,12})")
 _LOCK_TRIES, _LOCK_POLL_S = 5, 0.02
 
@@ -46,6 +48,11 @@ class _Replacing(msgspec.Struct, frozen=True):
 def event_folder(tensorboard_dir: Path, identity: Identity) -> Path:
     """Where a run's event files lie, inside `tensorboard_dir` whatever the experiment is called."""
     experiment = quote(identity.experiment_name, safe=" ").replace("..", "%2E%2E")
+    if experiment == ".":
+        experiment = "%2E"
+    if len(experiment) > _LONGEST_NAME:
+        digest = hashlib.sha256(experiment.encode()).hexdigest()[:12]
+        experiment = f"{experiment[:_LONGEST_NAME]}-{digest}"
     return tensorboard_dir / experiment / identity.mirror_id
 
 

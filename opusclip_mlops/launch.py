@@ -89,6 +89,13 @@ def yield_to_training(pid: int) -> None:
         Path(f"/proc/{pid}/autogroup").write_text(str(NICENESS))
 
 
+def yield_alike(pid: int) -> None:
+    """Let a process's session have the share of a core that this process's own has."""
+    with contextlib.suppress(OSError):
+        own = Path("/proc/self/autogroup").read_text().split()[-1]
+        Path(f"/proc/{pid}/autogroup").write_text(own)
+
+
 def children_of(pid: int) -> list[int]:
     """The processes that a process has started and that still run."""
     found: list[int] = []

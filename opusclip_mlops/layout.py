@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 LOCAL_ID_TAG = "opusclip.local_id"
 MIRROR_ID_TAG = "opusclip.mirror_id"
+MIRROR_OF_TAG = "opusclip.mirror_of"
 MIRRORS_TAG = "opusclip.mirrors"
 BEST_TAG = "opusclip.checkpoint.best"
 LAST_TAG = "opusclip.checkpoint.last"

@@ -101,16 +101,25 @@ class Lookout:
         self._everything_s = self._registry_s = -1e9
         self._polled_ms = 0
         self._running: set[str] = set()
-        self._versions: dict[str, str] = {}
+        self._versions: dict[str, str] | None = None
+        self._due: set[str] = set()
 
     def poll(self) -> list[Look]:
         """The runs that need a look now."""
         looks = {run.info.run_id: Look(run) for run in self._moving()}
         self._running = {id_ for id_, one in looks.items() if one.run.info.status == "RUNNING"}
-        for run_id in self._moved_in_registry():
-            if moved := self._present(run_id):
+        self._due |= self._moved_in_registry()
+        for run_id in sorted(self._due):
+            moved = looks[run_id].run if run_id in looks else self._present(run_id)
+            if moved is None:
+                self._due.discard(run_id)
+            else:
                 looks[run_id] = Look(moved, at_all=True)
         return list(looks.values())
+
+    def settle(self, run_id: str) -> None:
+        """A run was looked at, at all; one that could not be is given again."""
+        self._due.discard(run_id)
 
     def _moving(self) -> Iterator[Run]:
         if time.monotonic() - self._everything_s > _EVERYTHING_EVERY_S:
@@ -143,16 +152,17 @@ class Lookout:
         chosen = run.info.experiment_id in self._experiments or run_id in self._run_ids
         return run if chosen else None
 
-    def _moved_in_registry(self) -> list[str]:
-        """The runs whose registered versions, stages or aliases changed since the last look."""
+    def _moved_in_registry(self) -> set[str]:
+        """The runs whose registered versions, stages or aliases changed since the last answer.
+
+        At first all that have versions: they may have moved while nobody looked.
+        """
         if time.monotonic() - self._registry_s < _REGISTRY_EVERY_S:
-            return []
+            return set()
         self._registry_s = time.monotonic()
-        now = self._registered()
-        moved = [run_id for run_id, said in now.items() if self._versions.get(run_id) != said]
-        gone = [run_id for run_id in self._versions if run_id not in now]
-        is_first, self._versions = not self._versions, now
-        return [] if is_first else moved + gone
+        now, before = self._registered(), self._versions or {}
+        self._versions = now
+        return {run_id for run_id in {*now, *before} if now.get(run_id) != before.get(run_id)}
 
     def _registered(self) -> dict[str, str]:
         """What the registry says about each run's versions, as a text to compare."""

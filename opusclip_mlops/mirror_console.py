@@ -15,24 +15,25 @@ import msgspec
 from opusclip_mlops.config import TrackingConfig
 from opusclip_mlops.mirror_work import RunReport
 from opusclip_mlops.replay import Places, target_of
-from opusclip_mlops.wandb_layout import wandb_mode
 
-_WELL = ("equal", "mirrored", "planned", "gone")
+_WELL = ("equal", "mirrored", "planned")
 _LISTED = 20
 _lock = threading.Lock()
 
 
 def is_well(reports: Iterable[RunReport]) -> bool:
-    """Whether every run is as it should be now; one that was deleted in MLflow is."""
+    """Whether every run is as it should be now."""
     return all(one.outcome in _WELL for one in reports)
 
 
 def tell_offline(to: Iterable[str], places: Places) -> None:
     """Say, once and on stderr, that W&B is written offline because there is no key for it."""
     config = TrackingConfig()
+    if places.wandb_mode or config.wandb_mode:
+        return
     targets = [target_of(name, config, places) for name in to]
     for target in targets:
-        if target.kind == "wandb" and not target.mode and wandb_mode(None) == "offline":
+        if target.mode == "offline":
             logs = f"{target.folder}/wandb/offline-run-*"
             print(
                 f"opusclip: no W&B key here: written offline, send by wandb sync {logs}",
@@ -78,7 +79,8 @@ def _said(report: RunReport) -> Iterator[str]:
     amount = ", ".join(count for count in counts if count)
     match report.outcome:
         case "equal":
-            yield f"equal ({report.held_points:,} points)" if report.held_points else "equal"
+            held = _count(report.held_points, "point")
+            yield f"equal ({held})" if held else "equal"
         case "mirrored":
             yield f"{'made anew' if report.rebuilt else 'mirrored'}: {amount or 'its end'}"
         case "planned":
@@ -86,11 +88,21 @@ def _said(report: RunReport) -> Iterator[str]:
             if report.extra:
                 yield f"and be made anew, as it holds {report.extra:,} too many"
         case "unequal":
-            yield f"NOT EQUAL: lacks {amount or 'nothing'}, has {report.extra:,} too many"
+            yield f"NOT EQUAL: {', '.join(_differences(report))}"
         case "absent":
             yield "NOT EQUAL: there is no mirror"
         case "gone" | "busy" | "failed":
             yield f"{report.outcome}: {report.error}"
+
+
+def _differences(report: RunReport) -> Iterator[str]:
+    lacking = [_count(report.points, "point"), _count(report.media, "medium", "media")]
+    if any(lacking):
+        yield "lacks " + " and ".join(count for count in lacking if count)
+    if report.extra:
+        yield f"has {report.extra:,} too many"
+    if report.words:
+        yield _count(report.words, "text about it differs", "texts about it differ")
 
 
 def _count(number: int, one: str, several: str = "") -> str:

@@ -1,18 +1,20 @@
 """Starts a process for each place that runs are mirrored to, and listens to what they tell."""
 
 import contextlib
+import io
+import os
 import subprocess
 import sys
 import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import IO
+from typing import IO, cast
 
 import msgspec
 
 from opusclip_mlops.errors import DeliveryError
-from opusclip_mlops.mirror_work import RunReport, Work, decoded
+from opusclip_mlops.mirror_work import BROKEN_CLIENT, RunReport, Work, decoded
 from opusclip_mlops.redaction import one_line
 
 Show = Callable[[RunReport], None]
@@ -21,6 +23,7 @@ Show = Callable[[RunReport], None]
 _DEATHS = 3
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 1.0, 60.0
 _TAIL_BYTES = 4096
+_MOST_LOG_BYTES = 1024 * 1024
 
 
 def do(works: Sequence[Work], show: Show) -> list[RunReport]:
@@ -66,8 +69,12 @@ class _Attendant:
         pause_s = _FIRST_PAUSE_S
         while not self._stopped.is_set():
             reports_before = len(self.reports)
-            with tempfile.TemporaryFile() as log:
-                code = self._run(log)
+            with tempfile.TemporaryFile("a+b") as log:
+                try:
+                    code = self._run(log)
+                except OSError as error:
+                    code = -1
+                    log.write(str(error).encode())
                 if code == 0 or self._stopped.is_set():
                     return
                 self._note_death(code, _last_line(log))
@@ -93,6 +100,8 @@ class _Attendant:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
+            # What a process that died at once has not read is not to be flushed later.
+            bufsize=0,
             # Ctrl-C is this process's to hear.
             start_new_session=True,
         ) as process:
@@ -101,14 +110,13 @@ class _Attendant:
             assert process.stdout is not None
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(msgspec.json.encode(self._left()) + b"\n")
-                process.stdin.flush()
             if self._stopped.is_set():
                 self.stop()
-            self._listen(process.stdout)
+            self._listen(io.BufferedReader(cast(io.RawIOBase, process.stdout)), log)
             process.wait()
         return process.returncode
 
-    def _listen(self, lines: Iterable[bytes]) -> None:
+    def _listen(self, lines: Iterable[bytes], log: IO[bytes]) -> None:
         for line in lines:
             report = decoded(line)
             if report is None:
@@ -118,9 +126,12 @@ class _Attendant:
             elif report.run_id:
                 self._under_way = ""
                 self.reports[report.run_id] = report
+                self._deaths.pop(report.run_id, None)
             elif report.outcome == "failed" and self._work.does != "follow":
                 self.problem = report.error
             self._show(report)
+            if os.fstat(log.fileno()).st_size > _MOST_LOG_BYTES:
+                os.ftruncate(log.fileno(), 0)
 
     def _left(self) -> Work:
         """The work without what was done, and without what the process dies at."""
@@ -132,6 +143,9 @@ class _Attendant:
 
     def _note_death(self, code: int, last_line: str) -> None:
         why = f"its process ended with code {code}: {last_line}"
+        if code == BROKEN_CLIENT and self._work.does == "follow":
+            # An outage is waited out, however often it comes.
+            return
         if not self._under_way:
             self._deaths[""] += 1
             if self._work.does != "follow" and self._deaths[""] >= _DEATHS:

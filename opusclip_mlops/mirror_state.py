@@ -5,6 +5,7 @@ the one noted, and may be removed at any time.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import socket
@@ -99,13 +100,14 @@ def live_targets(manifest: Manifest) -> list[Target]:
         Target(kind="tensorboard", folder=str(place / manifest.tensorboard_dir)),
         Target(
             kind="wandb",
-            folder=os.path.normpath(place / manifest.wandb_dir),
+            folder=str(place / manifest.wandb_dir),
             entity=manifest.wandb_entity,
             project=manifest.project_name,
             mode=manifest.wandb_mode,
         ),
     ]
-    return [target for target in every if target.kind in manifest.sinks]
+    mode = manifest.wandb_mode or "offline"
+    return [target.resolved(mode) for target in every if target.kind in manifest.sinks]
 
 
 def live_mirrors(manifest: Manifest) -> str:
@@ -132,6 +134,24 @@ def _is_same(one: Target, other: Target, *, is_here: bool) -> bool:
             other.entity or one.entity
         )
     return is_here and (one.folder, one.project) == (other.folder, other.project)
+
+
+def open_claim(target: Target, identity: Identity) -> int | None:
+    """Take the right to compare and write a mirror, until the descriptor is closed.
+
+    None while another process of this user has it.
+    """
+    folder = default_state_dir() / "locks"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    place = msgspec.json.encode([target, identity.experiment_name, identity.mirror_id])
+    name = f"mirror-{hashlib.sha256(place).hexdigest()[:32]}.lock"
+    descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _decoded(path: Path, kind: type[S]) -> S | None:

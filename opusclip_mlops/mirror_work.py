@@ -1,10 +1,13 @@
 """What the process that mirrors to one place is told to do, and what it tells of each run."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
 from opusclip_mlops.targets import Target
+
+BROKEN_CLIENT = 75
+"""The exit code of a process that only wants to be started again."""
 
 Outcome = Literal[
     "begun", "equal", "mirrored", "planned", "unequal", "absent", "busy", "gone", "failed"
@@ -81,8 +84,3 @@ def decoded(line: bytes) -> RunReport | None:
 def work_of(content: bytes) -> Work:
     """The work a process was given."""
     return msgspec.json.decode(content, type=Work)
-
-
-def json_of(value: Any) -> str:
-    """A value as JSON for people to read."""
-    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()

@@ -6,6 +6,7 @@ each run to stdout, and ends when stdin is closed.
 
 import contextlib
 import functools
+import importlib
 import os
 import signal
 import sys
@@ -18,6 +19,14 @@ from typing import IO
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
 
+if "mlflow" not in sys.modules:
+    # It loads them where they are: 45 MB for nothing that is done here.
+    _unused = [name for name in ("pyarrow", "scipy") if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(_unused))  # type: ignore[arg-type]
+    importlib.import_module("mlflow")
+    for _name in _unused:
+        del sys.modules[_name]
+
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -27,8 +36,17 @@ from opusclip_mlops.faults import attempted
 from opusclip_mlops.history import RunGoneError, open_history
 from opusclip_mlops.lookout import Look, Lookout, every_run, experiment_ids, one_run
 from opusclip_mlops.mirror_state import MirrorState
-from opusclip_mlops.mirror_work import Missing, Outcome, RunReport, Work, encoded, work_of
-from opusclip_mlops.mirroring import RunMirror, Sent, Source
+from opusclip_mlops.mirror_work import (
+    BROKEN_CLIENT,
+    Missing,
+    Outcome,
+    RunReport,
+    Work,
+    encoded,
+    work_of,
+)
+from opusclip_mlops.mirror_writer import remove_left_work
+from opusclip_mlops.mirroring import RunMirror, Sent, Source, is_long_over
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.sinks import NEEDS_NEW_PROCESS, Waiting
 from opusclip_mlops.words import words_of
@@ -37,7 +55,8 @@ _FIRST_RETRY_S, _LAST_RETRY_S = 2.0, 60.0
 _TRIES = 3
 _MOST_OPEN = 64
 _EXAMPLES = 5
-_BROKEN_CLIENT = 75
+_SKIPPED_S = 3600.0
+_LAST_WORDS_S = 20.0
 
 
 class MirrorWorker:
@@ -52,6 +71,7 @@ class MirrorWorker:
         self._mirrors: dict[str, RunMirror] = {}
         self._pauses: dict[str, tuple[float, float]] = {}
         self._failed_in_row = 0
+        self._began_s = time.monotonic()
         self._stopped = threading.Event()
         self._lookout: Lookout | None = None
 
@@ -61,11 +81,12 @@ class MirrorWorker:
 
     def run(self) -> None:
         """Do the work."""
+        remove_left_work()
         try:
             if self._work.does == "follow":
                 self._follow()
             else:
-                self._once()
+                self._report(attempted(self._once), "")
         finally:
             for mirror in self._mirrors.values():
                 self._report(attempted(mirror.leave), "")
@@ -118,7 +139,7 @@ class MirrorWorker:
             return
         if mirror.is_open and self._work.target.kind in NEEDS_NEW_PROCESS:
             print(_said(fault), file=sys.stderr, flush=True)
-            os._exit(_BROKEN_CLIENT)
+            os._exit(BROKEN_CLIENT)
         mirror.abandon()
 
     def _compare(self, run: Run, mirror: RunMirror) -> None:
@@ -133,7 +154,7 @@ class MirrorWorker:
             run,
             points=len(found.lacking),
             media=len(found.lacking_media),
-            words=len(found.words),
+            words=len(found.words) + found.ends,
             extra=len(found.extra) + len(found.extra_media),
             held_points=len(compared.held.points),
             left_out=[Missing(one.name, one.reason) for one in compared.contents.left_out],
@@ -169,14 +190,19 @@ class MirrorWorker:
     def _look(self, look: Look) -> None:
         run_id = look.run.info.run_id
         not_before_s, wait_s = self._pauses.get(run_id, (0.0, _FIRST_RETRY_S))
-        if time.monotonic() < not_before_s or run_id in self._work.skip:
+        if time.monotonic() < max(not_before_s, self._skipped_until_s(run_id)):
             return
         mirror = self._mirrors.setdefault(
             run_id, RunMirror(self._source, self._work.target, run_id)
         )
         fault = attempted(lambda: self._update(mirror, look))
         if fault is None:
+            if self._lookout is not None:
+                self._lookout.settle(run_id)
             self._pauses.pop(run_id, None)
+            if is_long_over(look.run) and not mirror.is_open:
+                # What is known of it stands on disk.
+                del self._mirrors[run_id]
             self._failed_in_row = 0
             self._close_some()
             return
@@ -187,6 +213,10 @@ class MirrorWorker:
             self._failed_in_row += 1
             # Faults of several runs are the place's own: it is left alone for a while.
             self._stopped.wait(min(_LAST_RETRY_S, 2.0**self._failed_in_row / 4))
+
+    def _skipped_until_s(self, run_id: str) -> float:
+        """What this process has died at is tried again after an hour."""
+        return self._began_s + _SKIPPED_S if run_id in self._work.skip else 0.0
 
     def _update(self, mirror: RunMirror, look: Look) -> None:
         sent = mirror.follow_up(look.run, look_at_all=look.at_all)
@@ -238,6 +268,8 @@ def _examples(found: Difference) -> Iterator[str]:
     for what, points in (("lacks", found.lacking), ("has too much", found.extra)):
         for one in points.some(_EXAMPLES):
             yield f"{what}: {one.key} = {one.value!r} at step {one.step}, {one.timestamp_ms} ms"
+    if found.ends:
+        yield "differs: how the run ended"
     for part in found.words[:_EXAMPLES]:
         yield f"differs: {', '.join(words_of(part.record))}"
     for part in found.lacking_media[:_EXAMPLES]:
@@ -267,18 +299,36 @@ def _end_with_parent(worker: MirrorWorker) -> None:
     with contextlib.suppress(OSError):
         while os.read(0, 4096):
             pass
+    _stop(worker)
+
+
+def _stop(worker: MirrorWorker) -> None:
+    """Let the run under way be finished, if that takes no longer than it may.
+
+    A mirror can be left anywhere: what it lacks is found by the next look.
+    """
     worker.stop()
+    threading.Timer(_LAST_WORDS_S, os._exit, (0,)).start()
 
 
 def main() -> None:
     """Read the work, do it, and keep whatever libraries print off stdout."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    worker = MirrorWorker(work_of(sys.stdin.buffer.readline()), out)
+    work = work_of(sys.stdin.buffer.readline())
+    if work.does != "follow" and (fault := attempted(lambda: MirrorWorker(work, out))):
+        report = RunReport(target=str(work.target), outcome="failed", error=_said(fault))
+        out.write(encoded(report))
+        out.flush()
+        return
+    worker = MirrorWorker(work, out)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: worker.stop())
+        signal.signal(number, lambda *_: _stop(worker))
     threading.Thread(target=_end_with_parent, args=(worker,), daemon=True).start()
     worker.run()
+    out.flush()
+    # Neither a timer nor what a client library does at the end is waited for.
+    os._exit(0)
 
 
 if __name__ == "__main__":

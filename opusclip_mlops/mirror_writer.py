@@ -1,7 +1,9 @@
 """Writes to one run's mirror through the sink that its tracker would write through."""
 
+import contextlib
+import fcntl
 import heapq
-import itertools
+import os
 import shutil
 import tempfile
 import time
@@ -14,7 +16,7 @@ from opusclip_mlops.errors import DeliveryError
 from opusclip_mlops.folder import Manifest, RunFolder
 from opusclip_mlops.launch import HUNG_S
 from opusclip_mlops.points import Points
-from opusclip_mlops.records import Batch, Params, Record, Row, RunEnded
+from opusclip_mlops.records import Batch, Metrics, Params, Record, Row, RunEnded
 from opusclip_mlops.sinks import Refusal, SinkState, open_sink
 from opusclip_mlops.targets import Target, default_state_dir
 from opusclip_mlops.words import words_of
@@ -22,8 +24,11 @@ from opusclip_mlops.words import words_of
 ENDED = frozenset({"FINISHED", "FAILED", "KILLED"})
 """What MLflow calls a run that is over."""
 
-_BATCH_RECORDS = 2000
-_POLL_S = 0.05
+_BATCH_RECORDS, _BATCH_FILES = 2000, 16
+_POLL_S = 0.02
+_WORK_PREFIX = "mirror-"
+# One that is just being made is held by nobody yet.
+_NEW_S = 60.0
 _GIVEN_UP_S = 10 * HUNG_S
 
 
@@ -42,8 +47,10 @@ class MirrorWriter:
     def __init__(self, target: Target, contents: Contents, *, is_new: bool = False) -> None:
         self._target, self._contents = target, contents
         self._row = 0
-        self._work = Path(tempfile.mkdtemp(prefix="mirror-", dir=_work_dir()))
+        self._work = Path(tempfile.mkdtemp(prefix=_WORK_PREFIX, dir=_work_dir()))
+        self._hold = os.open(self._work, os.O_RDONLY)
         try:
+            fcntl.flock(self._hold, fcntl.LOCK_SH)
             self._folder = RunFolder(self._work / "run")
             self._folder.create(_manifest(target, contents, self._work))
             self._folder.write_identity(contents.identity)
@@ -60,8 +67,7 @@ class MirrorWriter:
 
     def send(self, records: Iterable[Record]) -> Iterator[Refusal]:
         """Send records and return once they are safe there; what can't be sent is yielded."""
-        stream = iter(records)
-        while part := tuple(itertools.islice(stream, _BATCH_RECORDS)):
+        for part in _batches(records):
             batch = Batch(records=part, first_row=self._row)
             self._row += batch.row_count
             yield from self._sink.write(batch).refused
@@ -102,6 +108,37 @@ class MirrorWriter:
 
     def _remove(self) -> None:
         shutil.rmtree(self._work, ignore_errors=True)
+        if self._hold >= 0:
+            os.close(self._hold)
+            self._hold = -1
+
+
+def _batches(records: Iterable[Record]) -> Iterator[tuple[Record, ...]]:
+    """Records in parts, with few files in each: those are fetched as their part is made up."""
+    part: list[Record] = []
+    files = 0
+    for record in records:
+        part.append(record)
+        files += not isinstance(record, Metrics)
+        if len(part) >= _BATCH_RECORDS or files >= _BATCH_FILES:
+            yield tuple(part)
+            part, files = [], 0
+    if part:
+        yield tuple(part)
+
+
+def remove_left_work() -> None:
+    """Remove what processes that were killed have left of their work."""
+    for path in _work_dir().glob(f"{_WORK_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime < _NEW_S:
+                continue
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(descriptor)
 
 
 def end_of(contents: Contents) -> RunEnded | None:

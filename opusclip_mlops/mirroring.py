@@ -5,6 +5,7 @@ interrupted anywhere, and the next look finds what is left to do.
 """
 
 import hashlib
+import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -18,16 +19,18 @@ from opusclip_mlops.differences import (
     Difference,
     as_a_tracker_writes,
     difference,
+    points_between,
     written_live,
 )
 from opusclip_mlops.errors import DeliveryError, RecordError, VideoError
+from opusclip_mlops.folder import Identity
 from opusclip_mlops.history import Cursor, History
 from opusclip_mlops.holdings import Held, Holdings, medium_of, open_holdings
 from opusclip_mlops.layout import MIRRORS_TAG
-from opusclip_mlops.mirror_state import MirrorState, Noted, is_mirrored_live
+from opusclip_mlops.mirror_state import MirrorState, Noted, is_mirrored_live, open_claim
 from opusclip_mlops.mirror_writer import ENDED, MirrorWriter, in_rows
 from opusclip_mlops.points import Points
-from opusclip_mlops.records import Record, Row, now_ms
+from opusclip_mlops.records import Record, Row, Tags, now_ms
 from opusclip_mlops.sinks import Waiting
 from opusclip_mlops.targets import Target
 from opusclip_mlops.wandb_layout import wandb_mode
@@ -35,6 +38,8 @@ from opusclip_mlops.words import words_of
 
 _ARTIFACTS_EVERY_S = 30.0
 _SILENT_MS = 10 * 60_000
+_LATE_MS = 24 * 3_600_000
+_BY_ITS_TRACKER = "the run's own tracker mirrors it there as it goes on"
 _NO_POINTS = Points.of(())
 
 
@@ -95,7 +100,9 @@ class RunMirror:
         self._by_step = target.kind == "tensorboard"
         self._writer: MirrorWriter | None = None
         self._noted: Noted | None = None
+        self._claim: int | None = None
         self._artifacts_s = 0.0
+        self._last: Contents | None = None
 
     @property
     def is_open(self) -> bool:
@@ -126,19 +133,29 @@ class RunMirror:
             DeliveryError: what was sent can't be counted there.
         """
         self.leave()
-        if self._writer_is_its_tracker(run):
-            raise Waiting("the run's own tracker mirrors it there as it goes on")
+        if run.info.status not in ENDED and self._is_heard_of(run):
+            raise Waiting(_BY_ITS_TRACKER)
         contents = read_contents(self._source.client, run)
+        # Before the mirror is read: another process may be about to write it.
+        self._take(contents.identity)
+        try:
+            return self._caught_up(run, contents)
+        finally:
+            self._release()
+
+    def _caught_up(self, run: Run, contents: Contents) -> Sent:
         points, cursor = self._source.history.read(run)
         holdings = open_holdings(self._target, contents.identity)
         held = holdings.read()
         found = difference(contents, points, held, holdings, narrow=self._by_step)
+        if self._is_its_trackers(run, held, found):
+            raise Waiting(_BY_ITS_TRACKER)
         sent = Sent(left_out=contents.left_out)
-        if not found.is_empty or _lacks_end(contents, held.end):
+        if not found.is_empty:
             is_new = found.has_extra
             load = self._begin_anew(contents, points, holdings) if is_new else _lacking(found)
             sent = replace(self._send(contents, load), rebuilt=is_new)
-            self.leave()
+            self._close()
             self._confirm(holdings, points)
         self._note(run, contents, cursor, holdings)
         return sent
@@ -152,12 +169,23 @@ class RunMirror:
         if noted is None or (run.info.status in ENDED) != noted.is_over:
             return None
         is_quiet = signature_of(run) == noted.signature
-        if is_quiet and noted.is_over and not look_at_all:
+        if is_quiet and noted.is_over and not look_at_all and is_long_over(run):
             return Sent() if self._is_as_left(noted) else None
-        return self._news(run, noted, look_at_all=look_at_all)
+        self._take(noted.identity)
+        try:
+            return self._news(run, noted, look_at_all=look_at_all)
+        finally:
+            self._release()
 
     def leave(self) -> None:
         """Let others write the mirror."""
+        try:
+            self._close()
+        finally:
+            self._release()
+
+    def _close(self) -> None:
+        self._last = None
         if self._writer is not None:
             writer, self._writer = self._writer, None
             writer.close()
@@ -167,6 +195,20 @@ class RunMirror:
         if self._writer is not None:
             writer, self._writer = self._writer, None
             writer.abandon()
+        self._release()
+
+    def _take(self, identity: Identity) -> None:
+        """Keep other processes that mirror from this mirror."""
+        if self._claim is None:
+            claim = open_claim(self._target, identity)
+            if claim is None:
+                raise Waiting("another process brings this mirror up to date")
+            self._claim = claim
+
+    def _release(self) -> None:
+        if self._claim is not None and self._writer is None:
+            os.close(self._claim)
+            self._claim = None
 
     def _news(self, run: Run, noted: Noted, *, look_at_all: bool) -> Sent | None:
         news = self._source.history.news(run, noted.cursor)
@@ -176,16 +218,25 @@ class RunMirror:
         contents = self._contents(run, noted, look_at_all=look_at_all)
         load = _Load(points=points)
         if contents is not None:
+            if noted.parts.keys() - {_name(part) for part in contents.parts}:
+                # What MLflow has no more is found where all is compared.
+                return None
             changed = tuple(p for p in contents.parts if noted.parts.get(_name(p)) != _digest(p))
             load = _load_of(points, changed)
+            if any(isinstance(part.record, Tags) for part in changed):
+                # A tag may be gone; a sink that is open only adds.
+                self._close()
         if not len(load):
             if contents is not None or cursor != noted.cursor:
                 self._keep(noted, run, cursor)
             return Sent()
-        contents = contents or read_contents(self._source.client, run, with_artifacts=False)
+        # Where there was no reason to look, nothing but points has changed since; a mirror that
+        # is opened is told everything anew.
+        contents = contents or (self._last if self.is_open else None)
+        contents = contents or read_contents(self._source.client, run)
         sent = self._send(contents, load)
         if noted.is_over:
-            self.leave()
+            self._close()
         holdings = open_holdings(self._target, contents.identity)
         self._note(run, contents, cursor, holdings, known=noted.parts)
         return sent
@@ -198,14 +249,28 @@ class RunMirror:
         self._artifacts_s = time.monotonic()
         return read_contents(self._source.client, run)
 
-    def _writer_is_its_tracker(self, run: Run) -> bool:
-        """Whether the tracker that logs this run writes its mirror too, and is heard of."""
-        said = run.data.tags.get(MIRRORS_TAG, "")
-        target = msgspec.structs.replace(self._target, mode=wandb_mode(self._target.mode))
-        if run.info.status in ENDED or not is_mirrored_live(said, target):
+    def _is_its_trackers(self, run: Run, held: Held, found: Difference) -> bool:
+        """Whether the tracker that logs this run writes its mirror too, and may go on doing so."""
+        is_over = run.info.status in ENDED
+        # Its sinks are apart: a mirror may get the tail of a run that MLflow calls ended.
+        if is_over and held.end:
             return False
-        heard_ms = max([run.info.start_time, *(m.timestamp for m in run.data._metric_objs)])
-        return bool(now_ms() - heard_ms < _SILENT_MS)
+        return self._is_heard_of(run) or (
+            found.has_extra and not is_over and self._has_live_writer(run)
+        )
+
+    def _is_heard_of(self, run: Run) -> bool:
+        """Whether the run's tracker mirrors it to this place, and has logged of late."""
+        if not self._has_live_writer(run):
+            return False
+        now = now_ms()
+        heard_ms = [run.info.start_time or 0, run.info.end_time or 0]
+        heard_ms += [metric.timestamp for metric in run.data._metric_objs]
+        return bool(now - max(one for one in (0, *heard_ms) if one <= now) < _SILENT_MS)
+
+    def _has_live_writer(self, run: Run) -> bool:
+        target = self._target.resolved(wandb_mode(self._target.mode))
+        return is_mirrored_live(run.data.tags.get(MIRRORS_TAG, ""), target)
 
     def _is_as_left(self, noted: Noted) -> bool:
         if self._writer is not None and self._target.kind == "wandb":
@@ -267,9 +332,10 @@ class RunMirror:
         """See that the points are there; W&B's rows were counted while they were sent."""
         if self._target.kind == "wandb":
             return
-        there = len(holdings.read().points)
-        if there != len(points):
-            raise DeliveryError(f"{self._target} holds {there} of {len(points)} points")
+        lacking, extra = points_between(points, holdings.read().points, narrow=True)
+        if len(lacking) or len(extra):
+            counts = f"lacks {len(lacking)} points and has {len(extra)} too many"
+            raise DeliveryError(f"{self._target} {counts} after all was sent")
 
     def _note(
         self,
@@ -279,6 +345,7 @@ class RunMirror:
         holdings: Holdings,
         known: dict[str, str] | None = None,
     ) -> None:
+        self._last = contents
         self._noted = Noted(
             target=self._target,
             identity=contents.identity,
@@ -305,6 +372,11 @@ def signature_of(run: Run) -> str:
     """A short text that changes with anything that a listing of runs shows of this one."""
     latest = sorted((m.key, m.step, m.timestamp, repr(m.value)) for m in run.data._metric_objs)
     return _short([words_signature(run), latest])
+
+
+def is_long_over(run: Run) -> bool:
+    """Whether a run ended so long ago that nothing late is to be expected."""
+    return bool(now_ms() - (run.info.end_time or 0) > _LATE_MS)
 
 
 def words_signature(run: Run) -> str:
@@ -334,10 +406,6 @@ def _ordered(load: _Load, by_step: bool) -> list[Part]:
         return (row.step, row.timestamp_ms) if by_step else (row.timestamp_ms, row.step)
 
     return sorted(load.media, key=place)
-
-
-def _lacks_end(contents: Contents, end: str) -> bool:
-    return contents.status in ENDED and not end
 
 
 def _name(part: Part) -> str:

@@ -16,6 +16,8 @@ from opusclip_mlops.records import Metrics
 MAX_FLOAT64 = 1.7976931348623157e308
 """What MLflow's databases keep of an infinity, with its sign; read back it is infinite again."""
 
+# Below it a time in seconds, as a 64-bit float, gives back its millisecond.
+_EXACT_MS = 2**50
 _ROW = np.dtype([("key", "<i8"), ("step", "<i8"), ("timestamp_ms", "<i8"), ("value", "<f8")])
 
 
@@ -90,12 +92,19 @@ class Points:
         """The points that `other` lacks; one that stands here more often is left over."""
         return self._kept(self, other)
 
-    def narrowly_minus(self, other: "Points") -> "Points":
-        """The points that `other`, which holds 32-bit values, lacks; in 64 bits as they are here.
+    def lacking_in(self, other: "Points", *, kept_as: "Points") -> "Points":
+        """The points that `other`, which keeps them as `kept_as`, lacks; as they are here.
 
-        Two points that differ by less than 32 bits tell are two points there as well.
+        Two points that are kept as one and the same are two points there as well.
         """
-        return self._kept(self.narrow(), other)
+        return self._kept(kept_as, other)
+
+    def in_seconds(self) -> "Points":
+        """The same points as places hold them that count time in seconds, as 64-bit floats."""
+        rows = self.rows.copy()
+        for at in np.flatnonzero(np.abs(rows["timestamp_ms"]) >= _EXACT_MS):
+            rows["timestamp_ms"][at] = round(int(rows["timestamp_ms"][at]) / 1000 * 1000)
+        return Points(self.keys, rows)
 
     def _kept(self, compared: "Points", other: "Points") -> "Points":
         keys = tuple(sorted({*self.keys, *other.keys}))

@@ -6,11 +6,14 @@ from urllib.parse import quote
 
 from opusclip_mlops.folder import Identity
 from opusclip_mlops.records import Files
+from opusclip_mlops.redaction import redacted
 
 
 def physical(artifact_uri: str) -> str:
-    """An artifact URI with its scheme: a bare path is one of this machine's files."""
-    return f"file://{quote(artifact_uri)}" if artifact_uri.startswith("/") else artifact_uri
+    """An artifact URI with its scheme and no password; a bare path is one of this machine's."""
+    if artifact_uri.startswith("/"):
+        return f"file://{quote(artifact_uri)}"
+    return redacted(artifact_uri)
 
 
 def uri_of(artifact_uri: str, path: str) -> str:

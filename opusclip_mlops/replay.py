@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -12,6 +11,7 @@ from opusclip_mlops.config import TrackingConfig
 from opusclip_mlops.errors import ConfigError
 from opusclip_mlops.mirror_work import RunReport, Work
 from opusclip_mlops.targets import Target, parse_target
+from opusclip_mlops.wandb_layout import wandb_mode
 
 Does = Literal["mirror", "plan", "verify", "follow"]
 
@@ -133,7 +133,7 @@ def target_of(name: str, config: TrackingConfig, places: Places) -> Target:
     target = parse_target(name, wandb_dir=folder, wandb_mode=mode)
     if target.kind == "wandb" and mode == "disabled":
         raise ConfigError(f"{name}: W&B is disabled by WANDB_MODE or the configuration")
-    return msgspec.structs.replace(target, folder=str(Path(target.folder).absolute()))
+    return target.resolved(wandb_mode(mode))
 
 
 def _several(given: str | Sequence[str]) -> list[str]:

@@ -28,7 +28,15 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         if self.kind == "tensorboard":
             return f"tensorboard:{self.folder}"
-        return f"wandb:{self.entity}/{self.project}" if self.entity else f"wandb:{self.project}"
+        place = f"wandb:{self.entity}/{self.project}" if self.entity else f"wandb:{self.project}"
+        return f"{place} offline in {self.folder}" if self.mode == "offline" else place
+
+    def resolved(self, mode: str) -> "Target":
+        """The same place, with one form whoever names it; `mode` is the one W&B is used in."""
+        if self.kind == "tensorboard":
+            return msgspec.structs.replace(self, folder=os.path.abspath(self.folder))
+        folder = os.path.abspath(self.folder) if mode == "offline" else ""
+        return msgspec.structs.replace(self, folder=folder, mode=mode)
 
 
 def parse_target(text: str, *, wandb_dir: str = ".", wandb_mode: str | None = None) -> Target:

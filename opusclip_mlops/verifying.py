@@ -93,11 +93,3 @@ def _place(report: RunReport) -> tuple[str, str]:
 def is_equal(reports: Iterable[RunReport]) -> bool:
     """Whether every mirror that was looked at is equal."""
     return all(one.outcome == "equal" for one in reports)
-
-
-def counted(reports: Iterable[RunReport]) -> dict[str, int]:
-    """How many runs came to each outcome."""
-    found: dict[str, int] = {}
-    for one in reports:
-        found[one.outcome] = found.get(one.outcome, 0) + 1
-    return found

@@ -17,7 +17,7 @@ from pathlib import Path
 import wandb
 
 from opusclip_mlops.errors import OpusclipError
-from opusclip_mlops.launch import HUNG_S, children_of, yield_to_training
+from opusclip_mlops.launch import HUNG_S, children_of, yield_alike
 from opusclip_mlops.sessions import process_started_s
 
 HANG_S = 4 * HUNG_S
@@ -45,10 +45,11 @@ def forget_strays() -> None:
         os.environ.pop(name, None)
 
 
-def settings(*, declares_end: bool = True) -> wandb.Settings:
+def settings(*, declares_end: bool = True, flush_s: float = 0.5) -> wandb.Settings:
     """Settings of a run that measures, prints and uploads nothing of its own accord.
 
     Without `declares_end` the run's state on the server is left as it is when the run is closed.
+    What was logged is on disk after `flush_s` seconds.
     """
     return wandb.Settings(
         console="off",
@@ -58,7 +59,7 @@ def settings(*, declares_end: bool = True) -> wandb.Settings:
         x_disable_stats=True,
         x_disable_meta=True,
         x_save_requirements=False,
-        x_transaction_log_flush_interval=0.5,
+        x_transaction_log_flush_interval=flush_s,
         x_file_stream_transmit_interval=2.0,
         x_update_finish_state=declares_end,
         init_timeout=30,
@@ -110,7 +111,7 @@ class Claim:
         pids = children_of(os.getpid())
         for pid in pids:
             # The client gives its core a session of its own.
-            yield_to_training(pid)
+            yield_alike(pid)
         content = json.dumps({pid: process_started_s(pid) for pid in pids}).encode()
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, content, 0)

@@ -51,8 +51,24 @@ def words_of_config(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:
         for key, value in config.items()
         if key not in _RESERVED_PARAMS
     }
-    others = config.get(WORDS_KEY) or {}
-    return ({"params": params} if params else {}) | {name: dict(others[name]) for name in others}
+    others = {name: _said(values) for name, values in (config.get(WORDS_KEY) or {}).items()}
+    found = {name: values for name, values in others.items() if values}
+    return ({"params": params} if params else {}) | found
+
+
+def without_the_old(words: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """What the config is to say so that nothing of what it said before stays beside it.
+
+    The client joins a config with what the server has of it, key by key, at every depth.
+    """
+    return {
+        name: {**dict.fromkeys(known.get(name) or {}), **words.get(name, {})}
+        for name in {**known, **words}
+    }
+
+
+def _said(values: Mapping[str, Any]) -> dict[str, str]:
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def artifact_name(name: str) -> str:

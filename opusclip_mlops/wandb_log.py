@@ -111,10 +111,15 @@ def logs_of(wandb_dir: Path, run_id: str, *, project: str = "") -> list[Path]:
 
     With a `project`, those that were written for it; a log without a whole record is anybody's.
     """
-    # Parts begun within one second get -1, -2 … behind the id.
     found = wandb_dir.glob(f"wandb/*run-*-{run_id}*/run-{run_id}.wandb")
-    every = sorted(found, key=lambda path: (len(path.parent.name), path.parent.name))
+    every = sorted(found, key=lambda path: _begun(path.parent.name, run_id))
     return [path for path in every if not project or _project_of(path) in (project, "")]
+
+
+def _begun(folder_name: str, run_id: str) -> tuple[str, int, str]:
+    """When a part was begun; parts of one second get -1, -2 … behind the id."""
+    begun, _, number = folder_name.removeprefix("offline-").partition(f"-{run_id}")
+    return begun, int(number[1:]) if number[1:].isdigit() else 0, number
 
 
 def _project_of(path: Path) -> str:

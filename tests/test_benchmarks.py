@@ -1,10 +1,13 @@
 """The arithmetic behind the benchmarks' table: what counts as kept, ratios, percentiles, rates."""
 
 import io
+from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from rich.console import Console
 
+from benchmarks.backlog import new_store
 from benchmarks.delivery import Sample, rate
 from benchmarks.figures import (
     Figure,
@@ -15,6 +18,7 @@ from benchmarks.figures import (
     quarters,
     show,
 )
+from benchmarks.histories import make_run, names
 
 
 def figure(**fields: object) -> Figure:
@@ -116,3 +120,14 @@ def test_a_sink_that_began_after_the_others_had_ended_is_rated_over_its_own_time
     """There is no time in which another one was at work too."""
     samples = [Sample(5.0, 0), Sample(6.0, 80), Sample(7.0, 100)]
     assert rate(samples, until_s=4.0) == 10 * 100 / 2
+
+
+def test_a_run_written_past_mlflow_is_read_by_its_client(tmp_path: Path) -> None:
+    """Every point is there, the last one of each key is the latest, and the run is over."""
+    (tmp_path / "store").mkdir()
+    client = MlflowClient(new_store(tmp_path / "store"))
+    run = client.get_run(make_run(tmp_path / "store" / "mlflow.db", "0", keys=3, points=12))
+    histories = {key: client.get_metric_history(run.info.run_id, key) for key in names(3)}
+    assert [[one.step for one in points] for points in histories.values()] == [[0, 1, 2, 3]] * 3
+    assert run.data.metrics == {key: points[-1].value for key, points in histories.items()}
+    assert run.info.status == "FINISHED"

@@ -53,7 +53,7 @@ OWNERS = {
     "torch": {"checkpoints", "metrics", "performance", "projects"},
     "torchmetrics": {"metrics"},
     "wandb": {"holdings.wandb", "sinks.wandb", "wandb_client", "wandb_log"},
-    "tensorboard": {"events", "sinks.tensorboard"},
+    "tensorboard": {"events"},
     "av": {"video"},
     "PIL": {"pictures", "video"},
 }

@@ -99,7 +99,7 @@ def test_a_fault_of_the_server_doubles_and_loses_nothing(
     server.fault(kind, "file_stream", count=count)
     line = [BIN / "opusclip", "mirror", run.info.run_id, "--to", ONLINE, "--json"]
     with subprocess.Popen(line, stdout=subprocess.PIPE, cwd=place.path) as process:
-        wait_until(lambda: server.met(kind) > 0 or not server.is_alive())
+        wait_until(lambda: not server.is_alive() or server.met(kind) > 0)
         if not server.is_alive():
             server.start()
         server.lift()

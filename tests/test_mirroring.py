@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 from mlflow.entities import Metric
 
-from opusclip_mlops import wandb_log
+from opusclip_mlops import mirroring, wandb_log
 from opusclip_mlops.errors import OpusclipError
+from opusclip_mlops.mirror_state import live_mirrors
+from opusclip_mlops.sinks import Waiting
+from tests.journeys import make_run
 from tests.mirrored import AWKWARD, T0, Place
 
 KINDS = pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
@@ -205,7 +208,120 @@ def test_a_mirror_that_is_being_written_is_left_alone(place: Place) -> None:
     assert mirror.follow_up(place.again(run)).points == 1
     assert mirror.is_open
     place.log(run, [Metric("a", 3.0, T0 + 2, 3)])
-    with pytest.raises(OpusclipError, match="writ"):
+    with pytest.raises(OpusclipError, match="another process"):
         place.mirror(run, "tensorboard").catch_up(place.again(run))
     mirror.leave()
     assert place.mirror(run, "tensorboard").catch_up(place.again(run)).points == 1
+
+
+def test_a_run_that_its_tracker_mirrors_is_left_to_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it runs and is heard of; once it is over, or silent for long, it is anybody's."""
+    folder = make_run(place.path, ["mlflow", "tensorboard"])
+    run = place.run([Metric("a", 1.0, T0, 1)], status=None)
+    said = live_mirrors(folder.manifest())
+    place.client.set_tag(run.info.run_id, "opusclip.mirrors", said)
+    mirror = place.mirror(run, "tensorboard")
+    with pytest.raises(Waiting, match="tracker"):
+        mirror.catch_up(place.again(run))
+    assert mirror.compare(place.again(run), as_it_is=True).difference.lacking
+    with monkeypatch.context() as patch:
+        patch.setattr(mirroring, "_SILENT_MS", -1)
+        assert mirror.catch_up(place.again(run)).points == 1
+    place.client.set_terminated(run.info.run_id)
+    with pytest.raises(Waiting, match="tracker"):
+        mirror.catch_up(place.again(run))
+    with monkeypatch.context() as patch:
+        patch.setattr(mirroring, "_SILENT_MS", -1)
+        mirror.catch_up(place.again(run))
+    assert mirror.catch_up(place.again(run)).is_nothing
+    assert place.held(run, "tensorboard") == place.wanted(run, "tensorboard")
+
+
+@KINDS
+def test_a_run_that_begins_again_is_followed(place: Place, kind: str) -> None:
+    """A run that had ended goes on: its mirror goes on too, and ends as the run does."""
+    run = place.run([Metric("a", 1.0, T0, 1)])
+    mirror = place.mirror(run, kind)
+    mirror.catch_up(run)
+    place.client.update_run(run.info.run_id, status="RUNNING")
+    place.log(run, [Metric("a", 2.0, T0 + 1, 2)])
+    assert mirror.follow_up(place.again(run)) is None
+    mirror.catch_up(place.again(run))
+    assert place.held(run, kind) == place.wanted(run, kind)
+    place.client.set_terminated(run.info.run_id, "KILLED")
+    mirror.catch_up(place.again(run))
+    assert mirror.compare(place.again(run), as_it_is=False).held.end == "KILLED"
+
+
+@KINDS
+def test_what_mlflow_has_no_more_is_found(place: Place, kind: str) -> None:
+    """A deleted tag is a difference; afterwards the mirror says so, or has it no more."""
+    run = place.run([Metric("a", 1.0, T0, 1)])
+    for tag in ("team", "mlflow.note.content"):
+        place.client.set_tag(run.info.run_id, tag, "x")
+    mirror = place.mirror(run, kind)
+    mirror.catch_up(place.again(run))
+    for tag in ("team", "mlflow.note.content"):
+        place.client.delete_tag(run.info.run_id, tag)
+    assert not mirror.compare(place.again(run), as_it_is=True).difference.is_empty
+    mirror.catch_up(place.again(run))
+    assert mirror.compare(place.again(run), as_it_is=True).difference.is_empty
+    assert place.held(run, kind) == place.wanted(run, kind)
+
+
+@KINDS
+def test_a_late_point_of_a_run_that_is_over_is_sent(place: Place, kind: str) -> None:
+    """A second host's journal may be delivered behind the end, below the key's latest step."""
+    run = place.run([Metric("a", 1.0, T0, 5)])
+    mirror = place.mirror(run, kind)
+    mirror.catch_up(run)
+    place.log(run, [Metric("a", 2.0, T0 + 1, 2)])
+    sent = mirror.follow_up(place.again(run))
+    assert sent is None or sent.points == 1
+    if sent is None:
+        mirror.catch_up(place.again(run))
+    assert place.held(run, kind) == place.wanted(run, kind)
+    assert mirror.compare(place.again(run), as_it_is=True).difference.is_empty
+
+
+@KINDS
+def test_a_mirror_that_does_not_say_the_end_is_not_equal(place: Place, kind: str) -> None:
+    """A worker that was killed before its last word leaves a difference, and it is mended."""
+    run = place.run([Metric("a", 1.0, T0, 1)], status=None)
+    place.mirror(run, kind).catch_up(run)
+    place.client.set_terminated(run.info.run_id, "FAILED")
+    run = place.again(run)
+    mirror = place.mirror(run, kind)
+    found = mirror.compare(run, as_it_is=True).difference
+    assert found.ends
+    assert not found.is_empty
+    mirror.catch_up(run)
+    assert mirror.compare(run, as_it_is=True).difference.is_empty
+
+
+@KINDS
+def test_two_that_look_at_once_send_once(place: Place, kind: str) -> None:
+    """Whoever compares holds the mirror from then on; the other one is told to wait."""
+    run = place.run([Metric("a", 1.0, T0, 1)], status=None)
+    first, second = place.mirror(run, kind), place.mirror(run, kind)
+    first.catch_up(run)
+    place.log(run, [Metric("a", 2.0, T0 + 1, 2)])
+    assert second.follow_up(place.again(run)).points == 1
+    for look in (first.follow_up, first.catch_up):
+        with pytest.raises(Waiting):
+            look(place.again(run))
+    second.leave()
+    first.catch_up(place.again(run))
+    assert place.held(run, kind) == place.wanted(run, kind)
+
+
+def test_times_that_seconds_cannot_tell_are_equal(place: Place) -> None:
+    """Nanoseconds given for milliseconds: both mirrors count seconds in 64-bit floats."""
+    run = place.run([Metric("a", 1.0, 1_700_000_000_123_456_789, 1)])
+    for kind in ("tensorboard", "wandb"):
+        mirror = place.mirror(run, kind)
+        mirror.catch_up(run)
+        assert mirror.catch_up(run).is_nothing
+        assert mirror.compare(run, as_it_is=True).difference.is_empty

@@ -119,3 +119,21 @@ def test_the_logs_of_a_run_are_those_of_its_project(tmp_path: Path) -> None:
     assert [row["global_step"] for log in logs for row in wandb_log.rows(log)] == [0, 1, 2, 6, 7, 8]
     assert len(wandb_log.logs_of(tmp_path, LOCAL_ID)) == 3
     assert wandb_log.logs_of(tmp_path, "another") == []
+
+
+def test_parts_of_one_second_stand_in_their_order(tmp_path: Path) -> None:
+    """A part that was begun later is later, however long the names are."""
+    names = [
+        "20260101_000001-r1",
+        "20260101_000001-r1-1",
+        "20260101_000001-r1-10",
+        "20260101_000002-r1",
+    ]
+    names.insert(2, "20260101_000001-r1-2")
+    for name in reversed(names):
+        (tmp_path / "wandb" / f"offline-run-{name}").mkdir(parents=True)
+        (tmp_path / "wandb" / f"offline-run-{name}" / "run-r1.wandb").touch()
+    found = [
+        path.parent.name.removeprefix("offline-run-") for path in wandb_log.logs_of(tmp_path, "r1")
+    ]
+    assert found == names

@@ -1,6 +1,5 @@
 """What a W&B server says of artifacts: versions, aliases and the files they are made of."""
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -229,8 +228,3 @@ def _collection(artifact: Document) -> Document:
     entity, project, name = artifact["collection"].split("/", 2)
     of_project = {"id": project, "internalId": "1", "name": project, "entity": {"name": entity}}
     return {"__typename": "ArtifactSequence", "id": name, "name": name, "project": of_project}
-
-
-def metadata_of(artifact: Document) -> dict[str, Any]:
-    """An artifact's metadata, read."""
-    return dict(json.loads(artifact["metadata"]))

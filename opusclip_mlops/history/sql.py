@@ -17,6 +17,15 @@ from opusclip_mlops.watermarks import Mark, Rows, rows_of
 
 _ROWS_AT_ONCE = 50_000
 _CONNECT_S = 20
+# A server that is frozen, or a connection that a router has dropped, must not be waited for.
+_FOR_POSTGRESQL = {
+    "connect_timeout": _CONNECT_S,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+    "options": "-c statement_timeout=600000",
+}
 
 _METRICS_TABLE = table_of(
     "metrics",
@@ -117,6 +126,8 @@ def _engine(url: URL) -> Engine:
         options["isolation_level"] = "REPEATABLE READ"
     if kind == "postgresql":
         options["execution_options"] = {"postgresql_readonly": True}
+        options["connect_args"] = _FOR_POSTGRESQL
+    if kind == "mysql":
         options["connect_args"] = {"connect_timeout": _CONNECT_S}
     return create_engine(url, **options)
 

@@ -7,6 +7,7 @@ what a client has still on its way does not count.
 import functools
 import gzip
 import hashlib
+import itertools
 import json
 import os
 from collections import Counter
@@ -20,7 +21,7 @@ from wandb.apis.public.runs import Run, RunNotFoundError
 from wandb.proto.wandb_internal_pb2 import ArtifactRecord, HistoryRecord
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
-from opusclip_mlops import wandb_layout, wandb_log
+from opusclip_mlops import wandb_client, wandb_layout, wandb_log
 from opusclip_mlops.errors import DeliveryError
 from opusclip_mlops.folder import Identity
 from opusclip_mlops.holdings import Held, Medium
@@ -45,6 +46,8 @@ _KINDS: Mapping[str, Literal["video", "image", "text", "table"]] = {
 }
 _NOT_FINITE = ("NaN", "Infinity", "-Infinity")
 _ENDS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
+
+_PAGE_ROWS = 1000
 
 
 class WandbHoldings:
@@ -126,11 +129,15 @@ class _OnServer:
                 return _Rows().held({}, "")
             rows = _Rows()
             # What the client keeps of a run's rows on disk may be older than the run.
-            for row in run.scan_history(use_cache=False):
-                rows.add(row)
+            # A scan that is asked for its iterator begins anew.
+            found = (row for row in run.scan_history(use_cache=False))
+            while part := _next_part(found):
+                for row in part:
+                    rows.add(row)
             artifacts = _Artifacts()
-            for artifact in run.logged_artifacts():
-                artifacts.add_logged(artifact)
+            with wandb_client.ended_if_hanging():
+                for artifact in run.logged_artifacts():
+                    artifacts.add_logged(artifact)
             words = _words(run.config, run.notes or "") | artifacts.words()
             end = _ENDS.get(run.state, "")
             return rows.held(words, end and (_end_said(words) or end))
@@ -155,6 +162,12 @@ class _OnServer:
             if isinstance(error.exc, RunNotFoundError):
                 return None
             raise
+
+
+def _next_part(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A page of rows; the client itself would wait for one without end."""
+    with wandb_client.ended_if_hanging():
+        return list(itertools.islice(rows, _PAGE_ROWS))
 
 
 def _end_said(words: Mapping[str, str]) -> str:

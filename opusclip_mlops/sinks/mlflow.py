@@ -28,12 +28,13 @@ from opusclip_mlops import checkpoints, layout, media, records
 from opusclip_mlops.deaths import TRACEBACK_TAG
 from opusclip_mlops.errors import CheckpointError, VideoError
 from opusclip_mlops.faults import PutOff
-from opusclip_mlops.folder import Identity, RunFolder
+from opusclip_mlops.folder import Identity, Manifest, RunFolder
 from opusclip_mlops.layout import (
     BEST_TAG,
     LAST_TAG,
     LOCAL_ID_TAG,
     MIRROR_ID_TAG,
+    MIRROR_OF_TAG,
     MIRRORS_TAG,
     REASON_TAG,
 )
@@ -82,11 +83,13 @@ class MlflowSink:
             )
             return state
         self._run_id = run.info.run_id
+        if run.data.tags.get(MIRROR_OF_TAG) != self._run_id:
+            self._client.set_tag(self._run_id, MIRROR_OF_TAG, self._run_id)
         self._params = dict(run.data.params)
         self._folder.write_identity(self._identity(run))
         with contextlib.suppress(OSError):
             # For whoever compares the mirrors on this machine.
-            MirrorState().note_live(self._run_id, self._manifest)
+            MirrorState().note_live(self._run_id, self._as_it_mirrors())
         return self._state()
 
     def write(self, batch: Batch) -> Written:
@@ -139,8 +142,11 @@ class MlflowSink:
         return run
 
     def _mirrors(self) -> str:
+        return live_mirrors(self._as_it_mirrors())
+
+    def _as_it_mirrors(self) -> Manifest:
         mode = wandb_mode(self._manifest.wandb_mode)
-        return live_mirrors(msgspec.structs.replace(self._manifest, wandb_mode=mode))
+        return msgspec.structs.replace(self._manifest, wandb_mode=mode)
 
     def _own_run(self) -> Run:
         experiment_id = self._manifest.experiment_id or self._experiment_id(

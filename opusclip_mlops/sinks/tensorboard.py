@@ -17,13 +17,13 @@ from opusclip_mlops.event_log import EventLog, read_log, write_in_order
 from opusclip_mlops.events import Event
 from opusclip_mlops.folder import RunFolder
 from opusclip_mlops.records import Batch, Record, RunEnded
+from opusclip_mlops.repeats import Repeats
 from opusclip_mlops.sinks import Refusal, SinkState, Waiting, Written
 from opusclip_mlops.words import NOTE_TAG
 
 if TYPE_CHECKING:
     from opusclip_mlops.sinks import Sink
 
-_RECENT_CALLS = 10_000
 _LOWEST = (-(2**63), -1)
 
 
@@ -106,7 +106,7 @@ class TensorBoardSink:
         self._standing, self._hparams = log.words, log.hparams
         # What stands in order is known only of what was written from the beginning.
         self._last: dict[str, tuple[int, int]] | None = None if paths else {}
-        self._recent: dict[tuple[int, int], list[dict[str, float]]] = {}
+        self._repeats = Repeats()
         self._log: EventLog | None = None
         self._path, self._file = path, self._held.enter_context(path.open("ab"))
         if self._file.tell() == 0:
@@ -210,15 +210,9 @@ class TensorBoardSink:
 
     def _scalars(self, record: records.Metrics) -> list[Event]:
         """A log call, without the points that were given a moment ago."""
-        at = (record.step, record.timestamp_ms)
-        values = record.values
-        for before in self._recent.get(at, ()):
-            values = {key: one for key, one in values.items() if not _is_same(one, before.get(key))}
+        values = self._repeats.left_of(record)
         if not values:
             return []
-        self._recent.setdefault(at, []).append(values)
-        if len(self._recent) > _RECENT_CALLS:
-            del self._recent[next(iter(self._recent))]
         self._note_place(record, values)
         return [events.scalars(records.Metrics(record.timestamp_ms, record.step, values))]
 
@@ -258,10 +252,6 @@ class TensorBoardSink:
                 write_in_order(before, self._file, hparams=hparams, end=last)
             sorted_path.replace(self._target / event_files.NEW)
         event_files.replace_all(self._target)
-
-
-def _is_same(one: float, other: float | None) -> bool:
-    return one == other or (one != one and other is not None and other != other)
 
 
 if TYPE_CHECKING:

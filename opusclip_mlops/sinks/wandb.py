@@ -57,15 +57,11 @@ class WandbSink:
             self._claim.take()
         except wandb_client.Taken as error:
             raise Waiting(str(error)) from None
-        if state.get("rebuild") and self._mode == "offline":
-            for log in self._logs(identity.mirror_id):
-                shutil.rmtree(log.parent)
-        rows_on_disk = _next_row(self._logs(identity.mirror_id))
-        with wandb_client.ended_if_hanging():
-            self._run = self._begin(
-                identity, rewinds=self._mode == "online" and bool(state.get("rebuild"))
-            )
-        self._claim.note_cores()
+        try:
+            rows_on_disk = self._begin_behind(identity, is_new=bool(state.get("rebuild")))
+        except BaseException:
+            self._claim.release()
+            raise
         self._log = wandb_log.LogReader(Path(self._run.settings.sync_file))
         self._server = wandb_client.ServerSide(
             self._run.entity, self._run.project, identity.mirror_id
@@ -79,6 +75,8 @@ class WandbSink:
         self._deferred: list[dict[str, Any]] = list(state.get("deferred", []))
         self._repeats = Repeats()
         self._words: dict[str, dict[str, str]] = dict(state.get("words", {}))
+        # A run that is gone on with has not ended yet.
+        self._words.pop("end", None)
         if self._manifest.notes:
             self._words.setdefault("notes", {"text": self._manifest.notes})
         # What was said before a crash may not have reached the disk.
@@ -110,7 +108,7 @@ class WandbSink:
 
     def close(self, end: RunEnded | None) -> None:
         """Finish the run with exit code 0 or 1; without an end its state is left as it is."""
-        while end and self._deferred and not self._folder.progress("mlflow").done:
+        while end and self._deferred and self._may_arrive():
             time.sleep(_POLL_S)
             self._send_deferred()
         self._send_deferred()
@@ -137,6 +135,17 @@ class WandbSink:
         digest = hashlib.sha256(place.encode()).hexdigest()[:32]
         return default_state_dir() / "locks" / f"wandb-{digest}.lock"
 
+    def _begin_behind(self, identity: Identity, *, is_new: bool) -> int:
+        """Begin the run, or begin it anew; returns the number of its next row on disk."""
+        if is_new and self._mode == "offline":
+            for log in self._logs(identity.mirror_id):
+                shutil.rmtree(log.parent)
+        rows_on_disk = _next_row(self._logs(identity.mirror_id))
+        with wandb_client.ended_if_hanging():
+            self._run = self._begin(identity, rewinds=is_new and self._mode == "online")
+        self._claim.note_cores()
+        return rows_on_disk
+
     def _begin(self, identity: Identity, *, rewinds: bool) -> wandb.Run:
         wandb_client.forget_strays()
         self._dir.mkdir(parents=True, exist_ok=True)
@@ -152,7 +161,11 @@ class WandbSink:
             resume="allow" if self._mode == "online" and not rewinds else None,
             resume_from=f"{identity.mirror_id}?_step=0" if rewinds else None,
             reinit="create_new",
-            settings=wandb_client.settings(declares_end=self._manifest.declares_end),
+            settings=wandb_client.settings(
+                declares_end=self._manifest.declares_end,
+                # Nobody waits for a training run's rows; a replay waits for each batch.
+                flush_s=0.5 if "mlflow" in self._manifest.sinks else 0.05,
+            ),
         )
 
     def _state(self) -> SinkState:
@@ -208,8 +221,9 @@ class WandbSink:
     def _say_words(self) -> None:
         others = {name: values for name, values in self._words.items() if name != "params"}
         config: dict[str, Any] = {**wandb_layout.config_of(self._words.get("params", {}))}
-        if others:
-            config[wandb_layout.WORDS_KEY] = others
+        known = dict(self._run.config.get(wandb_layout.WORDS_KEY) or {})
+        if others or known:
+            config[wandb_layout.WORDS_KEY] = wandb_layout.without_the_old(others, known)
         if config:
             self._run.config.update(config, allow_val_change=True)
         if note := others.get("notes", {}).get("text"):
@@ -234,6 +248,10 @@ class WandbSink:
                 "sizes_bytes": {name: one.size_bytes for name, one in about.files.items()},
             }
         )
+
+    def _may_arrive(self) -> bool:
+        is_record_here = "mlflow" in self._manifest.sinks
+        return is_record_here and not self._folder.progress("mlflow").done
 
     def _send_deferred(self) -> None:
         """Refer to what has arrived in MLflow."""
@@ -261,7 +279,7 @@ class WandbSink:
                 artifact.add_reference(uri, name=path, checksum=False)
             except (ValueError, wandb.Error) as error:
                 raise CheckpointError(f"W&B can't refer to {path}: {error}") from None
-        logged = self._run.log_artifact(artifact, aliases=["latest", *record.aliases])
+        logged = self._run.log_artifact(artifact, aliases=list(record.aliases))
         version = record.metadata.get("version")
         if self._mode == "online" and version:
             # An alias that was taken away from a version goes only this way.
