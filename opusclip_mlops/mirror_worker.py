@@ -46,8 +46,9 @@ from opusclip_mlops.mirror_work import (
     work_of,
 )
 from opusclip_mlops.mirror_writer import remove_left_work
-from opusclip_mlops.mirroring import RunMirror, Sent, Source, is_long_over
+from opusclip_mlops.mirroring import RunMirror, Sent, Source
 from opusclip_mlops.redaction import one_line
+from opusclip_mlops.signatures import is_long_over
 from opusclip_mlops.sinks import NEEDS_NEW_PROCESS, Waiting
 from opusclip_mlops.words import words_of
 

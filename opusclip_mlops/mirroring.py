@@ -4,7 +4,6 @@ What MLflow has is compared with what the mirror itself says it holds. So a mirr
 interrupted anywhere, and the next look finds what is left to do.
 """
 
-import hashlib
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -25,20 +24,26 @@ from opusclip_mlops.differences import (
 from opusclip_mlops.errors import DeliveryError, RecordError, VideoError
 from opusclip_mlops.folder import Identity
 from opusclip_mlops.history import Cursor, History
-from opusclip_mlops.holdings import Held, Holdings, medium_of, open_holdings
+from opusclip_mlops.holdings import Held, Holdings, open_holdings
 from opusclip_mlops.layout import MIRRORS_TAG
 from opusclip_mlops.mirror_state import MirrorState, Noted, is_mirrored_live, open_claim
 from opusclip_mlops.mirror_writer import ENDED, MirrorWriter, in_rows
 from opusclip_mlops.points import Points
 from opusclip_mlops.records import Record, Row, Tags, now_ms
+from opusclip_mlops.signatures import (
+    called,
+    digest_of,
+    is_long_over,
+    name_of,
+    signature_of,
+    words_signature,
+)
 from opusclip_mlops.sinks import Waiting
 from opusclip_mlops.targets import Target
 from opusclip_mlops.wandb_layout import wandb_mode
-from opusclip_mlops.words import words_of
 
 _ARTIFACTS_EVERY_S = 30.0
 _SILENT_MS = 10 * 60_000
-_LATE_MS = 24 * 3_600_000
 _BY_ITS_TRACKER = "the run's own tracker mirrors it there as it goes on"
 _NO_POINTS = Points.of(())
 
@@ -218,10 +223,12 @@ class RunMirror:
         contents = self._contents(run, noted, look_at_all=look_at_all)
         load = _Load(points=points)
         if contents is not None:
-            if noted.parts.keys() - {_name(part) for part in contents.parts}:
+            if noted.parts.keys() - {name_of(part) for part in contents.parts}:
                 # What MLflow has no more is found where all is compared.
                 return None
-            changed = tuple(p for p in contents.parts if noted.parts.get(_name(p)) != _digest(p))
+            changed = tuple(
+                p for p in contents.parts if noted.parts.get(name_of(p)) != digest_of(p)
+            )
             load = _load_of(points, changed)
             if any(isinstance(part.record, Tags) for part in changed):
                 # A tag may be gone; a sink that is open only adds.
@@ -298,12 +305,13 @@ class RunMirror:
         if self._writer is None:
             self._writer = MirrorWriter(self._target, contents)
         missed: list[LeftOut] = []
+        names = {called(part.record) for part in load.media}
         records = self._records(contents, load, self._writer, missed)
         for refusal in self._writer.send(records):
-            missed.append(LeftOut(_called(refusal.record), refusal.reason))
+            missed.append(LeftOut(called(refusal.record), refusal.reason))
         return Sent(
             points=len(load.points),
-            media=len(load.media) - len(missed),
+            media=len(load.media) - sum(one.name in names for one in missed),
             words=len(load.words),
             left_out=(*contents.left_out, *missed),
         )
@@ -323,7 +331,7 @@ class RunMirror:
             try:
                 row = fetch(self._source.client, contents.identity.run_id, part, writer.media)
             except (RecordError, VideoError) as error:
-                missed.append(LeftOut(_called(part.record), str(error)))
+                missed.append(LeftOut(called(part.record), str(error)))
                 continue
             assert isinstance(row, Row)
             yield row
@@ -353,7 +361,7 @@ class RunMirror:
             cursor=cursor,
             signature=signature_of(run),
             words_signature=words_signature(run),
-            parts={**(known or {}), **{_name(part): _digest(part) for part in contents.parts}},
+            parts={**(known or {}), **{name_of(part): digest_of(part) for part in contents.parts}},
             is_over=contents.status in ENDED,
         )
         self._source.state.write(self._noted)
@@ -366,26 +374,6 @@ class RunMirror:
             words_signature=words_signature(run),
         )
         self._source.state.write(self._noted)
-
-
-def signature_of(run: Run) -> str:
-    """A short text that changes with anything that a listing of runs shows of this one."""
-    latest = sorted((m.key, m.step, m.timestamp, repr(m.value)) for m in run.data._metric_objs)
-    return _short([words_signature(run), latest])
-
-
-def is_long_over(run: Run) -> bool:
-    """Whether a run ended so long ago that nothing late is to be expected."""
-    return bool(now_ms() - (run.info.end_time or 0) > _LATE_MS)
-
-
-def words_signature(run: Run) -> str:
-    """The same without its points."""
-    info = run.info
-    about = [info.run_name, info.status, info.end_time, info.lifecycle_stage]
-    inputs = [one.dataset.digest for one in run.inputs.dataset_inputs] if run.inputs else []
-    outputs = [one.model_id for one in run.outputs.model_outputs] if run.outputs else []
-    return _short([about, run.data.params, run.data.tags, inputs, outputs])
 
 
 def _lacking(found: Difference) -> _Load:
@@ -406,23 +394,3 @@ def _ordered(load: _Load, by_step: bool) -> list[Part]:
         return (row.step, row.timestamp_ms) if by_step else (row.timestamp_ms, row.step)
 
     return sorted(load.media, key=place)
-
-
-def _name(part: Part) -> str:
-    medium = medium_of(part.record)
-    if medium is not None:
-        return f"{medium.kind} {medium.step} {medium.timestamp_ms} {medium.key}"
-    return " ".join(words_of(part.record))
-
-
-def _called(record: Record) -> str:
-    medium = medium_of(record)
-    return f"{medium.kind} {medium.key} at step {medium.step}" if medium else type(record).__name__
-
-
-def _digest(part: Part) -> str:
-    return hashlib.sha256(msgspec.msgpack.encode(part.record)).hexdigest()[:16]
-
-
-def _short(content: object) -> str:
-    return hashlib.sha256(msgspec.json.encode(content)).hexdigest()[:24]

@@ -8,6 +8,9 @@ from opusclip_mlops.records import About, Dataset, Files, Params, Record, Tags
 NOTE_TAG = "mlflow.note.content"
 """The tag that holds a run's notes."""
 
+PROVENANCE = "provenance"
+"""The name of what a tracker says of its process and machine: only a live mirror has it."""
+
 _OF_THE_MACHINE = ("mlflow.", "opusclip.")
 
 
@@ -17,10 +20,7 @@ def words_of(record: Record) -> dict[str, dict[str, str]]:
         case Params():
             return {"params": record.values}
         case Tags():
-            plain = {k: v for k, v in record.values.items() if not k.startswith(_OF_THE_MACHINE)}
-            note = record.values.get(NOTE_TAG)
-            tags = {"tags": plain} if plain else {}
-            return tags | ({} if note is None else {"notes": {"text": note}})
+            return _words_of_tags(record.values)
         case Dataset():
             about = {"digest": record.digest, "source": record.source, "profile": record.profile}
             return {f"dataset/{record.context}/{record.name}": about}
@@ -30,6 +30,15 @@ def words_of(record: Record) -> dict[str, dict[str, str]]:
         case About():
             return {record.name: record.values}
     return {}
+
+
+def _words_of_tags(values: dict[str, str]) -> dict[str, dict[str, str]]:
+    """A person's tags, the notes, and where a run comes from: a replay has that from MLflow."""
+    noted = {NOTE_TAG: values[NOTE_TAG]} if NOTE_TAG in values else {}
+    made = {k: v for k, v in values.items() if k.startswith(_OF_THE_MACHINE) and k not in noted}
+    tags = {k: v for k, v in values.items() if k not in made and k not in noted}
+    every = {"tags": tags, PROVENANCE: made, "notes": {"text": values.get(NOTE_TAG, "")}}
+    return {name: said for name, said in every.items() if said and (name != "notes" or noted)}
 
 
 def _about_files(record: Files) -> dict[str, str]:

@@ -22,7 +22,7 @@ FLOORS = [
     {"wandb_client", "event_log", "history", "artifacts", "versions"},
     {"contents"},
     {"sinks", "holdings", "gates", "runs", "watching", "lookout"},
-    {"delivery", "differences", "mirror_writer"},
+    {"delivery", "differences", "mirror_writer", "signatures"},
     {"shipper", "registry", "session", "mirroring"},
     {"replay", "mirror_worker"},
     {"tracker", "verifying", "server", "run_status"},

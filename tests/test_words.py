@@ -17,8 +17,12 @@ def test_each_record_has_its_name() -> None:
 def test_tags_of_the_machinery_are_no_tags() -> None:
     """A tracker and a replay know different ones; the notes are words of their own."""
     tags = {"team": "x", "mlflow.user": "me", "opusclip.host": "h", "mlflow.note.content": "n"}
-    assert words_of(Tags(tags)) == {"tags": {"team": "x"}, "notes": {"text": "n"}}
-    assert words_of(Tags({"mlflow.user": "me"})) == {}
+    made = {"mlflow.user": "me", "opusclip.host": "h"}
+    assert words_of(Tags(tags)) == {
+        "tags": {"team": "x"}, "provenance": made, "notes": {"text": "n"},
+    }  # fmt: skip
+    assert words_of(Tags({"team": "x"})) == {"tags": {"team": "x"}}
+    assert words_of(Tags({"mlflow.note.content": ""})) == {"notes": {"text": ""}}
 
 
 def test_files_are_told_apart_by_version_or_name() -> None:

@@ -25,7 +25,7 @@ from opusclip_mlops.references import checkpoint_files
 from opusclip_mlops.repeats import Repeats
 from opusclip_mlops.sinks import Refusal, SinkState, Waiting, Written
 from opusclip_mlops.targets import default_state_dir
-from opusclip_mlops.words import words_of
+from opusclip_mlops.words import PROVENANCE, words_of
 
 if TYPE_CHECKING:
     from opusclip_mlops.sinks import Sink
@@ -215,7 +215,8 @@ class WandbSink:
             if name == "params":
                 self._words[name] = {**values, **known}
             else:
-                self._words[name] = {**known, **values} if name == "tags" else dict(values)
+                adds = name in ("tags", PROVENANCE)
+                self._words[name] = {**known, **values} if adds else dict(values)
             self._has_news = True
 
     def _say_words(self) -> None:

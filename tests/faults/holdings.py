@@ -1,10 +1,10 @@
 """Compares what MLflow, TensorBoard and W&B hold of a run with what its trainers logged."""
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mlflow.entities import Run
@@ -24,7 +24,7 @@ SYSTEM = "system/"
 """Begins the keys that the shipper measures by itself."""
 
 _SHOWN = 5
-_NOT_LOGGED = ("mlflow.", "opusclip.local_id", "opusclip.mirror_id", "opusclip.checkpoint",
+_NOT_LOGGED = ("mlflow.", "opusclip.local_id", "opusclip.mirror", "opusclip.checkpoint",
                "opusclip.end_reason", "opusclip.traceback")  # fmt: skip
 _Name = tuple[str, int, str]
 
@@ -137,7 +137,9 @@ def _as_cells(tags: dict[str, str]) -> dict[str, str]:
 
 def _tags_of_tensorboard(events: Path) -> dict[str, str]:
     """The tags in the Text tab: later tables go before earlier ones."""
-    tables = event_reader(events).Tensors("tags")
+    reader = event_reader(events)
+    there = set(reader.Tags()["tensors"]) & {"tags", "provenance"}
+    tables = [table for name in sorted(there) for table in reader.Tensors(name)]
     lines = [
         line.strip("| ").split(" | ", 1)
         for table in tables
@@ -151,7 +153,8 @@ def _tags_of_wandb(wandb_dir: Path, run_id: str) -> dict[str, str]:
     tags: dict[str, str] = {}
     for path in wandb_log.logs_of(wandb_dir, run_id):
         for record in wandb_log.read_records(path):
-            for update in record.config.update if record.HasField("config") else ():
-                if update.key == "tags":
-                    tags.update(json.loads(update.value_json))
+            config: dict[str, Any] = {}
+            wandb_log.changed_config(record, config)
+            for name in ("tags", "provenance"):
+                tags |= config.get("opusclip", {}).get(name, {})
     return {key: text for key, text in tags.items() if not key.startswith(_NOT_LOGGED)}
