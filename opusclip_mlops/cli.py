@@ -122,7 +122,11 @@ _TO = click.option(
 def _places(verb: Callable[..., None]) -> Callable[..., None]:
     """The options that say where MLflow is, and how W&B is reached."""
     for option in (
-        click.option("--wandb-mode", type=click.Choice(["online", "offline"])),
+        click.option(
+            "--wandb-mode",
+            type=click.Choice(["online", "offline"]),
+            help="How W&B is written; online where there is a key otherwise.",
+        ),
         click.option("--wandb-dir", help="The folder in which W&B keeps its wandb/."),
         click.option("--database-uri", help="MLflow's own database, to read points from at once."),
         click.option("--tracking-uri", help="The MLflow server or store."),

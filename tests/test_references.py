@@ -50,7 +50,7 @@ def test_a_checkpoint_says_what_it_is() -> None:
             "see postgresql+psycopg2://u:***@db:5432/m now",
         ),
         ("https://ghp_token@github.com/x", "https://***@github.com/x"),
-        ("https://me:pw@host/x@y", "https://***@host/x@y"),
+        ("https://me:pw@host/x@y", "https://me:***@host/x@y"),
         ("http://host:5000/#/models/vae@prod", "http://host:5000/#/models/vae@prod"),
         ("https://s/b?sig=abc&x=1", "https://s/b?sig=***&x=1"),
         ("https://s/b?X-Amz-Signature=abc", "https://s/b?X-Amz-Signature=***"),
