@@ -24,6 +24,7 @@ from opusclip_mlops.sinks import (
     NEEDS_NEW_PROCESS,
     Refusal,
     Sink,
+    Spoilt,
     Waiting,
     Written,
     open_sink,
@@ -57,7 +58,8 @@ def deliver(folder: RunFolder, name: str) -> bool:
             time.sleep(POLL_S)
         elif fault is not None:
             _note_fault(folder, name, fault)
-            if delivery.is_open and name in NEEDS_NEW_PROCESS:
+            is_spoilt = delivery.is_open or isinstance(fault, Spoilt)
+            if is_spoilt and name in NEEDS_NEW_PROCESS:
                 return False
             wait_s = FIRST_RETRY_S if delivery.has_delivered else wait_s
             time.sleep(wait_s)

@@ -49,7 +49,7 @@ from opusclip_mlops.mirror_writer import remove_left_work
 from opusclip_mlops.mirroring import RunMirror, Sent, Source
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.signatures import is_long_over
-from opusclip_mlops.sinks import NEEDS_NEW_PROCESS, Waiting
+from opusclip_mlops.sinks import NEEDS_NEW_PROCESS, Spoilt, Waiting
 from opusclip_mlops.words import words_of
 
 _FIRST_RETRY_S, _LAST_RETRY_S = 2.0, 60.0
@@ -138,7 +138,8 @@ class MirrorWorker:
         """Let go of a mirror after a fault, and of this process where only that is a way out."""
         if fault is None:
             return
-        if mirror.is_open and self._work.target.kind in NEEDS_NEW_PROCESS:
+        is_spoilt = mirror.is_open or isinstance(fault, Spoilt)
+        if is_spoilt and self._work.target.kind in NEEDS_NEW_PROCESS:
             print(_said(fault), file=sys.stderr, flush=True)
             os._exit(BROKEN_CLIENT)
         mirror.abandon()

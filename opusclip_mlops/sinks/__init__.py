@@ -29,6 +29,10 @@ class Waiting(OpusclipError):
     """The sink can't begin before something else is known; it is asked again soon."""
 
 
+class Spoilt(OpusclipError):
+    """The client library can't begin this run any more; another process can."""
+
+
 @dataclass(frozen=True)
 class Refusal:
     """A record that a sink will never take, and why."""

@@ -23,7 +23,7 @@ from opusclip_mlops.records import Batch, Record, RunEnded
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.references import checkpoint_files
 from opusclip_mlops.repeats import Repeats
-from opusclip_mlops.sinks import Refusal, SinkState, Waiting, Written
+from opusclip_mlops.sinks import Refusal, SinkState, Spoilt, Waiting, Written
 from opusclip_mlops.targets import default_state_dir
 from opusclip_mlops.words import PROVENANCE, words_of
 
@@ -59,6 +59,10 @@ class WandbSink:
             raise Waiting(str(error)) from None
         try:
             rows_on_disk = self._begin_behind(identity, is_new=bool(state.get("rebuild")))
+        except wandb.Error as error:
+            self._claim.release()
+            # What it could not begin, the client believes to be under way from then on.
+            raise Spoilt(one_line(str(error) or "W&B could not begin the run")) from None
         except BaseException:
             self._claim.release()
             raise
