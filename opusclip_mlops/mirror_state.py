@@ -67,10 +67,6 @@ class MirrorState:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         write_whole(path, msgspec.json.encode(noted))
 
-    def forget(self, run_id: str, target: Target) -> None:
-        """The mirror is about to change."""
-        self._path(run_id, target).unlink(missing_ok=True)
-
     def note_live(self, run_id: str, manifest: Manifest) -> None:
         """Note where a run's own tracker has mirrored it."""
         for target in live_targets(manifest):

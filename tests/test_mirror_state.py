@@ -36,8 +36,6 @@ def test_notes_are_found_again(tmp_path: Path) -> None:
     assert state.read("r2", BOARD) is None
     assert state.targets_of("r1") == [BOARD]
     assert stat.S_IMODE((tmp_path / "mirrors").stat().st_mode) == 0o700
-    state.forget("r1", BOARD)
-    assert state.read("r1", BOARD) is None
 
 
 def test_a_broken_note_is_none(tmp_path: Path) -> None:
