@@ -99,7 +99,9 @@ def test_the_three_places_hold_the_same_points(
 def test_a_server_holds_what_was_logged(tmp_path: Path) -> None:
     """Through a real MLflow server: points, clip, checkpoint, times and end all arrive."""
     with mlflow_server(tmp_path) as address:
-        config = TrackingConfig(experiment_name="remote", tracking_uri=address, use_wandb=False)
+        config = TrackingConfig(
+            experiment_name="remote", tracking_uri=address, use_wandb=False, system_metrics=False
+        )
         with ExperimentTracker(config) as tracker:
             for i in range(1500):
                 tracker.log_metrics({"train/loss": 1 / (i + 1), "train/lr": 0.1})
