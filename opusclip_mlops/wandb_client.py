@@ -108,11 +108,14 @@ class Claim:
     def note_cores(self) -> None:
         """Remember the processes the client has started."""
         assert self._descriptor is not None
-        pids = children_of(os.getpid())
-        for pid in pids:
-            # The client gives its core a session of its own.
-            yield_alike(pid)
-        content = json.dumps({pid: process_started_s(pid) for pid in pids}).encode()
+        started_s: dict[int, float] = {}
+        for pid in children_of(os.getpid()):
+            # A child that has died stays listed until it is waited for.
+            with contextlib.suppress(ProcessLookupError):
+                started_s[pid] = process_started_s(pid)
+                # The client gives its core a session of its own.
+                yield_alike(pid)
+        content = json.dumps(started_s).encode()
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, content, 0)
 
