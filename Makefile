@@ -46,7 +46,8 @@ lint: .venv/.setup-test
 
 # What takes long: the journal's reader against 100,000 damaged files, outages of a minute.
 soak: .venv/.setup-test
-	OPUSCLIP_FUZZ_CASES=100000 OPUSCLIP_SOAK=1 .venv/bin/pytest tests/test_journal.py tests/faults $(PYTEST_ARGS)
+	OPUSCLIP_FUZZ_CASES=100000 OPUSCLIP_SOAK=1 .venv/bin/pytest tests/test_journal.py tests/faults \
+		--timeout 3600 $(PYTEST_ARGS)
 
 # What is promised, measured beside other libraries: about ten minutes; writes benchmarks/results.json.
 bench: .venv/.setup benchmarks/.venv/.setup
