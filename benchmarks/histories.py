@@ -2,6 +2,7 @@
 
 import contextlib
 import sqlite3
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,3 +54,18 @@ def _latest(
         for run_id in run_ids
         for number, key in enumerate(keys)
     ]
+
+
+def copy_run(database: Path, run_id: str, times: int) -> list[str]:
+    """So many runs like this one, points and all; returns their ids."""
+    ids = [uuid.uuid4().hex for _ in range(times)]
+    with contextlib.closing(sqlite3.connect(database, timeout=60)) as connection, connection:
+        for table in ("runs", "metrics", "latest_metrics"):
+            every = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+            others = ", ".join(name for name in every if name != "run_uuid")
+            connection.executemany(
+                f"INSERT INTO {table} (run_uuid, {others})"
+                f" SELECT ?, {others} FROM {table} WHERE run_uuid = ?",
+                [(new_id, run_id) for new_id in ids],
+            )
+    return ids

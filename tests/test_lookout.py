@@ -1,35 +1,22 @@
 """Which runs there are, and which of them need a look again."""
 
-import sqlite3
 import time
-import uuid
 from pathlib import Path
 
 import pytest
 from mlflow.entities import Metric
 
+from benchmarks.histories import copy_run
 from opusclip_mlops import lookout
 from opusclip_mlops.history import RunGoneError
 from opusclip_mlops.lookout import Look, Lookout, SelectionError, every_run, experiment_ids, one_run
 from tests.mirrored import T0, Place
-
-_COLUMNS = "name, source_type, entry_point_name, user_id, status, start_time, lifecycle_stage"
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     """A store."""
     return Place(tmp_path)
-
-
-def multiply(place: Place, run_id: str, times: int) -> None:
-    """Make so many runs like this one, at once."""
-    with sqlite3.connect(place.path / "mlflow.db") as database:
-        database.executemany(
-            f"INSERT INTO runs (run_uuid, experiment_id, artifact_uri, {_COLUMNS})"
-            f" SELECT ?, experiment_id, artifact_uri, {_COLUMNS} FROM runs WHERE run_uuid = ?",
-            [(uuid.uuid4().hex, run_id) for _ in range(times)],
-        )
 
 
 def looked_at(looks: list[Look]) -> set[str]:
@@ -40,7 +27,7 @@ def looked_at(looks: list[Look]) -> set[str]:
 def test_all_pages_of_an_experiment_are_read(place: Place) -> None:
     """2,500 runs are far more than MLflow gives at a time; each is found once."""
     run = place.run()
-    multiply(place, run.info.run_id, 2499)
+    copy_run(place.path / "mlflow.db", run.info.run_id, 2499)
     found = [one.info.run_id for one in every_run(place.client, [place.experiment()])]
     assert len(found) == len(set(found)) == 2500
 
@@ -108,6 +95,7 @@ def test_a_move_in_the_registry_is_seen(place: Place, monkeypatch: pytest.Monkey
     first = place.client.create_model_version("vae", source, run.info.run_id)
     out = Lookout(place.client, experiments=[place.experiment()], run_ids=[])
     out.poll()
+    out.settle(run.info.run_id)
     time.sleep(0.01)
     moves = [
         lambda: place.client.create_model_version("vae", source, run.info.run_id),
@@ -121,3 +109,5 @@ def test_a_move_in_the_registry_is_seen(place: Place, monkeypatch: pytest.Monkey
         move()
         [look] = out.poll()
         assert (look.run.info.run_id, look.at_all) == (run.info.run_id, True)
+        assert looked_at(out.poll()) == {run.info.run_id}, "nobody has looked at it yet"
+        out.settle(run.info.run_id)

@@ -94,6 +94,7 @@ def test_what_differs_is_found_and_repaired(place: Place) -> None:
     assert not found[0].extra
     assert (found[1].points, found[1].extra) == (0, 60)
     assert any(example.startswith("has too much: a = ") for example in found[1].examples)
+    assert "has too much: 55 more points" in found[1].examples
     assert [one.outcome for one in verify(run.info.run_id, repair=True)] == ["equal", "equal"]
     assert [one.outcome for one in verify(run.info.run_id)] == ["equal", "equal"]
 
