@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
@@ -131,6 +132,58 @@ def test_too_many_rows_are_taken_back(place: Place, server: WandbServer) -> None
     [report] = verify(run.info.run_id, to=ONLINE, repair=True)
     assert report.outcome == "equal", report
     assert is_equal(place, server, run)
+
+
+def shown(place: Place) -> Run:
+    """A run with two pictures and a table, and points."""
+    run = place.run([Metric("a", n / 7, T0 + n, n) for n in range(20)], status=None)
+    picture = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+    for step in (3, 4):
+        place.client.log_image(
+            run.info.run_id, picture, key="dogs/a b", step=step, timestamp=T0 + step
+        )
+    place.client.log_table(run.info.run_id, {"a": [1, 2]}, artifact_file="eval/t.json")
+    place.client.set_terminated(run.info.run_id)
+    return place.again(run)
+
+
+def media_files(server: WandbServer, run: Run) -> list[str]:
+    """The pictures, clips, texts and tables that the server has of a run."""
+    return [name for name in server.run(run.info.run_id)["files"] if "/media/" in name]
+
+
+@pytest.mark.parametrize("kind", ["403", "400", "drop"])
+def test_a_refused_file_is_not_held(
+    place: Place, server: WandbServer, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row whose file the server refused is said to lack until the file is there, once."""
+    monkeypatch.setenv("OPUSCLIP_HUNG_S", "3")
+    run = shown(place)
+    server.fault(kind, "upload", part="/media/images/")
+    [report] = mirror(run.info.run_id, to=ONLINE)
+    assert report.outcome == "failed", report
+    assert "media/images/dogs/a b" in report.error
+    assert "\n" not in report.error
+    [report] = verify(run.info.run_id, to=ONLINE)
+    assert (report.outcome, report.points, report.media, report.extra) == ("unequal", 0, 2, 0)
+    server.lift()
+    [report] = mirror(run.info.run_id, to=ONLINE)
+    assert (report.outcome, report.points, report.media) == ("mirrored", 0, 2), report
+    assert is_equal(place, server, run)
+    assert verify(run.info.run_id, to=ONLINE)[0].outcome == "equal"
+    assert mirror(run.info.run_id, to=ONLINE)[0].outcome == "equal"
+
+
+def test_a_file_that_was_refused_for_a_moment_is_brought(place: Place, server: WandbServer) -> None:
+    """The client asks once; what the server lacks behind that is uploaded again, not logged."""
+    run = shown(place)
+    server.fault("403", "upload", part="/media/", count=3)
+    [report] = mirror(run.info.run_id, to=ONLINE)
+    assert (report.outcome, report.media) == ("mirrored", 3), report
+    assert server.met("403") == 3
+    assert len(media_files(server, run)) == 3
+    assert len(server.run(run.info.run_id)["history"]) == 23
+    assert verify(run.info.run_id, to=ONLINE)[0].outcome == "equal"
 
 
 def test_a_sync_that_only_says_it_succeeded_is_found(place: Place, server: WandbServer) -> None:

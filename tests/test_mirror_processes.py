@@ -66,14 +66,18 @@ def test_a_follower_outlives_any_number_of_faults(
     worker: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that asks to be started again has not died at a run: none is left out for it."""
+    count = worker.with_name("count")
+    count.write_text("")
     worker.write_text(
-        f"#!{PYTHON}\nimport json, os, sys\n"
+        f"#!{PYTHON}\nimport json, os, pathlib, sys\n"
+        f"count = pathlib.Path({str(count)!r})\n"
         "skip = json.loads(sys.stdin.buffer.readline())['skip']\n"
         "print(json.dumps({'target': 't', 'run_id': 'a', 'outcome': 'begun'}), flush=True)\n"
-        f"os._exit(0 if skip or len(open({str(worker)!r} + '.count', 'a+').read()) > 5 or not"
-        f" open({str(worker)!r} + '.count', 'a').write('x') else 75)\n"
+        "count.write_text(count.read_text() + 'x')\n"
+        "os._exit(0 if skip or len(count.read_text()) > 5 else 75)\n"
     )
     monkeypatch.setattr(mirror_processes, "_LAST_PAUSE_S", 0.02)
     shown: list[RunReport] = []
     mirror_processes.do([Work(target=TARGET, does="follow", run_ids=["a"])], shown.append)
     assert {one.outcome for one in shown} == {"begun"}
+    assert len(shown) == 6

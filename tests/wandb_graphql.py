@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
+from urllib.parse import quote
 
 from tests.wandb_artifacts import ArtifactAnswers
 from tests.wandb_store import HISTORY, SUMMARY, Document, Store
@@ -13,6 +14,7 @@ ENTITY = "team"
 
 _OPERATION = re.compile(r"\b(?:query|mutation)\s+(\w+)")
 _STEP = re.compile(r'"_step": ?(\d+)')
+_PAGE_FILES = 50
 _STATES = {0: "finished", 255: "killed"}
 
 
@@ -125,7 +127,7 @@ class Graphql:
     def _create_run_files(self, asked: Document) -> Document:
         path = f"{asked['entity']}/{asked['project']}/{asked['run']}"
         files = [
-            {"name": name, "uploadUrl": f"{self._url}/upload/runs/{path}/{name}"}
+            {"name": name, "uploadUrl": f"{self._url}/upload/{quote(f'runs/{path}/{name}')}"}
             for name in asked["files"]
         ]
         return {"createRunFiles": {"runID": path, "uploadHeaders": [], "files": files}}
@@ -189,13 +191,18 @@ class Graphql:
             for name in found
             if not names or name.removeprefix(below) in names
         ]
-        edges = [{"node": node, "cursor": node["id"]} for node in nodes]
-        page = {"endCursor": None, "hasNextPage": False}
+        first = int(asked.get("fileCursor") or 0)
+        behind = first + int(asked.get("fileLimit") or _PAGE_FILES)
+        edges = [
+            {"node": node, "cursor": str(number)}
+            for number, node in enumerate(nodes[first:behind], first + 1)
+        ]
+        page = {"endCursor": edges and edges[-1]["cursor"], "hasNextPage": behind < len(nodes)}
         files = {"edges": edges, "pageInfo": page}
         return {"project": {"internalId": "1", "run": {"fileCount": len(nodes), "files": files}}}
 
     def _file(self, name: str, below: str) -> Document:
-        url = f"{self._url}/upload/{name}"
+        url = f"{self._url}/upload/{quote(name)}"
         size_bytes = self._store.blob(name).stat().st_size
         return {
             "id": name, "name": name.removeprefix(below), "url": url, "directUrl": url,

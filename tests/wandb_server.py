@@ -30,7 +30,7 @@ from tests.wandb_store import Store
 API_KEY = "stub" * 10
 """The only key that the server takes."""
 
-_STATUSES = {"429", "500", "503", "401", "403", "404", "409"}
+_STATUSES = {"400", "429", "500", "503", "401", "403", "404", "409"}
 _KINDS = _STATUSES | {"hang", "reset", "lost", "die", "drop"}
 _ROOT = Path(__file__).resolve().parents[1]
 _LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
