@@ -6,7 +6,6 @@ each run to stdout, and ends when stdin is closed.
 
 import contextlib
 import functools
-import importlib
 import os
 import signal
 import sys
@@ -19,13 +18,11 @@ from typing import IO
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
 
-if "mlflow" not in sys.modules:
-    # It loads them where they are: 45 MB for nothing that is done here.
-    _unused = [name for name in ("pyarrow", "scipy") if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(_unused))  # type: ignore[arg-type]
-    importlib.import_module("mlflow")
-    for _name in _unused:
-        del sys.modules[_name]
+from opusclip_mlops.lean_mlflow import load_mlflow
+
+if __name__ == "__main__":
+    # Before anything here imports MLflow by itself.
+    load_mlflow()
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -267,18 +264,28 @@ class MirrorWorker:
 
 
 def _examples(found: Difference) -> Iterator[str]:
+    """Some of each kind of difference, and how many more there are."""
     for what, points in (("lacks", found.lacking), ("has too much", found.extra)):
         for one in points.some(_EXAMPLES):
             yield f"{what}: {one.key} = {one.value!r} at step {one.step}, {one.timestamp_ms} ms"
+        yield from _more(what, len(points), "points")
     if found.ends:
         yield "differs: how the run ended"
     for part in found.words[:_EXAMPLES]:
         yield f"differs: {', '.join(words_of(part.record))}"
+    yield from _more("differs", len(found.words), "texts about it")
     for part in found.lacking_media[:_EXAMPLES]:
         record = part.record
         yield f"lacks: {type(record).__name__} {getattr(record, 'key', '')}"
+    yield from _more("lacks", len(found.lacking_media), "media")
     for medium in found.extra_media[:_EXAMPLES]:
         yield f"has too much: {medium.kind} {medium.key} at step {medium.step}"
+    yield from _more("has too much", len(found.extra_media), "media")
+
+
+def _more(what: str, count: int, of_what: str) -> Iterator[str]:
+    if count > _EXAMPLES:
+        yield f"{what}: {count - _EXAMPLES:,} more {of_what}"
 
 
 def _is_final(fault: Exception) -> bool:

@@ -22,6 +22,7 @@ from opusclip_mlops.delivery import deliver, is_caught_up
 from opusclip_mlops.errors import OpusclipError
 from opusclip_mlops.folder import RunFolder
 from opusclip_mlops.launch import HUNG_S, NICENESS, children_of, start_process, yield_to_training
+from opusclip_mlops.lean_mlflow import load_mlflow
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.sessions import final_end
 from opusclip_mlops.watching import Watch
@@ -168,6 +169,8 @@ def end_with_children(pid: int) -> None:
 
 
 def _run_sink(folder: RunFolder, name: str) -> None:
+    if name == "mlflow":
+        load_mlflow()
     with folder.sinking(name):
         if deliver(folder, name):
             return

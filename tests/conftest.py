@@ -1,5 +1,6 @@
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 pytest_plugins = ["tests.browser"]
 
+_DRAWING = Path(tempfile.gettempdir()) / f"matplotlib-of-tests-{os.geteuid()}"
 _OURS = ("MLFLOW_", "WANDB_", "OPUSCLIP_")
 
 
@@ -19,6 +21,8 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
+    # Made anew it takes seconds of every process that draws or scores.
+    monkeypatch.setenv("MPLCONFIGDIR", str(_DRAWING))
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     monkeypatch.chdir(tmp_path)

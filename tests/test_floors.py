@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "opusclip_mlops"
 
 FLOORS = [
-    {"errors", "redaction", "slots"},
+    {"errors", "redaction", "slots", "lean_mlflow"},
     {"config", "records", "folder", "metadata", "pixels", "provenance", "wandb_log", "targets"},
     {"journal", "checkpoints", "video", "performance", "environment", "waiting", "exits"}
     | {"accounting", "backlog", "faults", "launch", "naming", "selection", "timing"}
