@@ -1,7 +1,7 @@
 """MLflow loaded without the libraries that it loads wherever they are and that nothing here uses.
 
-For processes of our own only: 70 MB and a third of the start. What is left out loads as ever when
-it is asked for afterwards.
+For processes of our own only: it spares 70 MB, and a third of the time that MLflow takes to load.
+What is left out loads as ever when it is asked for afterwards.
 """
 
 import importlib

@@ -11,6 +11,23 @@ pytest_plugins = ["tests.browser"]
 _DRAWING = Path(tempfile.gettempdir()) / f"matplotlib-of-tests-{os.geteuid()}"
 _OURS = ("MLFLOW_", "WANDB_", "OPUSCLIP_")
 
+# Minutes each: begun first, they keep no process busy when the others are done.
+_LONGEST = (
+    "projects/test_models", "projects/test_train", "test_tracker", "test_operating", "test_shipper",
+    "faults/test_server_faults", "faults/test_ends", "sinks/test_wandb_online",
+    "test_mirror_online", "faults/test_disk_full", "history/test_history", "test_replay",
+    "projects/test_evaluate", "sinks/test_tensorboard", "faults/test_wandb_faults",
+    "test_verifying", "history/test_sqlite", "faults/test_trainer_killed", "faults/test_parallel",
+    "test_mirroring", "test_mirror_scale", "test_end_to_end", "test_wandb_server",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, the others as they come."""
+    tests = Path(__file__).parent
+    order = {tests / f"{name}.py": rank for rank, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+
 
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,8 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from tests.journeys import store
+
 BIN = Path(sys.executable).parent
 _LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -98,7 +100,7 @@ def mlflow_server(folder: Path, *, port: int | None = None) -> Iterator[str]:
     url = f"http://127.0.0.1:{port or free_port()}"
     argv = [
         *(BIN / "mlflow", "server", "--host", "127.0.0.1", "--port", url.rpartition(":")[2]),
-        *("--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
+        *("--workers", "1", "--backend-store-uri", store(folder)),
         *("--artifacts-destination", folder / "artifacts"),
     ]
     env = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
