@@ -21,9 +21,6 @@ from opusclip_mlops.sinks import Refusal, SinkState, open_sink
 from opusclip_mlops.targets import Target, default_state_dir
 from opusclip_mlops.words import words_of
 
-ENDED = frozenset({"FINISHED", "FAILED", "KILLED"})
-"""What MLflow calls a run that is over."""
-
 _BATCH_RECORDS, _BATCH_FILES = 2000, 16
 _POLL_S = 0.02
 _WORK_PREFIX = "mirror-"
@@ -143,7 +140,7 @@ def remove_left_work() -> None:
 
 def end_of(contents: Contents) -> RunEnded | None:
     """The end of a run as MLflow has it, None while it goes on."""
-    if contents.status not in ENDED:
+    if not contents.is_over:
         return None
     ended_ms = contents.end_time_ms or contents.identity.start_time_ms
     return RunEnded("mirror", contents.status, ended_ms)
@@ -171,7 +168,7 @@ def _manifest(target: Target, contents: Contents, work: Path) -> Manifest:
         cwd=str(work),
         sinks=[target.kind],
         start_time_ms=contents.identity.start_time_ms,
-        declares_end=contents.status in ENDED,
+        declares_end=contents.is_over,
         tensorboard_dir=target.folder,
         wandb_dir=target.folder if keeps_logs else str(work / "wandb"),
         wandb_mode=target.mode,

@@ -13,7 +13,7 @@ import msgspec
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from opusclip_mlops.contents import Contents, LeftOut, Part, fetch, read_contents
+from opusclip_mlops.contents import OVER, Contents, LeftOut, Part, fetch, read_contents
 from opusclip_mlops.differences import (
     Difference,
     as_a_tracker_writes,
@@ -27,7 +27,7 @@ from opusclip_mlops.history import Cursor, History
 from opusclip_mlops.holdings import Held, Holdings, open_holdings
 from opusclip_mlops.layout import MIRRORS_TAG
 from opusclip_mlops.mirror_state import MirrorState, Noted, is_mirrored_live, open_claim
-from opusclip_mlops.mirror_writer import ENDED, MirrorWriter, in_rows
+from opusclip_mlops.mirror_writer import MirrorWriter, in_rows
 from opusclip_mlops.points import Points
 from opusclip_mlops.records import Record, Row, Tags, now_ms
 from opusclip_mlops.signatures import (
@@ -138,7 +138,7 @@ class RunMirror:
             DeliveryError: what was sent can't be counted there.
         """
         self.leave()
-        if run.info.status not in ENDED and self._is_heard_of(run):
+        if run.info.status not in OVER and self._is_heard_of(run):
             raise Waiting(_BY_ITS_TRACKER)
         contents = read_contents(self._source.client, run)
         # Before the mirror is read: another process may be about to write it.
@@ -171,7 +171,7 @@ class RunMirror:
         Clips, files and the like are looked for now and then, or with `look_at_all`.
         """
         noted = self._noted or self._source.state.read(self._run_id, self._target)
-        if noted is None or (run.info.status in ENDED) != noted.is_over:
+        if noted is None or (run.info.status in OVER) != noted.is_over:
             return None
         is_quiet = signature_of(run) == noted.signature
         if is_quiet and noted.is_over and not look_at_all and is_long_over(run):
@@ -258,7 +258,7 @@ class RunMirror:
 
     def _is_its_trackers(self, run: Run, held: Held, found: Difference) -> bool:
         """Whether the tracker that logs this run writes its mirror too, and may go on doing so."""
-        is_over = run.info.status in ENDED
+        is_over = run.info.status in OVER
         # Its sinks are apart: a mirror may get the tail of a run that MLflow calls ended.
         if is_over and held.end:
             return False
@@ -362,7 +362,7 @@ class RunMirror:
             signature=signature_of(run),
             words_signature=words_signature(run),
             parts={**(known or {}), **{name_of(part): digest_of(part) for part in contents.parts}},
-            is_over=contents.status in ENDED,
+            is_over=contents.is_over,
         )
         self._source.state.write(self._noted)
 

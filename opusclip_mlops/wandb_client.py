@@ -7,17 +7,22 @@ way.
 import contextlib
 import faulthandler
 import fcntl
+import itertools
 import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import wandb
+from wandb.apis.public.runs import Run
+from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
-from opusclip_mlops.errors import OpusclipError
+from opusclip_mlops.errors import DeliveryError, OpusclipError
 from opusclip_mlops.launch import HUNG_S, children_of, yield_alike
+from opusclip_mlops.redaction import one_line
 from opusclip_mlops.sessions import process_started_s
 
 HANG_S = 4 * HUNG_S
@@ -26,13 +31,22 @@ HANG_S = 4 * HUNG_S
 FINISH_WAIT_S = 300
 """How long the client may take to send its last rows."""
 
+UNANSWERED = (wandb.Error, WandbApiFailedError, OSError)
+"""What the client raises where its server does not answer, or refuses to."""
+
+_PAGE_ITEMS, _PAGE_FILES = 1000, 500
 _POLL_S = 2.0
 _API_TIMEOUT_S = 20
+# A server may list a file a moment after it has taken it.
+_LISTED_S = min(HUNG_S, 10.0)
 # What a launcher left in the environment must not name, resume or redirect a run.
 _STRAY_VARIABLES = (
     "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_SERVICE", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH",
     "WANDB_MODE", "WANDB_NAME", "WANDB_DIR", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_RUN_GROUP",
 )  # fmt: skip
+
+
+T = TypeVar("T")
 
 
 class Taken(OpusclipError):
@@ -76,6 +90,28 @@ def ended_if_hanging(limit_s: float = HANG_S) -> Iterator[None]:
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+def next_page(found: Iterator[T]) -> list[T]:
+    """A page of what a server tells; the client itself would wait for one without end."""
+    with ended_if_hanging():
+        return list(itertools.islice(found, _PAGE_ITEMS))
+
+
+def media_on_server(run: Run) -> dict[str, int]:
+    """The files that the server has of a run, by their names, with their sizes in bytes."""
+    # A listing that is asked for its iterator begins anew.
+    found = ((file.name, file.size) for file in run.files(per_page=_PAGE_FILES))
+    sizes_bytes: dict[str, int] = {}
+    while page := next_page(found):
+        sizes_bytes |= page
+    return sizes_bytes
+
+
+def media_on_disk(folder: Path) -> dict[str, int]:
+    """The clips, pictures, texts and tables in a run's `files` folder, with sizes in bytes."""
+    found = (path for path in (folder / "media").rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}
 
 
 class Claim:
@@ -163,6 +199,29 @@ class ServerSide:
             self._next_row = max(self._next_row, min(behind_last, count + self._holes))
         return self._next_row
 
+    def bring_media(self, folder: Path) -> None:
+        """Upload again what the server lacks of the media in a finished run's `files` folder.
+
+        The client tries an upload once, and says nothing when the server refuses it.
+
+        Raises:
+            DeliveryError: the server still lacks some of them.
+        """
+        wanted = media_on_disk(folder)
+        if not wanted:
+            return
+        try:
+            run = wandb.Api(timeout=_API_TIMEOUT_S).run(self._path)
+            lacking = _lacking(run, wanted)
+            refusals = [*filter(None, (_refusal(run, folder, name) for name in lacking))]
+            if lacking and not refusals:
+                lacking = _lacking_later(run, lacking)
+        except UNANSWERED as error:
+            raise DeliveryError(f"W&B's media cannot be counted: {one_line(str(error))}") from error
+        if lacking:
+            reason = one_line(refusals[0]) if refusals else f"{min(lacking)} is not there"
+            raise DeliveryError(f"W&B lacks {len(lacking)} of {len(wanted)} media files: {reason}")
+
     def set_aliases(self, artifact: str, alias: str, wanted: set[str]) -> None:
         """Give the version of an artifact that `alias` names exactly these aliases."""
         entity_and_project = self._path.rpartition("/")[0]
@@ -172,6 +231,33 @@ class ServerSide:
         if {*found.aliases} != kept | wanted:
             found.aliases = sorted(kept | wanted)
             found.save()
+
+
+def _lacking(run: Run, wanted: Mapping[str, int]) -> dict[str, int]:
+    """The files that the server does not have in full."""
+    there = media_on_server(run)
+    return {name: size for name, size in wanted.items() if there.get(name) != size}
+
+
+def _lacking_later(run: Run, wanted: Mapping[str, int]) -> dict[str, int]:
+    """The files that the server still lacks after a while."""
+    deadline_s = time.monotonic() + _LISTED_S
+    while lacking := _lacking(run, wanted):
+        if time.monotonic() > deadline_s:
+            break
+        time.sleep(_POLL_S / 4)
+    return lacking
+
+
+def _refusal(run: Run, folder: Path, name: str) -> str:
+    """Upload a file; why the server does not take it, empty where it does."""
+    try:
+        # What was taken and is not listed yet is an IndexError.
+        with ended_if_hanging(), contextlib.suppress(IndexError):
+            run.upload_file(str(folder / name), root=str(folder))
+    except UNANSWERED as error:
+        return f"{name}: {error}"
+    return ""
 
 
 def _is_version(alias: str) -> bool:

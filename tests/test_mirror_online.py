@@ -152,7 +152,7 @@ def media_files(server: WandbServer, run: Run) -> list[str]:
     return [name for name in server.run(run.info.run_id)["files"] if "/media/" in name]
 
 
-@pytest.mark.parametrize("kind", ["403", "400", "drop"])
+@pytest.mark.parametrize("kind", ["403", "drop"])
 def test_a_refused_file_is_not_held(
     place: Place, server: WandbServer, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,13 +1,13 @@
 """What W&B holds of a run: read from its logs on this machine, or asked of its server.
 
 Offline a log is all there is of a run: what a sync will send. Online the server has the say, and
-what a client has still on its way does not count.
+what a client has still on its way does not count. A clip, picture, text or table is held where its
+file is there in full: a row alone only refers to it.
 """
 
 import functools
 import gzip
 import hashlib
-import itertools
 import json
 import os
 from collections import Counter
@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import wandb
 from wandb.apis.public.runs import Run, RunNotFoundError
 from wandb.proto.wandb_internal_pb2 import ArtifactRecord, HistoryRecord
-from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 from opusclip_mlops import wandb_client, wandb_layout, wandb_log
 from opusclip_mlops.errors import DeliveryError
@@ -46,8 +45,6 @@ _KINDS: Mapping[str, Literal["video", "image", "text", "table"]] = {
 }
 _NOT_FINITE = ("NaN", "Infinity", "-Infinity")
 _ENDS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
-
-_PAGE_ROWS = 1000
 
 
 class WandbHoldings:
@@ -107,6 +104,8 @@ class _InLogs:
                         wandb_log.changed_config(record, config)
                     case "artifact":
                         artifacts.add_record(record.artifact)
+            if rows.show_media:
+                rows.count_media(wandb_client.media_on_disk(log.parent / "files"))
         words = _words(config, notes) | artifacts.words()
         # The client ends its log also where the run goes on.
         return rows.held(words, _end_said(words))
@@ -131,9 +130,11 @@ class _OnServer:
             # What the client keeps of a run's rows on disk may be older than the run.
             # A scan that is asked for its iterator begins anew.
             found = (row for row in run.scan_history(use_cache=False))
-            while part := _next_part(found):
+            while part := wandb_client.next_page(found):
                 for row in part:
                     rows.add(row)
+            if rows.show_media:
+                rows.count_media(wandb_client.media_on_server(run))
             artifacts = _Artifacts()
             with wandb_client.ended_if_hanging():
                 for artifact in run.logged_artifacts():
@@ -164,12 +165,6 @@ class _OnServer:
             raise
 
 
-def _next_part(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A page of rows; the client itself would wait for one without end."""
-    with wandb_client.ended_if_hanging():
-        return list(itertools.islice(rows, _PAGE_ROWS))
-
-
 def _end_said(words: Mapping[str, str]) -> str:
     """How the run ended, as its mirror says it beside the exit code: W&B knows no KILLED."""
     return str(json.loads(words.get("end", "{}")).get("status", ""))
@@ -185,7 +180,7 @@ def _api(_base_url: str | None, _key: str | None) -> wandb.Api:
 def _said_plainly() -> Iterator[None]:
     try:
         yield
-    except (wandb.Error, WandbApiFailedError, OSError) as error:
+    except wandb_client.UNANSWERED as error:
         raise DeliveryError(f"W&B cannot be read: {one_line(str(error))}") from error
 
 
@@ -196,6 +191,7 @@ class _Rows:
         self._number_of: dict[str, int] = {}
         self._keys: list[str] = []
         self._parts: list[Points] = []
+        self._shown: list[tuple[Medium, str, int]] = []
         self._media: Counter[Medium] = Counter()
         self._count = 0
         self._begin_part()
@@ -239,13 +235,25 @@ class _Rows:
             if number == _NO_KEY:
                 continue
             if isinstance(value, Mapping):
-                self._add_medium(column, str(value["_type"]))
+                self._add_medium(column, value)
             elif value in _NOT_FINITE or (
                 isinstance(value, int | float) and not isinstance(value, bool)
             ):
                 self._number.append(number)
                 self._value.append(float(value))
         self._end_row()
+
+    @property
+    def show_media(self) -> bool:
+        """Whether rows refer to files that were not counted yet."""
+        return bool(self._shown)
+
+    def count_media(self, sizes_bytes: Mapping[str, int]) -> None:
+        """Count each row's medium whose file is among these in full, by its name."""
+        self._media.update(
+            medium for medium, path, size in self._shown if sizes_bytes.get(path) == size
+        )
+        self._shown.clear()
 
     def held(self, words: Mapping[str, str], end: str) -> Held:
         """What the rows held, with what else there is."""
@@ -277,10 +285,11 @@ class _Rows:
             self._keys.append(key)
         return self._number_of[column]
 
-    def _add_medium(self, column: str, kind: str) -> None:
+    def _add_medium(self, column: str, value: Mapping[str, Any]) -> None:
         key = self._keys[self._number_of[column]]
-        if kind in _KINDS:
-            self._media[Medium(_KINDS[kind], key, self._at_step, self._at_ms)] += 1
+        if kind := _KINDS.get(str(value["_type"])):
+            medium = Medium(kind, key, self._at_step, self._at_ms)
+            self._shown.append((medium, str(value.get("path")), _whole(value.get("size"), -1)))
 
 
 class _Artifacts:

@@ -111,7 +111,11 @@ class WandbSink:
         )
 
     def close(self, end: RunEnded | None) -> None:
-        """Finish the run with exit code 0 or 1; without an end its state is left as it is."""
+        """Finish the run with exit code 0 or 1; without an end its state is left as it is.
+
+        Raises:
+            DeliveryError: the server has the rows and not all of their files.
+        """
         while end and self._deferred and self._may_arrive():
             time.sleep(_POLL_S)
             self._send_deferred()
@@ -127,6 +131,8 @@ class WandbSink:
             while not any(record.HasField("exit") for record in self._log.new_records()):
                 time.sleep(0.02)
         self._claim.release()
+        if self._mode == "online":
+            self._server.bring_media(Path(self._run.dir))
 
     def _logs(self, run_id: str) -> list[Path]:
         project = self._manifest.project_name

@@ -1,5 +1,6 @@
 """What W&B holds is read back as it was sent, from its logs and from its server alike."""
 
+import contextlib
 import math
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
-from opusclip_mlops import wandb_log
+from opusclip_mlops import wandb_client, wandb_log
 from opusclip_mlops.delivery import deliver
 from opusclip_mlops.errors import DeliveryError
 from opusclip_mlops.folder import RunFolder
@@ -34,6 +35,7 @@ from opusclip_mlops.words import NOTE_TAG
 from tests.journeys import LOCAL_ID, append, deliver_and_die, end, make_run
 from tests.sinks.sink_contract import T0_MS, metrics, staged_clip
 from tests.wandb_server import WandbServer, wandb_server
+from tests.wandb_store import Store
 
 KEYS = [
     "loss", "train/loss", "a.b", "a.b/c.d", ".a", "a.", "a..b", "with space", "über/größe", "日本",
@@ -163,6 +165,48 @@ def test_media_are_counted(mirror: Mirror) -> None:
     assert held.media == {medium: media.count(medium) for medium in media}
 
 
+ODD_TEXTS = [Text(T0_MS, step, f"a:b/ü ?#%41 {step}", "one < two") for step in range(3)]
+
+
+def stored(mirror: Mirror, server: WandbServer, step: int) -> Path:
+    """Where the file of one of the odd texts lies, on this machine or the server's."""
+    if mirror.mode == "offline":
+        [log] = wandb_log.logs_of(Path(mirror.target.folder), LOCAL_ID)
+        return next((log.parent / "files/media").rglob(f"* {step}_*.html"))
+    with contextlib.closing(Store(server.folder)) as store:
+        names = store.blob_names(f"runs/team/{mirror.project}/{LOCAL_ID}/media/")
+        return store.blob(next(name for name in names if f" {step}_" in name))
+
+
+def test_a_row_without_its_file_is_not_held(mirror: Mirror, server: WandbServer) -> None:
+    """A text whose file is cut short or gone does not count, its row and its fellows do."""
+    held = mirror.hold([*metrics(3), *ODD_TEXTS])
+    media = [medium_of(record) for record in ODD_TEXTS]
+    assert held.media == dict.fromkeys(media, 1)
+    stored(mirror, server, 0).write_bytes(b"<")
+    held = mirror.holdings().read()
+    assert (held.media, held.row_count) == (dict.fromkeys(media[1:], 1), 6)
+    if mirror.mode == "offline":
+        stored(mirror, server, 1).unlink()
+        assert mirror.holdings().read().media == {media[2]: 1}
+
+
+def test_files_are_listed_page_by_page_and_only_for_media(
+    online: Mirror, server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run without media costs no listing of its files."""
+    before = server.requests("RunFiles")
+    online.hold(metrics(3))
+    assert server.requests("RunFiles") == before
+    online.hold(ODD_TEXTS)
+    before = server.requests("RunFiles")
+    assert len(online.holdings().read().media) == 3
+    assert server.requests("RunFiles") == before + 1
+    monkeypatch.setattr(wandb_client, "_PAGE_FILES", 2)
+    assert len(online.holdings().read().media) == 3
+    assert server.requests("RunFiles") > before + 2
+
+
 def test_words_are_those_of_the_records(mirror: Mirror) -> None:
     """Params, tags, notes, datasets, files and what MLflow says are the texts of their records."""
     uris = {"w ü": "mlflow-artifacts:/1/w ü", "d/x": "s3://bucket/x"}
@@ -210,13 +254,8 @@ def test_the_end_is_read_back(mirror: Mirror, status: str) -> None:
 def test_a_run_that_is_not_there_holds_nothing(mirror: Mirror) -> None:
     """Nothing, and no error."""
     held = mirror.holdings().read()
-    assert (len(held.points), held.media, held.words, held.row_count, held.end) == (
-        0,
-        {},
-        {},
-        0,
-        "",
-    )
+    found = (len(held.points), held.media, held.words, held.row_count, held.end)
+    assert found == (0, {}, {}, 0, "")
     assert mirror.holdings().fingerprint() == ""
 
 
@@ -311,14 +350,15 @@ def test_a_writer_that_was_killed_declared_no_end(offline: Mirror) -> None:
 def test_a_row_that_the_server_dropped_is_not_held(online: Mirror, server: WandbServer) -> None:
     """Only what the server shows counts, not what it said to have taken."""
     online.hold(metrics(10))
-    with server_dropping(server):
-        code = (
-            "import sys, wandb\n"
-            "run = wandb.init(project=sys.argv[1], id=sys.argv[2], resume='allow')\n"
-            "run.log({'lost': 1.0, 'global_step': 99})\n"
-            "run.finish()\n"
-        )
-        subprocess.run([sys.executable, "-c", code, online.project, LOCAL_ID], check=True)
+    server.fault("drop", "file_stream")
+    code = (
+        "import sys, wandb\n"
+        "run = wandb.init(project=sys.argv[1], id=sys.argv[2], resume='allow')\n"
+        "run.log({'lost': 1.0, 'global_step': 99})\n"
+        "run.finish()\n"
+    )
+    subprocess.run([sys.executable, "-c", code, online.project, LOCAL_ID], check=True)
+    server.lift()
     held = online.holdings().read()
     assert_holds(held, metrics(10))
 
@@ -353,16 +393,3 @@ def test_a_key_alone_does_not_send_an_offline_mirror_online(offline: Mirror) -> 
     """A target that says offline is read from its logs, whatever is configured."""
     held = offline.hold(metrics(3))
     assert_holds(held, metrics(3))
-
-
-class server_dropping:
-    """The server answers that it took rows, and takes none."""
-
-    def __init__(self, server: WandbServer) -> None:
-        self._server = server
-
-    def __enter__(self) -> None:
-        self._server.fault("drop", "file_stream")
-
-    def __exit__(self, *_: object) -> None:
-        self._server.lift()
