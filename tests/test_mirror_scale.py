@@ -1,17 +1,16 @@
 """Mirrors of very long runs and of very many runs; in full with OPUSCLIP_SOAK=1."""
 
-import os
 from pathlib import Path
 
 import pytest
 
 from benchmarks.histories import copy_run, make_run
 from opusclip_mlops import mirror, verify
+from tests.faults.site import SOAK
 from tests.mirrored import Place
 
-SOAK = os.environ.get("OPUSCLIP_SOAK") == "1"
-POINTS = 1_000_000 if SOAK else 100_000
-RUNS = 2_500 if SOAK else 120
+POINTS = 1_000_000 if SOAK else 30_000
+RUNS = 2_500 if SOAK else 50
 
 
 @pytest.fixture

@@ -183,9 +183,11 @@ def test_any_name_of_a_node_gives_keys_that_can_be_stored(node: str) -> None:
 
 def test_the_first_sample_holds_everything() -> None:
     """Taken at once after the meter was made, of this process: no value waits for a second one."""
+    before_mb = psutil.Process().memory_info().rss / 1e6
     found = SystemMeter(disk=Path("/")).sample([os.getpid()])
+    after_mb = psutil.Process().memory_info().rss / 1e6
     assert {"system/cpu_utilization_percentage", "system/disk_usage_percentage", *OWN} <= set(found)
-    assert found[RSS] == pytest.approx(psutil.Process().memory_info().rss / 1e6, rel=0.2)
+    assert 0.8 * min(before_mb, after_mb) <= found[RSS] <= 1.2 * max(before_mb, after_mb)
     assert found[CPU] > 0
     assert {type(value) for value in found.values()} == {float}
 
