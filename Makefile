@@ -44,7 +44,7 @@ lint: .venv/.setup-test
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-# What takes long: the journal's reader against 100,000 damaged files, outages of a minute.
+# What takes long: 100,000 damaged journals, outages of a minute, mirrors of a million points.
 soak: .venv/.setup-test
 	OPUSCLIP_FUZZ_CASES=100000 OPUSCLIP_SOAK=1 .venv/bin/pytest tests/test_journal.py tests/faults \
 		tests/test_mirror_scale.py tests/test_mirror_online.py --timeout 3600 $(PYTEST_ARGS)
