@@ -4,6 +4,7 @@ Params stand at the top of the config, all other words below one key; a file set
 references whose metadata says what it is.
 """
 
+import functools
 import netrc
 import os
 import re
@@ -29,6 +30,7 @@ _OF_METRIC, _OF_PARAM = "metrics/", "params/"
 _NOT_IN_NAME = re.compile(r"[^a-zA-Z0-9_\-.]")
 
 
+@functools.lru_cache(maxsize=65_536)
 def column(key: str) -> str:
     """The column of a metric or medium; one that W&B keeps for itself gets a prefix."""
     return _escaped(key, _RESERVED_COLUMNS, _OF_METRIC)
