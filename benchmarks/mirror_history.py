@@ -16,9 +16,9 @@ from mlflow import MlflowClient
 
 from benchmarks.figures import Figure, interval_of, number, paired_ratios
 from benchmarks.histories import add_steps, make_run, names
-from opusclip_mlops.history import Cursor, History, open_history
-from opusclip_mlops.history.by_key import HistoryByKey
-from opusclip_mlops.history.sql import SqlRows
+from opusclip_mlops.run_history import Cursor, History, open_history
+from opusclip_mlops.run_history.by_key import HistoryByKey
+from opusclip_mlops.run_history.sql import SqlRows
 from tests.servers import mlflow_server
 
 PART = "mirror_history"

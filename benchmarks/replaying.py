@@ -20,10 +20,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from benchmarks.workers import Answers, requests
-from opusclip_mlops.history import Cursor, History, open_history
 from opusclip_mlops.mirror_state import MirrorState
 from opusclip_mlops.mirroring import RunMirror, Source
 from opusclip_mlops.points import Points
+from opusclip_mlops.run_history import Cursor, History, open_history
 from opusclip_mlops.targets import Target, parse_target
 
 Told = dict[str, float]

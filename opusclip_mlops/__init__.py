@@ -2,14 +2,14 @@
 
 The floor plan; imports go down only:
 
-    cli, console, mirror_console   one verb, one function, one library call
+    cli, console, registry_cli …   one verb, one function, one library call
     operating, projects/           status and recovery; what `mlflow run` starts
     tracker, verifying …           everything a training loop calls; are mirrors equal; how far
     replay, mirror_worker          MLflow runs replayed into mirrors, by processes of their own
-    shipper, session, mirroring    delivers a run; a process's part in it; one run's mirror
+    shipper, mirroring, gated …    delivers a run; one run's mirror; stages past their gate
     delivery, differences          gives the journal to one sink; how a mirror differs from MLflow
     sinks/, holdings/, lookout     where a run is written; what stands there; which runs there are
-    contents, history/             an MLflow run read back: its points, and all else
+    contents, run_history/         an MLflow run read back: its points, and all else
     media, metrics/, sessions …    clips on their way; how good a clip is; who logs, and how it died
     journal, video, points …       one format, or one question, each
     config, records, folder        what travels, what a run is called, where it lies
@@ -20,8 +20,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from opusclip_mlops.chronicle import history as history
     from opusclip_mlops.config import TrackingConfig as TrackingConfig
     from opusclip_mlops.errors import OpusclipError as OpusclipError
+    from opusclip_mlops.gated import promote as promote
+    from opusclip_mlops.gated import rollback as rollback
     from opusclip_mlops.metrics.frame import calculate_video_metrics as calculate_video_metrics
     from opusclip_mlops.registry import register as register
     from opusclip_mlops.replay import Places as Places
@@ -41,8 +44,11 @@ _HOMES = {
     "TrackingConfig": "config",
     "calculate_video_metrics": "metrics.frame",
     "follow": "replay",
+    "history": "chronicle",
     "mirror": "replay",
+    "promote": "gated",
     "register": "registry",
+    "rollback": "gated",
     "verify": "verifying",
 }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from opusclip_mlops.errors import OpusclipError
+from opusclip_mlops.registry_cli import VERBS
 
 _JOURNAL_DIR = click.option(
     "--journal-dir",
@@ -230,6 +231,10 @@ def verify(
         )
     mirror_console.print_verified(found, as_json=as_json)
     sys.exit(0 if verifying.is_equal(found) else 1)
+
+
+for _verb in VERBS:
+    opusclip.add_command(_verb)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

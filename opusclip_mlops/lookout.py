@@ -11,7 +11,7 @@ from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from opusclip_mlops.errors import OpusclipError
-from opusclip_mlops.history import RunGoneError
+from opusclip_mlops.run_history import RunGoneError
 
 _PAGE_RUNS = 500
 _EVERYTHING_EVERY_S = 300.0

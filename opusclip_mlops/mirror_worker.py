@@ -30,7 +30,6 @@ from mlflow.entities import Run
 from opusclip_mlops.differences import Difference
 from opusclip_mlops.errors import OpusclipError
 from opusclip_mlops.faults import attempted
-from opusclip_mlops.history import RunGoneError, open_history
 from opusclip_mlops.lookout import Look, Lookout, every_run, experiment_ids, one_run
 from opusclip_mlops.mirror_state import MirrorState
 from opusclip_mlops.mirror_work import (
@@ -45,6 +44,7 @@ from opusclip_mlops.mirror_work import (
 from opusclip_mlops.mirror_writer import remove_left_work
 from opusclip_mlops.mirroring import RunMirror, Sent, Source
 from opusclip_mlops.redaction import one_line
+from opusclip_mlops.run_history import RunGoneError, open_history
 from opusclip_mlops.signatures import is_long_over
 from opusclip_mlops.sinks import NEEDS_NEW_PROCESS, Spoilt, Waiting
 from opusclip_mlops.words import words_of

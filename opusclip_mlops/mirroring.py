@@ -23,13 +23,13 @@ from opusclip_mlops.differences import (
 )
 from opusclip_mlops.errors import DeliveryError, RecordError, VideoError
 from opusclip_mlops.folder import Identity
-from opusclip_mlops.history import Cursor, History
 from opusclip_mlops.holdings import Held, Holdings, open_holdings
 from opusclip_mlops.layout import MIRRORS_TAG
 from opusclip_mlops.mirror_state import MirrorState, Noted, is_mirrored_live, open_claim
 from opusclip_mlops.mirror_writer import MirrorWriter, in_rows
 from opusclip_mlops.points import Points
 from opusclip_mlops.records import Record, Row, Tags, now_ms
+from opusclip_mlops.run_history import Cursor, History
 from opusclip_mlops.signatures import (
     called,
     digest_of,

@@ -15,10 +15,11 @@ _OURS = ("MLFLOW_", "WANDB_", "OPUSCLIP_")
 _LONGEST = (
     "projects/test_models", "projects/test_train", "test_tracker", "test_operating", "test_shipper",
     "faults/test_server_faults", "faults/test_ends", "sinks/test_wandb_online",
-    "test_mirror_online", "faults/test_disk_full", "history/test_history", "test_replay",
+    "test_mirror_online", "faults/test_disk_full", "run_history/test_history", "test_replay",
     "projects/test_evaluate", "sinks/test_tensorboard", "faults/test_wandb_faults",
-    "test_verifying", "history/test_sqlite", "faults/test_trainer_killed", "faults/test_parallel",
-    "test_mirroring", "test_mirror_scale", "test_end_to_end", "test_wandb_server",
+    "test_verifying", "run_history/test_sqlite", "faults/test_trainer_killed",
+    "faults/test_parallel", "test_gated", "test_promotion_races", "test_mirroring",
+    "test_mirror_scale", "test_end_to_end", "test_wandb_server",
 )  # fmt: skip
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
 
-from opusclip_mlops.history import open_history
 from opusclip_mlops.mirror_state import MirrorState
 from opusclip_mlops.mirroring import RunMirror, Source
+from opusclip_mlops.run_history import open_history
 from opusclip_mlops.targets import Target, parse_target
 from tests.journeys import store
 from tests.reading import Point, points_of_mlflow, points_of_tensorboard, points_of_wandb

@@ -8,8 +8,8 @@ from mlflow.entities import Metric
 
 from benchmarks.histories import copy_run
 from opusclip_mlops import lookout
-from opusclip_mlops.history import RunGoneError
 from opusclip_mlops.lookout import Look, Lookout, SelectionError, every_run, experiment_ids, one_run
+from opusclip_mlops.run_history import RunGoneError
 from tests.mirrored import T0, Place
 
 

@@ -12,10 +12,10 @@ import pytest
 from mlflow import MlflowClient
 from sqlalchemy import URL
 
-from opusclip_mlops.history import HistoryError, RunGoneError, open_history
-from opusclip_mlops.history.sqlite import _NEXT, SqliteHistory
 from opusclip_mlops.points import Point
-from tests.history.logged_run import (
+from opusclip_mlops.run_history import HistoryError, RunGoneError, open_history
+from opusclip_mlops.run_history.sqlite import _NEXT, SqliteHistory
+from tests.run_history.logged_run import (
     AWKWARD,
     SAME,
     Follower,

@@ -11,8 +11,8 @@ from sqlalchemy import table as table_of
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from opusclip_mlops.history import HistoryError, RunGoneError
 from opusclip_mlops.redaction import one_line
+from opusclip_mlops.run_history import HistoryError, RunGoneError
 from opusclip_mlops.watermarks import Mark, Rows, rows_of
 
 _ROWS_AT_ONCE = 50_000

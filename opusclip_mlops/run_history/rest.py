@@ -8,7 +8,7 @@ import numpy as np
 from mlflow.exceptions import MlflowException
 from mlflow.utils.search_utils import SearchUtils
 
-from opusclip_mlops.history import RunGoneError
+from opusclip_mlops.run_history import RunGoneError
 from opusclip_mlops.watermarks import Mark, Rows, rows_of
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from opusclip_mlops.history import Cursor, RunGoneError, latest_of
 from opusclip_mlops.points import Points
+from opusclip_mlops.run_history import Cursor, RunGoneError, latest_of
 from opusclip_mlops.watermarks import KeyRows, Mark, Rows, Tail, next_in_round, rows_of, tail_of
 
 if TYPE_CHECKING:

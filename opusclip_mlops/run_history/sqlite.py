@@ -11,9 +11,9 @@ import msgspec
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from opusclip_mlops.history import Cursor, HistoryError, RunGoneError
 from opusclip_mlops.points import Points
 from opusclip_mlops.redaction import one_line
+from opusclip_mlops.run_history import Cursor, HistoryError, RunGoneError
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -76,4 +76,4 @@ def latest_of(run: "Run") -> dict[str, str]:
 
 def _module(name: str) -> Any:
     """One of the kinds of reader; each brings libraries that the others have no use for."""
-    return importlib.import_module(f"opusclip_mlops.history.{name}")
+    return importlib.import_module(f"opusclip_mlops.run_history.{name}")

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 
-from opusclip_mlops.history import History, RunGoneError, open_history
 from opusclip_mlops.points import Point
+from opusclip_mlops.run_history import History, RunGoneError, open_history
 from tests.databases import postgres
-from tests.history.logged_run import (
+from tests.run_history.logged_run import (
     AWKWARD,
     SAME,
     Follower,
@@ -27,7 +27,7 @@ from tests.history.logged_run import (
     differences,
     series,
 )
-from tests.history.proxy import in_front_of
+from tests.run_history.proxy import in_front_of
 from tests.servers import BIN, mlflow_server
 
 _FETCHES = ("max_results", "page_token")

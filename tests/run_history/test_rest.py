@@ -6,12 +6,12 @@ from collections.abc import Iterator
 import pytest
 from mlflow import MlflowClient
 
-from opusclip_mlops.history import History, open_history
-from opusclip_mlops.history.by_key import HistoryByKey
-from opusclip_mlops.history.rest import RestRows
 from opusclip_mlops.points import Point
-from tests.history.logged_run import AWKWARD, SAME, Follower, LoggedRun, differences, series
-from tests.history.proxy import Proxy, in_front_of
+from opusclip_mlops.run_history import History, open_history
+from opusclip_mlops.run_history.by_key import HistoryByKey
+from opusclip_mlops.run_history.rest import RestRows
+from tests.run_history.logged_run import AWKWARD, SAME, Follower, LoggedRun, differences, series
+from tests.run_history.proxy import Proxy, in_front_of
 from tests.servers import mlflow_server
 
 

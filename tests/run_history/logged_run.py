@@ -8,8 +8,8 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
 
-from opusclip_mlops.history import Cursor, History
 from opusclip_mlops.points import Point, Points
+from opusclip_mlops.run_history import Cursor, History
 from opusclip_mlops.watermarks import Mark
 
 

@@ -7,12 +7,12 @@ import pytest
 import sqlalchemy
 from mlflow import MlflowClient
 
-from opusclip_mlops.history import HistoryError, open_history
-from opusclip_mlops.history.by_key import HistoryByKey
-from opusclip_mlops.history.sql import _BEHIND, SqlRows
 from opusclip_mlops.points import Point
+from opusclip_mlops.run_history import HistoryError, open_history
+from opusclip_mlops.run_history.by_key import HistoryByKey
+from opusclip_mlops.run_history.sql import _BEHIND, SqlRows
 from tests.databases import PASSWORD, postgres
-from tests.history.logged_run import AWKWARD, SAME, Follower, LoggedRun, differences, series
+from tests.run_history.logged_run import AWKWARD, SAME, Follower, LoggedRun, differences, series
 from tests.servers import free_port
 
 

@@ -1,0 +1,165 @@
+"""How a decision comes about: changes by hand first, then the gate, the record and the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from opusclip_mlops import chain
+from opusclip_mlops.decisions import HELD, Decision, Kind
+from opusclip_mlops.errors import RegistryError
+from opusclip_mlops.settling import Change, Desk, View, let_stand, put_back
+
+_MOST_TIMES = 1_000
+
+
+class Verdict(Protocol):
+    """What a gate says about a version."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the version may enter the stage."""
+
+    def to_dict(self) -> Mapping[str, Any]:
+        """Every condition with its numbers, as JSON can hold it; kept in the history."""
+
+    def lines(self) -> Sequence[str]:
+        """The same for people, one condition a line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What a gate is asked: may this version enter that stage.
+
+    Attributes:
+        kind: promotion, rollback, or external for what was moved in by hand already.
+        model: The registered model's name.
+        version: The version.
+        to_stage: Staging or Production.
+        holder: Who holds that stage now, None for nobody.
+        actor: Who decides, "unknown" for what was moved by hand.
+        records: The history; see `chain.approvals` and `chain.been_in`.
+    """
+
+    kind: Kind
+    model: str
+    version: int
+    to_stage: str
+    holder: int | None
+    actor: str
+    records: tuple[Decision, ...]
+
+
+Judge = Callable[[Case], Verdict]
+
+
+class GateRefused(RegistryError):
+    """A version that the gate does not let through; nothing was changed.
+
+    Attributes:
+        verdict: Every condition with its numbers.
+    """
+
+    def __init__(self, text: str, verdict: Verdict) -> None:
+        super().__init__(text)
+        self.verdict = verdict
+
+
+def decide(
+    desk: Desk,
+    judge: Judge | None,
+    propose: Callable[[View], Decision],
+    *,
+    forced: bool = False,
+    text: str | None = None,
+) -> Decision:
+    """Have a decision proposed, judged, recorded and carried out; again where others were faster.
+
+    Args:
+        desk: The registered model.
+        judge: The gate, None for no gate.
+        propose: Drafts the decision for how things are, or returns one that was made already.
+        forced: Whether the gate and the state of the history do not matter.
+        text: A long text that the decision names by its sha256.
+
+    Raises:
+        GateRefused: The gate does not let the version through.
+        RegistryError: What `propose` raises, or MLflow refused or did not answer.
+    """
+    for _ in range(_MOST_TIMES):
+        view = desk.look(forced=forced)
+        if view.changes:
+            _answer(desk, view, judge)
+            continue
+        try:
+            draft = _judged(propose(view), view, judge)
+        except RegistryError:
+            desk.finish(view)
+            raise
+        if draft.number:
+            desk.finish(view)
+            return draft
+        if record := desk.append(draft, view, text=text):
+            desk.settle()
+            return record
+    raise _restless(desk.model)
+
+
+def _answer(desk: Desk, view: View, judge: Judge | None) -> Decision | None:
+    """Record the first change by hand: it stands, or it is to be put back."""
+    change = view.changes[0]
+    decision = let_stand(change, view)
+    if all(record.kind == "external" for record in view.records):
+        found = replace(decision, reason=f"{change}, before this history began")
+        return desk.answer(change, found, view)
+    if _cannot_stand(change):
+        return desk.answer(change, put_back(change, view, desk.actor), view)
+    try:
+        return desk.answer(change, _judged(decision, view, judge), view)
+    except GateRefused as refused:
+        back = replace(put_back(change, view, desk.actor), verdict=refused.verdict.to_dict())
+        return desk.answer(change, back, view)
+
+
+def _cannot_stand(change: Change) -> bool:
+    is_elsewhere = change.found_in in HELD and change.found_in != change.stage
+    return change.how == "alias removed" or (change.how == "alias" and is_elsewhere)
+
+
+def _judged(draft: Decision, view: View, judge: Judge | None) -> Decision:
+    """The draft with its verdict; what is written already, or enters no stage, is not judged."""
+    version = draft.version
+    is_entering = draft.kind in ("promotion", "rollback", "external") and draft.to_stage in HELD
+    if judge is None or draft.number or version is None or not is_entering:
+        return draft
+    held = chain.holder(view.records, draft.to_stage)
+    kind, model, to = draft.kind, draft.model, draft.to_stage
+    verdict = judge(Case(kind, model, version, to, held, draft.actor, view.records))
+    if not verdict.passed and not draft.forced:
+        why = "; ".join(verdict.lines())
+        text = f"version {version} of {model!r} may not enter {to}: {why}"
+        raise GateRefused(" ".join(text.split()), verdict)
+    content = verdict.to_dict()
+    return replace(draft, verdict=content, policy_digest=str(content.get("policy_digest") or ""))
+
+
+def answer_changes(desk: Desk, judge: Judge | None) -> tuple[Decision, ...]:
+    """Record what was changed by hand, put back what the gate refuses, finish what was left.
+
+    Raises:
+        RegistryError: MLflow refused or did not answer.
+    """
+    made: list[Decision] = []
+    for _ in range(_MOST_TIMES):
+        view = desk.look()
+        if not view.changes:
+            desk.finish(view)
+            return tuple(made)
+        if record := _answer(desk, view, judge):
+            made.append(record)
+    raise _restless(desk.model)
+
+
+def _restless(name: str) -> RegistryError:
+    return RegistryError(f"others decide about {name!r} all the time: call again")

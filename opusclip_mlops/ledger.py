@@ -1,0 +1,262 @@
+"""Histories in MLflow: an experiment `opusclip registry` with a run for each registered model.
+
+Params are the one thing in MLflow that is written once: of two processes that write another value
+under the same key the database lets one through, over REST too. So the records are params, see
+`chain`. Which run holds which model's history is a param as well, of the experiment's root run. The
+experiment is made under a name of its own, with its root run, and then renamed: a name is given to
+one experiment only, so two processes cannot end up with two roots.
+
+While a process makes the registry look like the history, the run has a tag
+`opusclip.settling.<nonce>`: "<the last record it saw> <Unix time in ms>". By it is known what
+a process that is slow, or was killed, left in the registry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from urllib.parse import urlsplit
+
+from mlflow import MlflowClient
+from mlflow.entities import Experiment, LifecycleStage, Param, Run
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+
+from opusclip_mlops.chain import Chain, key_of, parts_of, read_chain
+from opusclip_mlops.decisions import Decision, to_text
+from opusclip_mlops.errors import RegistryError
+from opusclip_mlops.patience import patiently
+from opusclip_mlops.refusals import MISSING, reason_of
+
+EXPERIMENT = "opusclip registry"
+_ROOT = "opusclip.root"
+_MODEL = "opusclip.model"
+_SETTLING = "opusclip.settling."
+_FORGOTTEN_MS = 600_000
+_NOTE = "The history of a registered model. Params are its records; nothing here is to be changed."
+
+
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """A history as it stands, and from which records on somebody is still settling."""
+
+    chain: Chain
+    settling: Mapping[str, int] = field(default_factory=dict)
+    forgotten: tuple[str, ...] = ()
+    is_active: bool = True
+
+    @property
+    def settled_to(self) -> int:
+        """Up to here everybody has settled; later records may not show in the registry yet."""
+        return min([self.chain.last_number, *self.settling.values()])
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """The history of one registered model."""
+
+    client: MlflowClient
+    model: str
+    run_id: str
+
+    def read(self) -> Notes:
+        """The history as it stands now.
+
+        Raises:
+            RegistryError: MLflow did not answer, or the run is gone for good.
+        """
+        run = patiently(self._cannot("read"), lambda: self.client.get_run(self.run_id))
+        chain = read_chain(run.data.params, model=self.model, run_id=self.run_id)
+        settling, forgotten = _settling(run.data.tags)
+        is_active = run.info.lifecycle_stage == LifecycleStage.ACTIVE
+        return Notes(chain, settling, forgotten, is_active)
+
+    def append(self, record: Decision, *, text: str | None = None) -> bool:
+        """Write a record under its number; False when another process was faster.
+
+        Args:
+            record: Made by `Chain.next`.
+            text: A long text that the record names by its sha256.
+
+        Raises:
+            RegistryError: MLflow refused, or did not answer: whether the record is written is then
+                open, and the next call sees.
+        """
+        if text is not None:
+            self._keep(text)
+        key, value = key_of(record.number), to_text(record)
+        patiently(self._cannot("write"), lambda: self._log(key, value))
+        return self._params().get(key) == value
+
+    def announce(self, nonce: str, number: int) -> None:
+        """Tell that from record `number` on the registry is being changed by this process."""
+        value = f"{number} {time.time_ns() // 1_000_000}"
+        tag = _SETTLING + nonce
+        patiently(self._cannot("mark"), lambda: self.client.set_tag(self.run_id, tag, value))
+
+    def withdraw(self, nonces: list[str]) -> None:
+        """Take announcements back."""
+        for nonce in nonces:
+            patiently(self._cannot("mark"), partial(self._untag, _SETTLING + nonce))
+
+    def _cannot(self, verb: str) -> str:
+        return f"cannot {verb} the history of {self.model!r}"
+
+    def _params(self) -> Mapping[str, str]:
+        run = patiently(self._cannot("read"), lambda: self.client.get_run(self.run_id))
+        params: Mapping[str, str] = run.data.params
+        return params
+
+    def _keep(self, text: str) -> None:
+        params = [Param(key, value) for key, value in parts_of(text).items()]
+        call = self.client.log_batch
+        patiently(self._cannot("write"), lambda: call(self.run_id, params=params, synchronous=True))
+
+    def _log(self, key: str, value: str) -> None:
+        """Write a param; one that is written already is no fault, the reader sees whose it is."""
+        try:
+            self.client.log_param(self.run_id, key, value, synchronous=True)
+        except MlflowException:
+            if key not in self.client.get_run(self.run_id).data.params:
+                raise
+
+    def _untag(self, tag: str) -> None:
+        try:
+            self.client.delete_tag(self.run_id, tag)
+        except MlflowException as error:
+            if error.error_code != MISSING:
+                raise
+
+
+def find_ledger(
+    client: MlflowClient, model: str, *, created_ms: int | None = None
+) -> Ledger | None:
+    """The history of a model that is there, None where it has none yet.
+
+    Args:
+        client: MLflow, where the histories are.
+        model: The registered model's name.
+        created_ms: When it was created, in Unix milliseconds: a model that was deleted and made
+            again has a history of its own. None for the last model of that name.
+
+    Raises:
+        RegistryError: MLflow did not answer, or the experiment is not one of this package.
+    """
+    what = f"cannot find the history of {model!r}"
+    experiment = patiently(what, lambda: client.get_experiment_by_name(EXPERIMENT))
+    if experiment is None:
+        return None
+    root_id = _root_of(experiment)
+    params = patiently(what, lambda: client.get_run(root_id)).data.params
+    run_id = params.get(_key(model, created_ms)) if created_ms else _last(params, model)
+    return Ledger(client, model, run_id) if run_id else None
+
+
+def open_ledger(client: MlflowClient, model: str, *, created_ms: int) -> Ledger:
+    """The history of a model, made where there is none; any number of processes may do so at once.
+
+    Raises:
+        RegistryError: As `find_ledger`, where the experiment was deleted, and for MLflow's file
+            store, which does not keep two processes from writing the same param.
+    """
+    if found := find_ledger(client, model, created_ms=created_ms):
+        return found
+    if urlsplit(client.tracking_uri).scheme in ("", "file"):
+        raise RegistryError("a history needs MLflow on a database: its file store lets two write")
+    experiment = _experiment(client)
+    if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
+        raise RegistryError(f"experiment {EXPERIMENT!r} is deleted: restore it in MLflow")
+    what = f"cannot begin a history of {model!r}"
+    run_id = _new_run(client, what, experiment.experiment_id, model)
+    root = Ledger(client, model, _root_of(experiment))
+    key = _key(model, created_ms)
+    patiently(what, lambda: root._log(key, run_id))
+    winner = root._params()[key]
+    if winner != run_id:
+        with suppress(MlflowException):
+            client.delete_run(run_id)
+    return Ledger(client, model, winner)
+
+
+def _root_of(experiment: Experiment) -> str:
+    root_id = experiment.tags.get(_ROOT)
+    if not root_id:
+        raise RegistryError(
+            f"experiment {EXPERIMENT!r} holds no histories: it has no tag {_ROOT}; rename it"
+        )
+    return str(root_id)
+
+
+def _key(model: str, created_ms: int | None) -> str:
+    return f"{hashlib.sha256(model.encode()).hexdigest()[:32]}.{created_ms}"
+
+
+def _last(params: Mapping[str, str], model: str) -> str | None:
+    """The run of the model of that name that was created last."""
+    start = _key(model, None).removesuffix("None")
+    made_ms = [key.removeprefix(start) for key in params if key.startswith(start)]
+    known = [one for one in made_ms if one.isascii() and one.isdigit()]
+    return params[start + max(known, key=int)] if known else None
+
+
+def _experiment(client: MlflowClient) -> Experiment:
+    """The experiment of all histories, made where there is none."""
+    what = f"cannot make the experiment {EXPERIMENT!r}"
+
+    def by_name() -> Experiment | None:
+        return patiently(what, lambda: client.get_experiment_by_name(EXPERIMENT))
+
+    if found := by_name():
+        return found
+    made_id = _made_experiment(client, what)
+    reason = ""
+    try:
+        client.rename_experiment(made_id, EXPERIMENT)
+    except MlflowException as error:
+        reason = reason_of(error)
+    experiment = by_name()
+    if experiment is None or experiment.experiment_id != made_id:
+        with suppress(MlflowException):
+            client.delete_experiment(made_id)
+    if experiment is None:
+        raise RegistryError(f"{what}: {reason}")
+    return experiment
+
+
+def _made_experiment(client: MlflowClient, what: str) -> str:
+    """An experiment with a root run, under a name that nobody else has."""
+    create = client.create_experiment
+    experiment_id: str = patiently(what, lambda: create(f"{EXPERIMENT} {uuid.uuid4().hex}"))
+    root_id = _new_run(client, what, experiment_id, "which run holds which history")
+    patiently(what, lambda: client.set_experiment_tag(experiment_id, _ROOT, root_id))
+    return experiment_id
+
+
+def _new_run(client: MlflowClient, what: str, experiment_id: str, model: str) -> str:
+    tags = {_MODEL: model, MLFLOW_RUN_NOTE: _NOTE}
+    create = client.create_run
+    run: Run = patiently(what, lambda: create(experiment_id, run_name=model, tags=tags))
+    patiently(what, lambda: client.set_terminated(run.info.run_id))
+    return str(run.info.run_id)
+
+
+def _settling(tags: Mapping[str, str]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Who is settling from which record on, and who said so too long ago to be alive."""
+    settling, forgotten = {}, []
+    now_ms = time.time_ns() // 1_000_000
+    for tag, value in tags.items():
+        if not tag.startswith(_SETTLING):
+            continue
+        nonce = tag.removeprefix(_SETTLING)
+        number, _, said_ms = value.partition(" ")
+        if number.isascii() and number.isdigit():
+            settling[nonce] = int(number)
+        is_old = not (said_ms.isascii() and said_ms.isdigit())
+        if is_old or now_ms - int(said_ms) > _FORGOTTEN_MS:
+            forgotten.append(nonce)
+    return settling, tuple(forgotten)

@@ -1,0 +1,54 @@
+"""Asking MLflow again while it has a bad day: a locked database, a server that starts anew."""
+
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from opusclip_mlops.errors import RegistryError
+from opusclip_mlops.redaction import one_line
+from opusclip_mlops.refusals import is_for_good, reason_of
+
+WAIT_S = 30.0
+_FIRST_PAUSE_S = 0.02
+_LONGEST_PAUSE_S = 1.0
+
+_Answer = TypeVar("_Answer")
+
+
+def connected(client: MlflowClient | None) -> MlflowClient:
+    """The client, or one that looks where MLflow itself would look.
+
+    Raises:
+        RegistryError: MLflow knows no such place.
+    """
+    try:
+        return client or MlflowClient()
+    except MlflowException as error:
+        raise RegistryError(f"cannot reach MLflow: {reason_of(error)}") from error
+
+
+def patiently(what: str, call: Callable[[], _Answer], *, wait_s: float = WAIT_S) -> _Answer:
+    """The answer to a call that may be made any number of times.
+
+    Args:
+        what: What cannot be done, for the error: "cannot read the history of clip".
+        call: It is made again, after pauses that grow, while its fault may pass.
+        wait_s: Not again once this many seconds have passed since the first call.
+
+    Raises:
+        RegistryError: MLflow refused, or its fault lasted.
+    """
+    end_s, pause_s = time.monotonic() + wait_s, _FIRST_PAUSE_S
+    while True:
+        try:
+            return call()
+        except (MlflowException, OSError) as error:
+            if is_for_good(error) or time.monotonic() > end_s:
+                raise RegistryError(f"{one_line(what, at_most=200)}: {reason_of(error)}") from error
+        # Processes that met at a lock do not meet again.
+        time.sleep(pause_s * random.uniform(0.5, 1.5))
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
