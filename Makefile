@@ -47,7 +47,7 @@ lint: .venv/.setup-test
 # What takes long: 100,000 damaged journals, outages of a minute, mirrors of a million points.
 soak: .venv/.setup-test
 	OPUSCLIP_FUZZ_CASES=100000 OPUSCLIP_SOAK=1 .venv/bin/pytest tests/test_journal.py tests/faults \
-		tests/test_mirror_scale.py tests/test_mirror_online.py --timeout 3600 $(PYTEST_ARGS)
+		tests/test_mirror_scale.py tests/test_mirror_online.py tests/test_promotion_races.py --timeout 3600 $(PYTEST_ARGS)
 
 # What is promised, measured beside other libraries: about ten minutes; writes benchmarks/results.json.
 bench: .venv/.setup benchmarks/.venv/.setup

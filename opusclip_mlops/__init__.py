@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from opusclip_mlops.errors import OpusclipError as OpusclipError
     from opusclip_mlops.gated import promote as promote
     from opusclip_mlops.gated import rollback as rollback
+    from opusclip_mlops.loading import load_checkpoint as load_checkpoint
     from opusclip_mlops.metrics.frame import calculate_video_metrics as calculate_video_metrics
     from opusclip_mlops.registry import register as register
     from opusclip_mlops.replay import Places as Places
@@ -45,6 +46,7 @@ _HOMES = {
     "calculate_video_metrics": "metrics.frame",
     "follow": "replay",
     "history": "chronicle",
+    "load_checkpoint": "loading",
     "mirror": "replay",
     "promote": "gated",
     "register": "registry",

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
+import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
@@ -24,9 +24,13 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from opusclip_mlops import tensors
 from opusclip_mlops.errors import CheckpointError
+from opusclip_mlops.metadata import FINGERPRINT, fingerprint
 from opusclip_mlops.metadata import CheckpointMetadata as CheckpointMetadata
 from opusclip_mlops.metadata import StoredFile as StoredFile
+from opusclip_mlops.redaction import one_line
+from opusclip_mlops.tensors import restore_rng as restore_rng
 
 if TYPE_CHECKING:
     import torch
@@ -37,9 +41,11 @@ WEIGHTS = "weights.safetensors"
 STATE = "state.pt"
 METADATA = "metadata.json"
 
+MOST_METADATA_BYTES = 16 * 2**20
+"""More than any metadata.json has: a larger one is not read."""
+
 _CHUNK_BYTES = 1 << 20
-_LISTED = 12
-_ALIASES = "aliases"
+_NAME = re.compile(r"epoch_(\d+)-step_(\d+)(?:-(\d+))?")
 
 
 def checkpoint_name(epoch: int, step: int) -> str:
@@ -47,6 +53,12 @@ def checkpoint_name(epoch: int, step: int) -> str:
     if epoch < 0 or step < 0:
         raise CheckpointError(f"epoch and step must be 0 or more, not {epoch} and {step}")
     return f"epoch_{epoch:04d}-step_{step:06d}"
+
+
+def place_of(name: str) -> tuple[int, int, int] | None:
+    """Step, epoch and number of a checkpoint by its name, None for a name of another kind."""
+    found = _NAME.fullmatch(name)
+    return (int(found[2]), int(found[1]), int(found[3] or 1)) if found else None
 
 
 def write_checkpoint(
@@ -74,8 +86,9 @@ def write_checkpoint(
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _write_weights(temporary / WEIGHTS, model)
-        _write_state(temporary / STATE, optimizer, scheduler, metadata)
+        tensors.write_weights(temporary / WEIGHTS, model)
+        at = {"step": metadata.step, "epoch": metadata.epoch}
+        tensors.write_state(temporary / STATE, optimizer, scheduler, **at)
         (temporary / METADATA).write_text(_json_text(content))
         for path in (*temporary.iterdir(), temporary):
             _fsync(path)
@@ -96,19 +109,13 @@ def read_metadata(folder: Path) -> CheckpointMetadata:
     """
     path = folder / METADATA
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
-    try:
-        return CheckpointMetadata.from_dict(content)
+        return CheckpointMetadata.from_dict(_content(path))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
 def seal(folder: Path, *, run_id: str | None = None) -> CheckpointMetadata:
-    """Hash every file and complete metadata.json; a sealed checkpoint is left as it is.
+    """Hash every file and complete metadata.json; a sealed or dropped one is left as it is.
 
     Two processes may seal the same checkpoint at the same time. `run_id` is filled in where it was
     not known yet when the checkpoint was written.
@@ -117,12 +124,47 @@ def seal(folder: Path, *, run_id: str | None = None) -> CheckpointMetadata:
         CheckpointError: Not a checkpoint, a file is missing, or one is a symbolic link.
     """
     metadata = read_metadata(folder)
-    if metadata.sealed and (metadata.run_id or not run_id):
+    if is_dropped(folder) or (metadata.sealed and (metadata.run_id or not run_id)):
         return metadata
-    files = metadata.files or {name: _hashed(folder / name) for name in _names(folder)}
+    try:
+        files = metadata.files or {name: _hashed(folder / name) for name in _names(folder)}
+    except (OSError, CheckpointError):
+        # Dropped in this moment.
+        if is_dropped(folder):
+            return metadata
+        raise
     sealed = replace(metadata, files=files, run_id=metadata.run_id or run_id)
-    _replace_text(folder / METADATA, _json_text(sealed.to_dict()))
+    content = sealed.to_dict()
+    content[FINGERPRINT] = fingerprint(content)
+    _replace_text(folder / METADATA, _json_text(content))
     return sealed
+
+
+def drop(folder: Path) -> None:
+    """Remove a checkpoint but for its metadata; what is not there is only marked as dropped.
+
+    It may be dropped again, by two processes at once, and after one was killed midway.
+
+    Raises:
+        OSError: the disk takes no change.
+    """
+    _mark(folder).touch(mode=0o600)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name == METADATA:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def is_dropped(folder: Path) -> bool:
+    """Whether a checkpoint was dropped."""
+    return _mark(folder).exists()
+
+
+def _mark(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.dropped")
 
 
 def verify(folder: Path, *, only: Collection[str] | None = None) -> CheckpointMetadata:
@@ -137,6 +179,8 @@ def verify(folder: Path, *, only: Collection[str] | None = None) -> CheckpointMe
             another hash, or lies outside the folder. The message says which file.
     """
     metadata = read_metadata(folder)
+    if is_dropped(folder):
+        raise CheckpointError(f"checkpoint {folder} was dropped: only its metadata is left")
     if not metadata.sealed:
         raise CheckpointError(f"checkpoint {folder} is not sealed: call seal() on it first")
     needed = (WEIGHTS, STATE) if only is None else only
@@ -144,6 +188,7 @@ def verify(folder: Path, *, only: Collection[str] | None = None) -> CheckpointMe
         raise CheckpointError(f"{folder / METADATA} lists no {', '.join(absent)}")
     for name in metadata.files if only is None else only:
         _verify_file(folder, name, metadata.files[name])
+    _verify_metadata(folder / METADATA)
     return metadata
 
 
@@ -160,18 +205,9 @@ def load_weights(
     Raises:
         CheckpointError: Not whole, or names or shapes differ; the message lists them.
     """
-    from safetensors import safe_open
-    from safetensors.torch import load_file
-
     metadata = verify(folder, only=only)
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        aliases = json.loads((file.metadata() or {}).get(_ALIASES, "{}"))
-    stored = load_file(folder / WEIGHTS)
-    stored |= {alias: stored[kept] for alias, kept in aliases.items()}
-    target = _unwrapped(model)
-    if differences := _differences(stored, target.state_dict()):
-        raise CheckpointError(f"{folder / WEIGHTS} does not fit the model: {_listed(differences)}")
-    target.load_state_dict(stored, strict=True)
+    stored = tensors.fitting(folder / WEIGHTS, model)
+    tensors.unwrapped(model).load_state_dict(stored, strict=True)
     return metadata
 
 
@@ -184,143 +220,22 @@ def load_state(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: Not sealed, not whole, or it holds more than tensors and plain values.
     """
-    import pickle
-
-    import torch
-
     verify(folder, only=(STATE,))
+    return tensors.read_state(folder / STATE)
+
+
+def _content(path: Path) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"cannot read {folder / STATE}: {reason}") from error
-    return state
-
-
-def restore_rng(rng: Mapping[str, Any]) -> None:
-    """Set the generators of torch, Python and NumPy to where the checkpoint left them.
-
-    CUDA generators are set where the number of devices is the same, else left alone.
-    """
-    import numpy as np
-    import torch
-
-    torch.set_rng_state(rng["torch"])
-    version, internal, gauss_next = rng["python"]
-    random.setstate((version, tuple(internal), gauss_next))
-    name, keys, *rest = rng["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    if rng["cuda"] and len(rng["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(rng["cuda"])
-
-
-def _write_weights(path: Path, model: torch.nn.Module) -> None:
-    from safetensors.torch import save_file
-
-    tensors: dict[str, torch.Tensor] = {}
-    aliases: dict[str, str] = {}
-    names: dict[object, str] = {}
-    for name, value in _unwrapped(model).state_dict().items():
-        kept = names.setdefault(_identity(name, value), name)
-        if kept == name:
-            # An own copy, because safetensors refuses tensors that share memory.
-            tensors[name] = value.detach().to("cpu", copy=True).contiguous()
-        else:
-            aliases[name] = kept
-    save_file(tensors, path, metadata={_ALIASES: json.dumps(aliases, sort_keys=True)})
-
-
-def _identity(name: str, value: object) -> object:
-    """Return a key that only tied tensors share: the same memory seen in the same way."""
-    import torch
-
-    if not isinstance(value, torch.Tensor) or value.is_meta or value.layout != torch.strided:
-        raise CheckpointError(f"{name} of the model is no dense tensor: it cannot be stored")
-    if value.numel() == 0:
-        return name
-    return value.device, value.data_ptr(), value.dtype, value.shape, value.stride()
-
-
-def _write_state(
-    path: Path,
-    optimizer: Optimizer | None,
-    scheduler: LRScheduler | None,
-    metadata: CheckpointMetadata,
-) -> None:
-    import torch
-
-    state = {
-        "optimizer": None if optimizer is None else optimizer.state_dict(),
-        "scheduler": None if scheduler is None else scheduler.state_dict(),
-        "rng": _rng_state(),
-        "step": metadata.step,
-        "epoch": metadata.epoch,
-    }
-    torch.save({key: _plain(value, key) for key, value in state.items()}, path)
-
-
-def _rng_state() -> dict[str, Any]:
-    import numpy as np
-    import torch
-
-    name, keys, *rest = np.random.get_state(legacy=True)
-    on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if on_cuda else [],
-        "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
-    }
-
-
-def _plain(value: Any, where: str) -> Any:
-    """Return `value` built of what `torch.load(weights_only=True)` takes."""
-    import numpy as np
-    import torch
-
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value.copy())
-    if isinstance(value, Mapping):
-        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
-    if type(value) in (list, tuple, set):
-        return type(value)(_plain(item, f"{where}[]") for item in value)
-    allowed = (bool, int, float, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
-    if type(value) in allowed or isinstance(value, torch.Tensor):
-        return value
-    raise CheckpointError(f"{where} is a {type(value).__name__}: only tensors and plain values")
-
-
-def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
-    from torch.nn import DataParallel
-    from torch.nn.parallel import DistributedDataParallel
-
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if isinstance(model, DataParallel | DistributedDataParallel):
-            inner = model.module
-        if inner is None:
-            return model
-        model = inner
-
-
-def _differences(
-    stored: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
-) -> list[str]:
-    missing = [f"{name} is missing" for name in expected if name not in stored]
-    unknown = [f"{name} is not in the model" for name in stored if name not in expected]
-    shapes = [
-        f"{name} is {tuple(stored[name].shape)}, the model's is {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in stored and stored[name].shape != tensor.shape
-    ]
-    return missing + unknown + shapes
-
-
-def _listed(items: list[str]) -> str:
-    more = len(items) - _LISTED
-    return "; ".join(items[:_LISTED]) + (f"; and {more} more" if more > 0 else "")
+        if (size_bytes := path.stat().st_size) > MOST_METADATA_BYTES:
+            raise CheckpointError(f"it has {size_bytes} bytes: no metadata has so many")
+        if not path.is_file():
+            raise CheckpointError("it is no file")
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot read it: {one_line(str(error))}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError("it holds no JSON object")
+    return content
 
 
 def _names(folder: Path) -> Iterable[str]:
@@ -346,16 +261,39 @@ def _hashed(path: Path) -> StoredFile:
 
 def _verify_file(folder: Path, name: str, expected: StoredFile) -> None:
     path = folder / name
-    relative = PurePosixPath(name)
-    inside = path.resolve().is_relative_to(folder.resolve())
-    if relative.is_absolute() or ".." in relative.parts or not inside:
-        raise CheckpointError(f"{folder / METADATA} names a file outside the checkpoint: {name}")
+    if not _is_inside(folder, name):
+        said = f"names a file outside the checkpoint: {name!r:.80}"
+        raise CheckpointError(f"{folder / METADATA} {said}")
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
     if (size_bytes := path.stat().st_size) != expected.size_bytes:
         raise CheckpointError(f"{path} has {size_bytes} bytes, sealed were {expected.size_bytes}")
-    if _hashed(path).sha256 != expected.sha256:
+    try:
+        found = _hashed(path).sha256
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    if found != expected.sha256:
         raise CheckpointError(f"{path} was changed: its sha256 is not the sealed one")
+
+
+def _verify_metadata(path: Path) -> None:
+    content = _content(path)
+    # Absent in what an earlier release sealed.
+    if content.get(FINGERPRINT, found := fingerprint(content)) != found:
+        raise CheckpointError(f"{path} was changed: its sha256 is not the sealed one")
+
+
+def _is_inside(folder: Path, name: str) -> bool:
+    """Whether a name leads to a file of the folder itself, through no link."""
+    relative = PurePosixPath(name)
+    if not name.isprintable() or relative.is_absolute() or ".." in relative.parts:
+        return False
+    try:
+        (folder / name).is_file()
+        return (folder / name).resolve() == folder.resolve() / relative
+    except (OSError, RuntimeError):
+        # A name too long for the disk, or links that lead to each other.
+        return False
 
 
 def _json_text(content: Mapping[str, Any]) -> str:

@@ -72,7 +72,6 @@ def decide(
     propose: Callable[[View], Decision],
     *,
     forced: bool = False,
-    text: str | None = None,
 ) -> Decision:
     """Have a decision proposed, judged, recorded and carried out; again where others were faster.
 
@@ -81,7 +80,6 @@ def decide(
         judge: The gate, None for no gate.
         propose: Drafts the decision for how things are, or returns one that was made already.
         forced: Whether the gate and the state of the history do not matter.
-        text: A long text that the decision names by its sha256.
 
     Raises:
         GateRefused: The gate does not let the version through.
@@ -90,7 +88,7 @@ def decide(
     for _ in range(_MOST_TIMES):
         view = desk.look(forced=forced)
         if view.changes:
-            _answer(desk, view, judge)
+            _answer(desk, view.changes[0], view, judge)
             continue
         try:
             draft = _judged(propose(view), view, judge)
@@ -100,17 +98,37 @@ def decide(
         if draft.number:
             desk.finish(view)
             return draft
-        if record := desk.append(draft, view, text=text):
+        if record := desk.append(draft, view):
             desk.settle()
             return record
     raise _restless(desk.model)
 
 
-def _answer(desk: Desk, view: View, judge: Judge | None) -> Decision | None:
-    """Record the first change by hand: it stands, or it is to be put back."""
-    change = view.changes[0]
+def note(desk: Desk, propose: Callable[[View], Decision], *, text: str | None = None) -> Decision:
+    """Record a decision that moves no version; what was changed by hand is left for later.
+
+    Args:
+        desk: The registered model.
+        propose: Drafts the decision for how things are.
+        text: A long text that the decision names by its sha256.
+
+    Raises:
+        RegistryError: What `propose` raises, or MLflow refused or did not answer.
+    """
+    for _ in range(_MOST_TIMES):
+        view = desk.look()
+        if found := [change for change in view.changes if _stood_before(change, view)]:
+            _answer(desk, found[0], view, None)
+        elif record := desk.append(propose(view), view, text=text, is_move=False):
+            desk.close(record)
+            return record
+    raise _restless(desk.model)
+
+
+def _answer(desk: Desk, change: Change, view: View, judge: Judge | None) -> Decision | None:
+    """Record a change by hand: it stands, or it is to be put back."""
     decision = let_stand(change, view)
-    if all(record.kind == "external" for record in view.records):
+    if _stood_before(change, view):
         found = replace(decision, reason=f"{change}, before this history began")
         return desk.answer(change, found, view)
     if _cannot_stand(change):
@@ -118,8 +136,15 @@ def _answer(desk: Desk, view: View, judge: Judge | None) -> Decision | None:
     try:
         return desk.answer(change, _judged(decision, view, judge), view)
     except GateRefused as refused:
-        back = replace(put_back(change, view, desk.actor), verdict=refused.verdict.to_dict())
-        return desk.answer(change, back, view)
+        back = put_back(change, view, desk.actor)
+        return desk.answer(change, _with(back, refused.verdict), view)
+
+
+def _stood_before(change: Change, view: View) -> bool:
+    """Whether it is how a stage was when the history began: that is nobody's to judge."""
+    touched = {stage for one in view.records for stage in (one.from_stage, one.to_stage)}
+    is_beginning = all(record.kind == "external" for record in view.records)
+    return is_beginning and change.stage not in touched
 
 
 def _cannot_stand(change: Change) -> bool:
@@ -140,6 +165,10 @@ def _judged(draft: Decision, view: View, judge: Judge | None) -> Decision:
         why = "; ".join(verdict.lines())
         text = f"version {version} of {model!r} may not enter {to}: {why}"
         raise GateRefused(" ".join(text.split()), verdict)
+    return _with(draft, verdict)
+
+
+def _with(draft: Decision, verdict: Verdict) -> Decision:
     content = verdict.to_dict()
     return replace(draft, verdict=content, policy_digest=str(content.get("policy_digest") or ""))
 
@@ -156,7 +185,7 @@ def answer_changes(desk: Desk, judge: Judge | None) -> tuple[Decision, ...]:
         if not view.changes:
             desk.finish(view)
             return tuple(made)
-        if record := _answer(desk, view, judge):
+        if record := _answer(desk, view.changes[0], view, judge):
             made.append(record)
     raise _restless(desk.model)
 

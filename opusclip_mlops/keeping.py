@@ -1,30 +1,60 @@
-"""The checkpoints of a run as it saves them: their metadata, and which is the best."""
+"""The checkpoints of a run as it saves them: their metadata, which is the best, which are kept."""
 
+import contextlib
 import itertools
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from opusclip_mlops import checkpoints, provenance
-from opusclip_mlops.errors import RecordError
+from opusclip_mlops import checkpoints, provenance, records
+from opusclip_mlops.errors import CheckpointError, RecordError
 from opusclip_mlops.folder import RunFolder
-from opusclip_mlops.metadata import CheckpointMetadata
+from opusclip_mlops.metadata import BestValue, CheckpointMetadata
+from opusclip_mlops.retention import WATCHED as WATCHED
+from opusclip_mlops.retention import Earlier, Retention, better_of, check_mode
 
 if TYPE_CHECKING:
     import torch
 
-WATCHED = ("val/loss", "val_loss")
-"""The metrics the best checkpoint is chosen by where none is named: the lower the better."""
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A checkpoint that was written, and what is to be logged of it, in this order."""
+
+    name: str
+    best: Mapping[str, BestValue]
+    records: tuple[records.Checkpoint | records.CheckpointDropped, ...]
+
+    @property
+    def dropped(self) -> list[str]:
+        """Names of the checkpoints that are kept no longer."""
+        return [one.name for one in self.records if isinstance(one, records.CheckpointDropped)]
 
 
 class CheckpointKeeper:
-    """Writes checkpoints into a run's folder and remembers the best value of each metric."""
+    """Writes checkpoints into a run's folder, and knows the best value of each metric.
 
-    def __init__(self, folder: RunFolder) -> None:
+    Args:
+        folder: The run's folder.
+        settle: Called before the first checkpoint: waits, within reason, until it is known what
+            stands in MLflow of a run that is gone on with.
+    """
+
+    def __init__(self, folder: RunFolder, *, settle: Callable[[], object] = lambda: None) -> None:
         self._folder = folder
-        self._best: dict[str, float] = {}
+        self._settle = settle
+        self._best: dict[str, BestValue] = {}
         self._last: str | None = None
+        self._earlier: Earlier | None = None
+        self._has_looked = False
+        self.retention: Retention | None = None
+
+    def go_on_from(self, metadata: CheckpointMetadata) -> None:
+        """Take a checkpoint for the one before the next."""
+        self._last = metadata.name
+        self._best = better_of(self._best, metadata.best)
 
     def save(
         self,
@@ -36,10 +66,27 @@ class CheckpointKeeper:
         epoch: int,
         step: int,
         metrics: Mapping[str, float],
+        monitor: str | None = None,
+        mode: str = "min",
         **facts: Any,
-    ) -> str:
-        """Write a checkpoint; returns its name. `facts` are further fields of its metadata."""
+    ) -> Saved:
+        """Write a checkpoint; what comes of it counts once it is given to `remember`.
+
+        `facts` are further fields of its metadata. The best is chosen by `monitor`, else by what
+        the retention names, else by a watched metric; NaN beats nothing.
+
+        Raises:
+            TypeError: the network is no module.
+            RecordError: `monitor` is not among the metrics, or the mode is not `min` or `max`.
+            CheckpointError: it cannot be written.
+        """
+        if not hasattr(network, "state_dict"):
+            raise TypeError(f"model must be a torch.nn.Module, not {type(network).__name__}")
+        watched, mode = self._watched(metrics, monitor, mode)
+        self._look()
         name = self._free_name(checkpoints.checkpoint_name(epoch, step))
+        best = {} if watched is None else {watched: BestValue(name, metrics[watched], mode)}
+        best = {key: value for key, value in best.items() if self._is_best(key, value)}
         about = CheckpointMetadata(
             name=name,
             step=step,
@@ -49,43 +96,98 @@ class CheckpointKeeper:
             git_dirty=provenance.git_dirty(Path.cwd()),
             libraries=provenance.library_versions(),
             parent=self._last,
+            best={**self._best, **best},
             **facts,
         )
         folder = self._folder.checkpoints / name
         checkpoints.write_checkpoint(folder, network, optimizer, scheduler, metadata=about)
-        self._last = name
-        return name
+        return Saved(name, about.best, tuple(self._records(about, is_best=bool(best))))
+
+    def remember(self, saved: Saved) -> None:
+        """Take what `save` gave for the last, now that it is logged, and drop what it displaces."""
+        self._best = better_of(self._best, saved.best)
+        self._last = saved.name
+        for name in saved.dropped:
+            # The disk may take no change; then the record that was logged has it removed later.
+            with contextlib.suppress(OSError):
+                checkpoints.drop(self._folder.checkpoints / name)
+
+    def _records(
+        self, about: CheckpointMetadata, *, is_best: bool
+    ) -> Iterator[records.Checkpoint | records.CheckpointDropped]:
+        metrics = dict(about.metrics)
+        yield records.Checkpoint(
+            about.created_ms, about.step, about.epoch, about.name, metrics, is_best
+        )
+        if self.retention is not None:
+            kept = {best.checkpoint for best in about.best.values()}
+            if self._earlier and not kept:
+                kept = {self._earlier.marked}
+            for name in self.retention.left_out(self._there(), kept):
+                yield records.CheckpointDropped(name)
+
+    def _watched(
+        self, values: Mapping[str, float], monitor: str | None, mode: str
+    ) -> tuple[str | None, str]:
+        """The metric that the best is chosen by, if there is one, and how."""
+        check_mode(mode)
+        if monitor is not None and monitor not in values:
+            raise RecordError(f"monitor {monitor!r} is not among the metrics: {', '.join(values)}")
+        asked = self.retention.best if self.retention else None
+        if asked is None:
+            watched = monitor or next((key for key in WATCHED if key in values), None)
+            return watched, mode
+        if monitor not in (None, asked[0]):
+            raise RecordError(f"monitor is {monitor!r}, and keep_checkpoints names {asked[0]!r}")
+        return (asked[0] if asked[0] in values else None), asked[1]
+
+    def _is_best(self, key: str, value: BestValue) -> bool:
+        worst = BestValue("", float("inf") if value.mode == "min" else -float("inf"))
+        return self._best.get(key, worst).is_beaten_by(value)
+
+    def _look(self) -> None:
+        """Learn once what earlier parts of the run, here or elsewhere, have saved."""
+        if self._has_looked:
+            return
+        self._has_looked = True
+        self._settle()
+        self._earlier = Earlier.read(self._folder)
+        if self._earlier:
+            self._best = better_of(self._best, self._earlier.best)
+        for about in self._here():
+            self._best = better_of(self._best, about.best)
+
+    def _here(self) -> list[CheckpointMetadata]:
+        """The checkpoints in the run's folder that were not dropped, the oldest first."""
+        found = []
+        for path in self._folder.checkpoints.glob(f"[!.]*/{checkpoints.METADATA}"):
+            with contextlib.suppress(CheckpointError):
+                if not checkpoints.is_dropped(path.parent):
+                    found.append(checkpoints.read_metadata(path.parent))
+        return sorted(found, key=lambda one: (one.created_ms, one.step, one.name))
+
+    def _there(self) -> list[tuple[str, int]]:
+        """Name and step of every checkpoint of the run that was not dropped, the oldest first."""
+        here = [(about.name, about.step) for about in self._here()]
+        names = self._earlier.names if self._earlier else ()
+        places = {name: place for name in names if (place := checkpoints.place_of(name))}
+        earlier = [
+            (name, places[name][0])
+            for name in sorted(places, key=lambda name: places[name])
+            if name not in dict(here)
+            and not checkpoints.is_dropped(self._folder.checkpoints / name)
+        ]
+        return [*earlier, *here]
 
     def _free_name(self, name: str) -> str:
         """The name, with a number behind it where a checkpoint of this name is there already."""
         names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-        return next(one for one in names if not (self._folder.checkpoints / one).exists())
+        return next(one for one in names if not self._is_taken(one))
 
-    def beats(
-        self, values: Mapping[str, float], *, monitor: str | None, mode: str
-    ) -> dict[str, float]:
-        """The best value of the watched metric if it is these; empty where they beat nothing.
-
-        NaN beats nothing. It counts once it is given to `remember`.
-
-        Raises:
-            RecordError: `monitor` is not among the metrics, or the mode is not `min` or `max`.
-        """
-        if mode not in ("min", "max"):
-            raise RecordError(f"mode must be 'min' or 'max', not {mode!r}")
-        watched = monitor or next((key for key in WATCHED if key in values), None)
-        if watched is None:
-            return {}
-        if watched not in values:
-            raise RecordError(f"monitor {watched!r} is not among the metrics: {', '.join(values)}")
-        value = values[watched] if mode == "min" else -values[watched]
-        if value != value or value >= self._best.get(watched, float("inf")):
-            return {}
-        return {watched: value}
-
-    def remember(self, best: Mapping[str, float]) -> None:
-        """Take what `beats` gave for the best, now that its checkpoint is there."""
-        self._best.update(best)
+    def _is_taken(self, name: str) -> bool:
+        folder = self._folder.checkpoints / name
+        stands = self._earlier is not None and name in self._earlier.names
+        return stands or folder.exists() or checkpoints.is_dropped(folder)
 
 
 def scheduler_and_epoch(

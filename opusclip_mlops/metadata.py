@@ -7,14 +7,18 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 import msgspec
 
 from opusclip_mlops.errors import CheckpointError
+from opusclip_mlops.redaction import one_line
 
 SCHEMA_VERSION = 1
+
+FINGERPRINT = "metadata_sha256"
+"""The key of metadata.json that holds the hash of all its others, once it is sealed."""
 
 _NonFinite = Literal["nan", "inf", "-inf"]
 
@@ -25,6 +29,21 @@ class StoredFile:
 
     sha256: str
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BestValue:
+    """The best value of a metric so far, and the checkpoint that has it; `mode` is min or max."""
+
+    checkpoint: str
+    value: float
+    mode: str = "min"
+
+    def is_beaten_by(self, other: BestValue) -> bool:
+        """Whether the other value is better; NaN is better than nothing but NaN."""
+        if self.value != self.value or other.value != other.value:
+            return self.value != self.value and other.value == other.value
+        return other.value < self.value if other.mode == "min" else other.value > self.value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +68,7 @@ class CheckpointMetadata:
         world_size: Number of processes that trained together.
         files: Relative path to hash and size; empty until sealed.
         parent: Name of the checkpoint that training went on from.
+        best: The best values of the run by metric when this was written, its own among them.
         created_ms: Unix time of writing in milliseconds.
     """
 
@@ -66,6 +86,7 @@ class CheckpointMetadata:
     world_size: int = 1
     files: Mapping[str, StoredFile] = field(default_factory=dict)
     parent: str | None = None
+    best: Mapping[str, BestValue] = field(default_factory=dict)
     created_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
     schema_version: int = SCHEMA_VERSION
 
@@ -103,12 +124,38 @@ class CheckpointMetadata:
         try:
             numbers = msgspec.convert(content.get("metrics"), dict[str, float | _NonFinite])
             metrics = {key: float(value) for key, value in numbers.items()}
-            metadata = msgspec.convert({**content, "metrics": metrics}, cls)
-        except msgspec.ValidationError as error:
-            raise CheckpointError(str(error)) from error
-        if content.get("config_sha256") != metadata.config_sha256:
-            raise CheckpointError("config does not match config_sha256: it was changed")
-        return metadata
+            best = _read_best(content.get("best", {}))
+            metadata = msgspec.convert({**content, "metrics": metrics, "best": {}}, cls)
+            if content.get("config_sha256") != metadata.config_sha256:
+                raise CheckpointError("config does not match config_sha256: it was changed")
+        except (msgspec.ValidationError, UnicodeEncodeError, RecursionError) as error:
+            raise CheckpointError(one_line(str(error))) from error
+        return replace(metadata, best=best)
+
+
+class _WrittenBest(msgspec.Struct):
+    checkpoint: str
+    value: float | _NonFinite
+    mode: Literal["min", "max"]
+
+
+def _read_best(content: Any) -> dict[str, BestValue]:
+    written = msgspec.convert(content, dict[str, _WrittenBest])
+    return {k: BestValue(one.checkpoint, float(one.value), one.mode) for k, one in written.items()}
+
+
+def fingerprint(content: Mapping[str, Any]) -> str:
+    """Hash of what metadata.json holds, but for `FINGERPRINT` itself.
+
+    Raises:
+        CheckpointError: it is nested hundreds of levels deep.
+    """
+    others = {key: value for key, value in content.items() if key != FINGERPRINT}
+    try:
+        canonical = json.dumps(others, sort_keys=True, separators=(",", ":"))
+    except RecursionError as error:
+        raise CheckpointError("metadata is nested too deep") from error
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def _json_value(value: Any, where: str) -> Any:
@@ -117,8 +164,8 @@ def _json_value(value: Any, where: str) -> Any:
         return {str(key): _json_value(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_json_value(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if isinstance(value, StoredFile):
-        return asdict(value)
+    if isinstance(value, StoredFile | BestValue):
+        return _json_value(asdict(value), where)
     if isinstance(value, float) and not math.isfinite(value):
         return str(float(value))
     if value is None or isinstance(value, bool | int | float | str):

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from opusclip_mlops import chain
 from opusclip_mlops.deciding import Case as Case
 from opusclip_mlops.deciding import GateRefused as GateRefused
-from opusclip_mlops.deciding import Judge, answer_changes, decide
+from opusclip_mlops.deciding import Judge, answer_changes, decide, note
 from opusclip_mlops.deciding import Verdict as Verdict
 from opusclip_mlops.decisions import (
     HELD,
@@ -171,7 +171,7 @@ def approve(
         reason=reason_given(reason),
     )
     desk = _desk(name, came_by, actor, client, version=number)
-    return decide(desk, None, lambda view: _told(draft, view, desk.actor))
+    return note(desk, lambda view: _told(draft, view, desk.actor))
 
 
 def set_policy(
@@ -199,7 +199,7 @@ def set_policy(
     why, digest = reason_given(reason), sha256_of(text)
     draft = Decision(kind="policy", model=name, version=None, reason=why, policy_digest=digest)
     desk = _desk(name, came_by, actor, client)
-    return decide(desk, None, lambda view: _told(draft, view, desk.actor), text=text)
+    return note(desk, lambda view: _told(draft, view, desk.actor), text=text)
 
 
 def reconcile(

@@ -157,6 +157,12 @@ class Checkpoint(msgspec.Struct, frozen=True, tag="checkpoint", array_like=True)
     best: bool = False
 
 
+class CheckpointDropped(msgspec.Struct, frozen=True, tag="dropped", array_like=True):
+    """A checkpoint that is to be kept no longer, neither here nor in MLflow."""
+
+    name: str
+
+
 class RunEnded(msgspec.Struct, frozen=True, tag="end", array_like=True):
     """A process stopped logging: FINISHED, FAILED or KILLED, at `end_time_ms`, and why.
 
@@ -184,6 +190,7 @@ Record = (
     | Files
     | About
     | Checkpoint
+    | CheckpointDropped
     | RunEnded
 )
 

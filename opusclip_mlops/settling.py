@@ -150,13 +150,16 @@ class Desk:
             self.answered += [one for one in view.changes if one.stage == change.stage]
         return record
 
-    def append(self, decision: Decision, view: View, *, text: str | None = None) -> Decision | None:
+    def append(
+        self, decision: Decision, view: View, *, text: str | None = None, is_move: bool = True
+    ) -> Decision | None:
         """Write a decision that was made on `view`; None when another process decided meanwhile.
 
         Args:
             decision: What was decided; its number, time and hashes are filled in.
             view: What it was decided on.
             text: A long text that it names by its sha256.
+            is_move: Whether the registry is to be changed by it.
 
         Raises:
             RegistryError: MLflow refused, or did not answer.
@@ -164,20 +167,20 @@ class Desk:
         chain = self._begun(view)
         if chain is None or self.ledger is None:
             return None
-        admitted = [str(one)[:_LONGEST_ADMITTED] for one in chain.unsettled[:_MOST_ADMITTED]]
+        unsettled = chain.unsettled[:_MOST_ADMITTED] if decision.forced else ()
         full = replace(
             decision,
             came_by=self.came_by,
             nonce=self.nonce,
             timestamp_ms=time.time_ns() // 1_000_000,
-            problems=tuple(admitted),
+            problems=tuple(str(one)[:_LONGEST_ADMITTED] for one in unsettled),
         )
         draft, verdict = fitted(full)
         record = chain.next(draft)
-        self._announce(view.notes)
-        return (
-            record if self.ledger.append(record, text=verdict if text is None else text) else None
-        )
+        if is_move:
+            self._announce(view.notes)
+        kept = verdict if text is None else text
+        return record if self.ledger.append(record, text=kept) else None
 
     def settle(self) -> None:
         """Make the registry look like the history; other changes by hand are recorded, put back.
@@ -202,6 +205,15 @@ class Desk:
                 write(self.client, self.model, one)
         if ledger:
             raise RegistryError(f"something else moves the versions of {self.model!r} all the time")
+        return None
+
+    def close(self, record: Decision) -> None:
+        """Show a decision that moved nothing as the head; settle what was found before."""
+        if self.answered or self.ledger is None:
+            return self.settle()
+        tags = {HISTORY_TAG: self.ledger.run_id, HEAD_TAG: f"{record.number} {record.hash}"}
+        for key, value in tags.items():
+            write(self.client, self.model, Write("tag", key, value=value))
         return None
 
     def finish(self, view: View) -> None:

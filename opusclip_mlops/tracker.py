@@ -13,21 +13,21 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import Any, NoReturn, Self
 
 from opusclip_mlops import media, provenance, records
 from opusclip_mlops.config import TrackingConfig
 from opusclip_mlops.errors import DeliveryError, OpusclipError, RecordError
 from opusclip_mlops.exits import ExitWatch, end_declared, end_of, traceback_of
-from opusclip_mlops.keeping import CheckpointKeeper, scheduler_and_epoch
+from opusclip_mlops.folder import Identity
+from opusclip_mlops.keeping import CheckpointKeeper
+from opusclip_mlops.loading import LoadedCheckpoint
 from opusclip_mlops.naming import checked_config
 from opusclip_mlops.performance import PerformanceMeter
 from opusclip_mlops.records import now_ms
+from opusclip_mlops.saving import CheckpointCalls, config_of
 from opusclip_mlops.session import JoinedSession, Session
 from opusclip_mlops.timing import Timing
-
-if TYPE_CHECKING:
-    import torch
 
 _RESUME_WAIT_S = 15.0
 
@@ -35,20 +35,32 @@ _RESUME_WAIT_S = 15.0
 _here: "dict[tuple[Path, int], ExperimentTracker]" = {}
 
 
-class ExperimentTracker:
+class ExperimentTracker(CheckpointCalls):
     """Tracks one run: metrics, params, clips, datasets and checkpoints.
 
     A context manager: leaving it closes the run FINISHED, an exception FAILED with the reason.
 
     Args:
         config: What the run is called and where it goes; the defaults otherwise.
+        resume: The checkpoint that training goes on from: its run goes on, with its steps and what
+            was the best in it.
+
+    Raises:
+        ConfigError: a setting is wrong, or names another run than the checkpoint's.
     """
 
-    def __init__(self, config: TrackingConfig | None = None) -> None:
+    def __init__(
+        self, config: TrackingConfig | None = None, *, resume: LoadedCheckpoint | None = None
+    ) -> None:
         self.config = checked_config(config)
+        if resume is not None:
+            self.config = config_of(resume, self.config)
         tags = {**provenance.run_tags(Path.cwd()), **self.config.tag_values}
         self._use(Session(self.config, tags=records.to_text_values(tags, what="tag")))
         self._pid = os.getpid()
+        if resume is not None:
+            self._step = resume.metadata.step
+            self._keeper.go_on_from(resume.metadata)
         if self.config.given_params:
             self.log_params(self.config.given_params)
         self._exit_watch = ExitWatch()
@@ -60,7 +72,7 @@ class ExperimentTracker:
         self._append = session.append
         self._selection = session.selection
         self._timing_keys: dict[tuple[str, str], str] = {}
-        self._keeper = CheckpointKeeper(session.folder)
+        self._keeper = CheckpointKeeper(session.folder, settle=self._earlier_part)
         self._meter = PerformanceMeter()
         self._pid = 0
         self._closed = False
@@ -233,61 +245,6 @@ class ExperimentTracker:
             return
         self._append(records.Video(now_ms(), at, key, name, float(fps), caption or ""))
 
-    def save_checkpoint(
-        self,
-        model: "torch.nn.Module",
-        optimizer: "torch.optim.Optimizer | None" = None,
-        scheduler: "torch.optim.lr_scheduler.LRScheduler | int | None" = None,
-        metrics: Mapping[str, Any] | None = None,
-        *,
-        epoch: int | None = None,
-        step: int | None = None,
-        config: Mapping[str, Any] | None = None,
-        model_config: Mapping[str, Any] | None = None,
-        monitor: str | None = None,
-        mode: str = "min",
-    ) -> str:
-        """Save a checkpoint and send it to MLflow; returns its name.
-
-        Args:
-            model: Its weights are written as safetensors.
-            optimizer: Its state is kept beside them.
-            scheduler: The scheduler, or the epoch: `save_checkpoint(model, optimizer, 3, {…})`.
-            metrics: What was measured at this point.
-            epoch: Epochs done.
-            step: Steps done; the last one logged otherwise.
-            config: The training configuration, JSON values.
-            model_config: What builds the model again, JSON values.
-            monitor: The metric by which the best is chosen; `val/loss` or `val_loss` otherwise.
-            mode: `min` or `max`.
-
-        Raises:
-            TypeError: a third argument that is neither an epoch nor a scheduler.
-            RecordError: `monitor` is not among the metrics, or an unknown mode.
-            CheckpointError: it cannot be written, as on a full disk.
-        """
-        scheduler, epoch = scheduler_and_epoch(scheduler, epoch)
-        if not hasattr(model, "state_dict"):
-            raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-        values = records.to_values(metrics) if metrics else {}
-        at = max(0, self._current_step(step))
-        best = self._keeper.beats(values, monitor=monitor, mode=mode)
-        name = self._keeper.save(
-            model,
-            optimizer,
-            scheduler,
-            epoch=epoch or 0,
-            step=at,
-            metrics=values,
-            run_id=self._session.known_run_id(),
-            config=dict(config or {}),
-            model={"class": type(model).__name__, "config": dict(model_config or {})},
-            dataset_digest=self._dataset_digest,
-        )
-        self._append(records.Checkpoint(now_ms(), at, epoch or 0, name, values, bool(best)))
-        self._keeper.remember(best)
-        return name
-
     def flush(self, *, timeout_s: float | None = None, sink: str | None = None) -> bool:
         """Wait until what was logged so far has arrived everywhere, or at one sink.
 
@@ -351,11 +308,16 @@ class ExperimentTracker:
     def _next_step(self) -> int:
         """The step after the last; in a run that is gone on with, after the last in MLflow."""
         if self._step < 0 and self._session.is_resumed:
-            self._step = self._session.last_step_before()
-            with contextlib.suppress(DeliveryError):
-                found = self._session.identity(wait_s=_RESUME_WAIT_S)
-                self._step = max(self._step, found.last_step)
+            found = self._earlier_part()
+            known = found.last_step if found else -1
+            self._step = max(self._session.last_step_before(), known)
         return self._step + 1
+
+    def _earlier_part(self) -> Identity | None:
+        """What MLflow has of a run that is gone on with, if it answers in time."""
+        with contextlib.suppress(DeliveryError):
+            return self._session.identity(wait_s=_RESUME_WAIT_S if self._session.is_resumed else 0)
+        return None
 
     def _current_step(self, step: int | None) -> int:
         return max(self._step, 0) if step is None else records.to_step(step)

@@ -19,7 +19,7 @@ _LONGEST = (
     "projects/test_evaluate", "sinks/test_tensorboard", "faults/test_wandb_faults",
     "test_verifying", "run_history/test_sqlite", "faults/test_trainer_killed",
     "faults/test_parallel", "test_gated", "test_promotion_races", "test_mirroring",
-    "test_mirror_scale", "test_end_to_end", "test_wandb_server",
+    "test_mirror_scale", "test_saving", "test_smoke", "test_end_to_end", "test_wandb_server",
 )  # fmt: skip
 
 

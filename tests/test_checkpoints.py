@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, sealed once, verified before anything is loaded."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -8,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,9 +20,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import nn
 
-from opusclip_mlops import checkpoints
+from opusclip_mlops import checkpoints, tensors
 from opusclip_mlops.checkpoints import CheckpointMetadata, StoredFile
 from opusclip_mlops.errors import CheckpointError
 
@@ -240,6 +242,19 @@ def test_processes_may_seal_at_once(tmp_path: Path) -> None:
     assert list((tmp_path / "runs").iterdir()) == [path]
 
 
+def test_one_may_be_dropped_while_it_is_sealed(tmp_path: Path) -> None:
+    """Whoever is first, sealing gives the metadata, and only that is left."""
+    for number in range(40):
+        path = checkpoints.write_checkpoint(tmp_path / str(number), Network(), metadata=ABOUT)
+        with ThreadPoolExecutor(3) as pool:
+            sealing = pool.submit(checkpoints.seal, path, run_id="r")
+            dropping = [pool.submit(checkpoints.drop, path) for _ in range(2)]
+            assert sealing.result().name == ABOUT.name
+            assert [one.result() for one in dropping] == [None, None]
+        assert [one.name for one in path.iterdir()] == ["metadata.json"]
+        assert checkpoints.is_dropped(path)
+
+
 def test_sealing_does_not_import_torch(folder: Path) -> None:
     """A process that only ships checkpoints pays for neither torch nor safetensors."""
     code = (
@@ -265,13 +280,24 @@ def link(folder: Path) -> None:
     weights.symlink_to(folder.parent / "elsewhere")
 
 
+def nested(depth: int) -> dict[str, Any]:
+    """A mapping in a mapping in a mapping."""
+    return {"a": nested(depth - 1)} if depth else {}
+
+
+def replace_by_folder(path: Path) -> None:
+    """Put a folder in the place of a file."""
+    path.unlink()
+    path.mkdir()
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a byte": (flip, r"weights\.safetensors was changed"),
     "shorter": (lambda f: os.truncate(f / "state.pt", 9), r"state\.pt has 9 bytes"),
     "gone": (lambda f: (f / "state.pt").unlink(), r"state\.pt is missing"),
-    "a link": (link, "outside the checkpoint: weights"),
-    "parent": (lambda f: list_file(f, "../secret"), r"outside the checkpoint: \.\./secret"),
-    "absolute": (lambda f: list_file(f, "/etc/passwd"), "outside the checkpoint: /etc/passwd"),
+    "a link": (link, "outside the checkpoint: 'weights"),
+    "parent": (lambda f: list_file(f, "../secret"), r"outside the checkpoint: '\.\./secret"),
+    "absolute": (lambda f: list_file(f, "/etc/passwd"), "outside the checkpoint: '/etc/passwd"),
     "not sealed": (lambda f: edit(f, files={}), "is not sealed"),
     "one unlisted": (
         lambda f: edit(f, files={"state.pt": {"sha256": "", "size_bytes": 0}}),
@@ -282,6 +308,20 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a type": (lambda f: edit(f, step="20"), r"step"),
     "a metric": (lambda f: edit(f, metrics={"loss": "low"}), "low"),
     "a list": (lambda f: (f / "metadata.json").write_text("[]"), "no JSON object"),
+    "nested": (lambda f: (f / "metadata.json").write_text("[" * 90_000), "recursion"),
+    "nested less": (lambda f: edit(f, config=nested(300)), "config does not match config_sha256"),
+    "not text": (lambda f: (f / "metadata.json").write_bytes(b"\xff{}"), "cannot read"),
+    "half a character": (lambda f: edit(f, config={"\ud800": 1}), "surrogates"),
+    "a folder": (
+        lambda f: replace_by_folder(f / "metadata.json"),
+        r"metadata\.json: it is no file",
+    ),
+    "a number": (lambda f: edit(f, metrics={"loss": 0.25}), r"metadata\.json was changed"),
+    "a later key": (lambda f: edit(f, colour="red"), r"metadata\.json was changed"),
+    "the best": (lambda f: edit(f, best={"loss": 3}), "best|Expected"),
+    "a name": (lambda f: list_file(f, "a\0b"), "outside the checkpoint"),
+    "a long name": (lambda f: list_file(f, "n" * 5000), "outside the checkpoint"),
+    "no name": (lambda f: list_file(f, ""), "is missing"),
     "no JSON": (lambda f: (f / "metadata.json").write_text("{"), "cannot read"),
     "no metadata": (lambda f: (f / "metadata.json").unlink(), "cannot read"),
 }
@@ -323,6 +363,44 @@ def test_a_state_that_would_execute_code_is_not_loaded(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"state\.pt"):
         checkpoints.load_state(path)
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "state.pt"])
+@pytest.mark.parametrize("rubbish", [b"", b"\0" * 64, b"PK\x03\x04rest", b"\x80\x02}q\0.", b"{}"])
+def test_rubbish_that_was_sealed_is_one_error(folder: Path, name: str, rubbish: bytes) -> None:
+    """Files that hold what they were sealed with, but no weights and no state, are refused."""
+    (folder / name).write_bytes(rubbish)
+    edit(folder, files={})
+    checkpoints.seal(folder)
+    load = {
+        "state.pt": checkpoints.load_state,
+        "weights.safetensors": lambda folder: checkpoints.load_weights(folder, Network()),
+    }[name]
+    with pytest.raises(CheckpointError, match=rf"cannot read .*{name}") as refused:
+        load(folder)
+    assert "\n" not in str(refused.value)
+
+
+def test_aliases_that_lead_nowhere_are_one_error(folder: Path) -> None:
+    """Weights whose tied names are rubbish are refused."""
+    path = folder / "weights.safetensors"
+    for aliases in ("[]", "{", '{"a": "b"}', '{"a": []}'):
+        save_file({"x": torch.zeros(1)}, path, metadata={"aliases": aliases})
+        with pytest.raises(CheckpointError, match="cannot read"):
+            tensors.read_weights(path)
+
+
+@pytest.mark.parametrize("part", ["python", "numpy", "torch", "cuda"])
+def test_generators_that_are_none_are_one_error(part: str, folder: Path) -> None:
+    """A training state whose random generators are rubbish is refused."""
+    rng = checkpoints.load_state(folder)["rng"]
+    for rubbish in (3, [], ["a", "b", "c"], torch.zeros(3)):
+        if part == "cuda" and not torch.cuda.is_available() and isinstance(rubbish, list):
+            continue
+        with contextlib.suppress(CheckpointError):
+            checkpoints.restore_rng({**rng, part: rubbish})
+    with pytest.raises(CheckpointError, match="cannot be put back"):
+        checkpoints.restore_rng({key: value for key, value in rng.items() if key != part})
 
 
 def test_weights_of_another_model_are_refused_with_the_differences(folder: Path) -> None:

@@ -332,7 +332,22 @@ def test_a_team_that_begins_keeps_its_holders(client: MlflowClient, model: str) 
     assert shown(client) == {"Staging": [3], "Production": [2], "production": 2, "staging": 3}
     kinds = [(one.kind, one.version) for one in chronicle.history(model, client=client)]
     assert kinds == [("external", 2), ("external", 3), ("approval", 4)]
+    assert is_settled(client)
     assert reconcile(model, judge=none, client=client) == ()
+
+
+def test_what_is_moved_by_hand_after_the_beginning_is_not_let_in_by_an_approval(
+    client: MlflowClient, model: str
+) -> None:
+    """An approval and a policy leave changes by hand to whoever has a gate to ask."""
+    set_policy(model, "stages: {}", client=client)
+    client.transition_model_version_stage(model, "1", "Production")
+    approve(model, 2, to="Production", client=client)
+    assert [one.kind for one in chronicle.history(model, client=client)] == ["policy", "approval"]
+    (made,) = reconcile(model, judge=Gate(refused=frozenset({1})), client=client)
+    assert made.kind == "repair"
+    assert shown(client) == {"Staging": [], "Production": []}
+    assert is_settled(client)
 
 
 def test_mlflow_over_rest(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from opusclip_mlops.folder import CONTROL, RunFolder
 from opusclip_mlops.launch import start_shipper
 from opusclip_mlops.records import RunStarted
 from opusclip_mlops.sessions import process_started_s
+from opusclip_mlops.shipper import end_with_children
 from tests.journeys import LOCAL_ID, append, end, make_run, store, wait_until
 from tests.reading import points_of_mlflow, points_of_tensorboard
 from tests.sinks.sink_contract import expected, metrics
@@ -40,7 +41,7 @@ def shipper(folder: RunFolder) -> Iterator[subprocess.Popen[bytes]]:
     process = start_shipper(folder)
     yield process
     if process.poll() is None:
-        process.terminate()
+        end_with_children(process.pid)
     process.wait()
 
 

@@ -20,6 +20,7 @@ from opusclip_mlops import (
     checkpoints,
 )
 from opusclip_mlops.errors import OpusclipError, RecordError
+from opusclip_mlops.shipper import end_with_children
 from tests.journeys import store, wait_until
 from tests.reading import (
     Point,
@@ -372,7 +373,7 @@ def test_a_password_in_a_uri_is_never_written_down() -> None:
     written = b"".join(p.read_bytes() for p in folder.path.rglob("*") if p.is_file())
     assert b"mlflow" in written
     assert secret.encode() not in written
-    tracker._session._guard._process.terminate()
+    end_with_children(tracker._session._guard._process.pid)
 
 
 def test_a_full_disk_does_not_stop_training(

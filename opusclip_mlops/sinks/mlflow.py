@@ -27,7 +27,7 @@ from mlflow.exceptions import MlflowException
 from opusclip_mlops import checkpoints, layout, media, records
 from opusclip_mlops.deaths import TRACEBACK_TAG
 from opusclip_mlops.errors import CheckpointError, VideoError
-from opusclip_mlops.faults import PutOff
+from opusclip_mlops.faults import PutOff, attempted
 from opusclip_mlops.folder import Identity, Manifest, RunFolder
 from opusclip_mlops.layout import (
     BEST_TAG,
@@ -39,9 +39,11 @@ from opusclip_mlops.layout import (
     REASON_TAG,
 )
 from opusclip_mlops.mirror_state import MirrorState, live_mirrors
+from opusclip_mlops.pruning import Pruning, earlier_checkpoints
 from opusclip_mlops.records import Batch, Record, RunEnded
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.refusals import EXISTS, is_for_good, reason_of
+from opusclip_mlops.retention import Earlier
 from opusclip_mlops.sessions import sessions
 from opusclip_mlops.sinks import Refusal, SinkState, Written
 from opusclip_mlops.wandb_layout import wandb_mode
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
 _LOGGED_IMAGES_TAG = "mlflow.loggedImages"
 _METRICS_PER_CALL = 1000
 _TOO_LARGE = 413
-_FILES = (records.Video, records.Text, records.Checkpoint)
+_FILES = (records.Video, records.Text, records.Checkpoint, records.CheckpointDropped)
 
 
 class MlflowSink:
@@ -86,6 +88,10 @@ class MlflowSink:
         if run.data.tags.get(MIRROR_OF_TAG) != self._run_id:
             self._client.set_tag(self._run_id, MIRROR_OF_TAG, self._run_id)
         self._params = dict(run.data.params)
+        self._pruning = Pruning(self._client, self._run_id)
+        self._earlier: Earlier | None = None if self._manifest.run_id else Earlier()
+        # Known before the run is: the process that trains waits for that. It may be tried later.
+        attempted(self._look_at_earlier)
         self._folder.write_identity(self._identity(run))
         with contextlib.suppress(OSError):
             # For whoever compares the mirrors on this machine.
@@ -245,6 +251,10 @@ class MlflowSink:
                 self._client.log_text(self._run_id, record.text, path)
             case records.Checkpoint():
                 self._send_checkpoint(record)
+            case records.CheckpointDropped():
+                with contextlib.suppress(FileNotFoundError):
+                    checkpoints.drop(self._checkpoint_folder(record.name))
+                self._pruning.remove(record.name)
 
     def _send_params(self, record: records.Params) -> None:
         """Send params; one that is there already as the same number is left as it is."""
@@ -285,11 +295,28 @@ class MlflowSink:
         self._send_tags({_LOGGED_IMAGES_TAG: "True"})
 
     def _send_checkpoint(self, record: records.Checkpoint) -> None:
-        source = self._folder.checkpoints / Path(record.name).name
-        checkpoints.seal(source, run_id=self._run_id)
+        source = self._checkpoint_folder(record.name)
+        about = checkpoints.seal(source, run_id=self._run_id)
+        if checkpoints.is_dropped(source):
+            return
         self._client.log_artifacts(self._run_id, str(source), f"{layout.CHECKPOINTS}/{source.name}")
-        self._send_tags({LAST_TAG: record.name, **({BEST_TAG: record.name} if record.best else {})})
+        if checkpoints.is_dropped(source):
+            # In this moment: what has arrived is removed by the record that follows.
+            return
+        is_best = record.best and self._look_at_earlier().is_beaten_by(about)
+        self._send_tags({LAST_TAG: record.name, **({BEST_TAG: record.name} if is_best else {})})
         self._folder.note_arrival(record.name)
+
+    def _checkpoint_folder(self, name: str) -> Path:
+        return self._folder.checkpoints / Path(name).name
+
+    def _look_at_earlier(self) -> Earlier:
+        """The checkpoints of earlier parts of the run, looked at once."""
+        if self._earlier is None:
+            run = self._client.get_run(self._run_id)
+            self._earlier = earlier_checkpoints(self._client, run)
+            self._earlier.write(self._folder)
+        return self._earlier
 
     def _upload(self, path: Path, artifact_folder: str, name: str) -> None:
         with tempfile.TemporaryDirectory(dir=self._folder.media) as folder:

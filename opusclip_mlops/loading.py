@@ -1,0 +1,259 @@
+"""Loading: a checkpoint of a run, of the registry or on this disk, verified and put in place."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opusclip_mlops import checkpoints, tensors
+from opusclip_mlops.checkpoints import METADATA, STATE, WEIGHTS
+from opusclip_mlops.errors import CheckpointError
+from opusclip_mlops.metadata import CheckpointMetadata
+from opusclip_mlops.redaction import one_line
+
+if TYPE_CHECKING:
+    import torch
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
+_LISTED = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedCheckpoint:
+    """A checkpoint that was verified, and put in place as far as was asked.
+
+    Attributes:
+        folder: Where it lies; None where it was fetched and no folder was named to keep it in.
+        metadata: Where it comes from, how good it is, what it holds.
+        state: The training state, see `load_state`; None where nothing of it was asked for.
+    """
+
+    folder: Path | None
+    metadata: CheckpointMetadata
+    state: dict[str, Any] | None = None
+
+
+def load_checkpoint(
+    source: str | Path,
+    *,
+    which: str | int = "best",
+    model: torch.nn.Module | None = None,
+    optimizer: Optimizer | None = None,
+    scheduler: LRScheduler | None = None,
+    restore_rng: bool | None = None,
+    into: Path | str | None = None,
+    tracking_uri: str | None = None,
+    registry_uri: str | None = None,
+) -> LoadedCheckpoint:
+    """Load a checkpoint: verify it, then put what it holds into what is given.
+
+    Every hash is checked before anything is read, and nothing that is read can execute code. What
+    does not fit leaves the model as it was.
+
+    Args:
+        source: An MLflow run id, a checkpoint's folder or a folder of checkpoints, or
+            models:/NAME/Production, models:/NAME/3, models:/NAME@production.
+        which: Of a run or a folder of checkpoints: "best", "last", a step, or a name.
+        model: Given the weights, on the device and in the dtype it has.
+        optimizer: Given its state.
+        scheduler: Given its state.
+        restore_rng: Whether the generators of torch, Python and NumPy are put back; when None,
+            where an optimizer or a scheduler is given: that is training going on.
+        into: A folder to keep in, by its name, what is fetched from MLflow; a private one, removed
+            afterwards, when None. What lies on this machine's disk is read where it is.
+        tracking_uri: Where the run is, MLflow's default when None.
+        registry_uri: Where the version is, the tracking server when None.
+
+    Raises:
+        CheckpointError: no such checkpoint, it is not as it was sealed, it does not fit what is
+            given, or a registered version was asked for training state, of which it has none.
+    """
+    _check(which)
+    asked = _Asked(model, optimizer, scheduler, restore_rng)
+    if str(source).startswith("models:/") and asked.for_state:
+        raise CheckpointError(
+            f"{source} holds weights and metadata, no training state: load that from its run"
+        )
+    origin = _Origin(source, which, tracking_uri, registry_uri)
+    with origin.found(None if into is None else Path(into)) as (folder, is_fetched):
+        # The training state is left out of a registered version.
+        only = (WEIGHTS,) if origin.is_registered else None
+        metadata = _of_step(which, checkpoints.verify(folder, only=only), source)
+        weights, state = asked.read(folder)
+        kept = _kept(folder, Path(into), metadata) if is_fetched and into else folder
+    asked.put_in_place(weights, state)
+    stays = not is_fetched or into is not None
+    return LoadedCheckpoint(folder=kept if stays else None, metadata=metadata, state=state)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a checkpoint's content is to be put into."""
+
+    model: torch.nn.Module | None
+    optimizer: Optimizer | None
+    scheduler: LRScheduler | None
+    restore_rng: bool | None
+
+    @property
+    def for_rng(self) -> bool:
+        if self.restore_rng is None:
+            return self.optimizer is not None or self.scheduler is not None
+        return self.restore_rng
+
+    @property
+    def for_state(self) -> bool:
+        return self.optimizer is not None or self.scheduler is not None or self.for_rng
+
+    def read(self, folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        """The weights and the training state, as far as they are asked for; nothing is changed."""
+        state = tensors.read_state(folder / STATE) if self.for_state else None
+        weights = None if self.model is None else tensors.fitting(folder / WEIGHTS, self.model)
+        return weights, state
+
+    def put_in_place(self, weights: dict[str, Any] | None, state: dict[str, Any] | None) -> None:
+        """What may not fit goes first: then the model is left as it was."""
+        for what, target in (("optimizer", self.optimizer), ("scheduler", self.scheduler)):
+            if target is not None and state is not None:
+                tensors.put_back(target, state[what], what=what)
+        if self.for_rng and state is not None:
+            tensors.restore_rng(state["rng"])
+        if self.model is not None and weights is not None:
+            tensors.unwrapped(self.model).load_state_dict(weights, strict=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """Where a checkpoint is to come from."""
+
+    source: str | Path
+    which: str | int
+    tracking_uri: str | None
+    registry_uri: str | None
+
+    @property
+    def is_registered(self) -> bool:
+        return str(self.source).startswith("models:/")
+
+    @property
+    def is_local(self) -> bool:
+        text = str(self.source)
+        if isinstance(self.source, Path) or self.is_registered:
+            return not self.is_registered
+        return not _RUN_ID.fullmatch(text) and (Path(text).exists() or not text.isalnum())
+
+    @contextlib.contextmanager
+    def found(self, into: Path | None) -> Iterator[tuple[Path, bool]]:
+        """The checkpoint's folder, and whether it was fetched for the time of the block only."""
+        if self.is_local:
+            yield _chosen(Path(self.source), self.which), False
+            return
+        place = None if into else self._fetch(None)
+        if place is not None:
+            yield place, False
+            return
+        with _private_folder(into) as folder:
+            fetched = self._fetch(folder)
+            assert fetched is not None
+            yield fetched, True
+
+    def _fetch(self, into: Path | None) -> Path | None:
+        # MLflow takes seconds to load, and a folder on this disk needs none of it.
+        from opusclip_mlops import fetching
+
+        uris = {"tracking_uri": self.tracking_uri}
+        if not self.is_registered:
+            return fetching.fetch_from_run(str(self.source), self.which, into, **uris)
+        uris["registry_uri"] = self.registry_uri
+        return fetching.fetch_registered(str(self.source), into, **uris)
+
+
+def _check(which: object) -> None:
+    is_step = isinstance(which, int) and not isinstance(which, bool) and which >= 0
+    if not is_step and not (isinstance(which, str) and which):
+        raise CheckpointError(f'which is "best", "last", a step or a name, not {which!r:.60}')
+
+
+def _of_step(
+    which: str | int, metadata: CheckpointMetadata, source: str | Path
+) -> CheckpointMetadata:
+    if isinstance(which, int) and metadata.step != which:
+        raise CheckpointError(f"{source} is of step {metadata.step}, not {which}")
+    return metadata
+
+
+def _chosen(folder: Path, which: str | int) -> Path:
+    """A checkpoint's folder, or the one that is meant of a folder of them."""
+    if not folder.is_dir():
+        known = "an MLflow run id, models:/NAME/3, models:/NAME/Production or a folder"
+        raise CheckpointError(f"there is no checkpoint at {str(folder)!r:.300}: give {known}")
+    if (folder / METADATA).exists():
+        return folder
+    places = [path.parent for path in folder.glob(f"[!.]*/{METADATA}")]
+    there = [place for place in places if not checkpoints.is_dropped(place)]
+    every = sorted((_named(place) for place in there), key=lambda one: _age(one[1]))
+    if not every:
+        raise CheckpointError(f"{folder} holds no checkpoint")
+    for place, metadata in reversed(every):
+        if _is_meant(which, place.name, metadata):
+            return place
+    listed = ", ".join(place.name for place, _ in every[-_LISTED:])
+    wanted = f"of step {which}" if isinstance(which, int) else f"marked {which}"
+    raise CheckpointError(f"{folder} has no checkpoint {wanted}; it has: {listed}")
+
+
+def _named(place: Path) -> tuple[Path, CheckpointMetadata]:
+    return place, checkpoints.read_metadata(place)
+
+
+def _age(metadata: CheckpointMetadata) -> tuple[int, int, str]:
+    return metadata.created_ms, metadata.step, metadata.name
+
+
+def _is_meant(which: str | int, name: str, metadata: CheckpointMetadata) -> bool:
+    if isinstance(which, int):
+        return metadata.step == which
+    if which == "best":
+        return any(best.checkpoint == metadata.name for best in metadata.best.values())
+    return which in ("last", name)
+
+
+@contextlib.contextmanager
+def _private_folder(into: Path | None) -> Iterator[Path]:
+    try:
+        if into is not None:
+            into.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix=".opusclip-", dir=into)
+    except OSError as error:
+        where = into or tempfile.gettempdir()
+        raise CheckpointError(f"cannot write to {where}: {error.strerror}") from error
+    with folder as name:
+        yield Path(name)
+
+
+def _kept(fetched: Path, into: Path, metadata: CheckpointMetadata) -> Path:
+    """Put what was fetched, and is whole, where it is to stay, unless the same is there already."""
+    folder = into / Path(metadata.name).name
+    try:
+        fetched.rename(folder)
+    except (OSError, ValueError) as error:
+        if not _are_same(folder, fetched):
+            raise CheckpointError(
+                f"cannot keep the checkpoint in {str(folder)!r}: {one_line(str(error))}"
+            ) from error
+        checkpoints.verify(folder, only=[n for n in metadata.files if (fetched / n).exists()])
+    return folder
+
+
+def _are_same(folder: Path, fetched: Path) -> bool:
+    try:
+        return (folder / METADATA).read_bytes() == (fetched / METADATA).read_bytes()
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,129 @@
+"""A run's checkpoints in MLflow, counted when it is gone on with, and removed when dropped."""
+
+import json
+from collections.abc import Mapping
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from opusclip_mlops.errors import CheckpointError, DeliveryError
+from opusclip_mlops.faults import attempted
+from opusclip_mlops.fetching import checkpoint_names
+from opusclip_mlops.layout import BEST_TAG, CHECKPOINTS, LAST_TAG
+from opusclip_mlops.listing import content
+from opusclip_mlops.metadata import BestValue, CheckpointMetadata
+from opusclip_mlops.redaction import one_line
+from opusclip_mlops.retention import WATCHED, Earlier, better_of
+
+MOST_TRIES = 6
+"""How often a checkpoint is tried to be removed before it is left where it is."""
+
+_METADATA = "metadata.json"
+_CHECKPOINT_TAG = "opusclip.checkpoint"
+_PAGE_VERSIONS = 100
+
+
+def earlier_checkpoints(client: MlflowClient, run: Run) -> Earlier:
+    """The checkpoints that a run has in MLflow, and the best values they have reached.
+
+    Raises:
+        Any fault of the artifact store.
+    """
+    repository = _repository(client, run)
+    names = checkpoint_names(repository)
+    marked = run.data.tags.get(BEST_TAG, "")
+    best: dict[str, BestValue] = {}
+    for name in {marked, run.data.tags.get(LAST_TAG, "")} & set(names):
+        best = better_of(best, _best_by(repository, name, is_marked=name == marked))
+    here = {key: one for key, one in best.items() if one.checkpoint in names}
+    return Earlier(names=tuple(names), marked=marked if marked in names else "", best=here)
+
+
+def _best_by(
+    repository: ArtifactRepository, name: str, *, is_marked: bool
+) -> Mapping[str, BestValue]:
+    """The best values that a checkpoint knows of; one of an earlier release knows its own."""
+    try:
+        about = CheckpointMetadata.from_dict(
+            json.loads(content(repository, f"{CHECKPOINTS}/{name}/{_METADATA}"))
+        )
+    except (CheckpointError, ValueError, AttributeError, RecursionError) as error:
+        print(f"checkpoint {name}: {one_line(str(error))}", flush=True)
+        return {}
+    watched = next((key for key in WATCHED if key in about.metrics), None)
+    if about.best or not is_marked or watched is None:
+        return about.best
+    return {watched: BestValue(name, about.metrics[watched])}
+
+
+class Pruning:
+    """Removes what a run's retention has dropped, unless it is still needed there.
+
+    The best, the last, and what a registered version is made of are kept. So is everything where
+    the registry does not answer.
+    """
+
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self._client, self._run_id = client, run_id
+        self._tries: dict[str, int] = {}
+
+    def remove(self, name: str) -> None:
+        """Remove a checkpoint; removing it again does nothing.
+
+        What can't be removed, however often it is tried, is left, and said once.
+
+        Raises:
+            DeliveryError: not now: it is to be tried again.
+        """
+        fault = attempted(lambda: self._remove(name))
+        if fault is None:
+            return
+        self._tries[name] = self._tries.get(name, 0) + 1
+        if self._tries[name] < MOST_TRIES:
+            raise DeliveryError(f"checkpoint {name} is not removed: {_said(fault)}") from fault
+        print(f"checkpoint {name} stays in MLflow: {_said(fault)}", flush=True)
+
+    def _remove(self, name: str) -> None:
+        run = self._client.get_run(self._run_id)
+        if marks := [tag for tag in (BEST_TAG, LAST_TAG) if run.data.tags.get(tag) == name]:
+            # The one that displaces it may be on its way.
+            raise DeliveryError(f"it is marked by {marks[0]}")
+        if versions := self._versions_of(name):
+            print(f"checkpoint {name} stays in MLflow: {versions[0]} is made of it", flush=True)
+            return
+        repository = _repository(self._client, run)
+        folder = f"{CHECKPOINTS}/{name}"
+        if name not in checkpoint_names(repository):
+            return
+        # Without its metadata nobody takes what is left of it for a checkpoint.
+        repository.delete_artifacts(f"{folder}/{_METADATA}")
+        repository.delete_artifacts(folder)
+
+    def _versions_of(self, name: str) -> list[str]:
+        """The registered versions that were made of a checkpoint of this run."""
+        found: list[str] = []
+        token: str | None = None
+        while True:
+            page = self._client.search_model_versions(
+                f"run_id = '{self._run_id}'", _PAGE_VERSIONS, page_token=token
+            )
+            found += [f"{one.name} {one.version}" for one in page if _is_made_of(one, name)]
+            token = page.token
+            if not token:
+                return found
+
+
+def _is_made_of(version: ModelVersion, name: str) -> bool:
+    is_below = f"/{CHECKPOINTS}/{name}/" in f"{version.source}/"
+    return is_below or (version.tags or {}).get(_CHECKPOINT_TAG) == name
+
+
+def _repository(client: MlflowClient, run: Run) -> ArtifactRepository:
+    return get_artifact_repository(run.info.artifact_uri, tracking_uri=client.tracking_uri)
+
+
+def _said(fault: Exception) -> str:
+    return one_line(str(fault)) or type(fault).__name__

@@ -1,0 +1,115 @@
+"""The calls of a tracker that save checkpoints, and say which are kept."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from opusclip_mlops import records
+from opusclip_mlops.config import TrackingConfig
+from opusclip_mlops.errors import ConfigError
+from opusclip_mlops.keeping import CheckpointKeeper, scheduler_and_epoch
+from opusclip_mlops.loading import LoadedCheckpoint
+from opusclip_mlops.retention import Retention
+from opusclip_mlops.session import Session
+
+if TYPE_CHECKING:
+    import torch
+
+
+def config_of(resumed: LoadedCheckpoint, config: TrackingConfig) -> TrackingConfig:
+    """The configuration with which the run of a checkpoint goes on.
+
+    Raises:
+        ConfigError: the checkpoint names no run, or the configuration another one.
+    """
+    run_id, name = resumed.metadata.run_id, resumed.metadata.name
+    if run_id is None and config.run_id is None:
+        raise ConfigError(f"checkpoint {name} names no run to go on with: give run_id")
+    if config.run_id is None:
+        return replace(config, run_id=run_id)
+    if run_id not in (None, config.run_id):
+        raise ConfigError(f"run_id is {config.run_id}, but checkpoint {name} is of run {run_id}")
+    return config
+
+
+class CheckpointCalls:
+    """What a training loop calls about checkpoints; a part of `ExperimentTracker`."""
+
+    _append: Callable[[records.Record], object]
+    _dataset_digest: str | None
+    _keeper: CheckpointKeeper
+    _session: Session
+
+    def _current_step(self, step: int | None) -> int:
+        raise NotImplementedError
+
+    def save_checkpoint(
+        self,
+        model: "torch.nn.Module",
+        optimizer: "torch.optim.Optimizer | None" = None,
+        scheduler: "torch.optim.lr_scheduler.LRScheduler | int | None" = None,
+        metrics: Mapping[str, Any] | None = None,
+        *,
+        epoch: int | None = None,
+        step: int | None = None,
+        config: Mapping[str, Any] | None = None,
+        model_config: Mapping[str, Any] | None = None,
+        monitor: str | None = None,
+        mode: str = "min",
+    ) -> str:
+        """Save a checkpoint and send it to MLflow; returns its name.
+
+        Args:
+            model: Its weights are written as safetensors.
+            optimizer: Its state is kept beside them.
+            scheduler: The scheduler, or the epoch: `save_checkpoint(model, optimizer, 3, {…})`.
+            metrics: What was measured at this point.
+            epoch: Epochs done.
+            step: Steps done; the last one logged otherwise.
+            config: The training configuration, JSON values.
+            model_config: What builds the model again, JSON values.
+            monitor: The metric by which the best is chosen; `val/loss` or `val_loss` otherwise.
+            mode: `min` or `max`.
+
+        Raises:
+            TypeError: a third argument that is neither an epoch nor a scheduler.
+            RecordError: `monitor` is not among the metrics, or an unknown mode.
+            CheckpointError: it cannot be written, as on a full disk.
+        """
+        scheduler, epoch = scheduler_and_epoch(scheduler, epoch)
+        saved = self._keeper.save(
+            model,
+            optimizer,
+            scheduler,
+            epoch=epoch or 0,
+            step=max(0, self._current_step(step)),
+            metrics=records.to_values(metrics) if metrics else {},
+            monitor=monitor,
+            mode=mode,
+            run_id=self._session.known_run_id(),
+            config=dict(config or {}),
+            model={"class": type(model).__name__, "config": dict(model_config or {})},
+            dataset_digest=self._dataset_digest,
+        )
+        for record in saved.records:
+            self._append(record)
+        self._keeper.remember(saved)
+        return saved.name
+
+    def keep_checkpoints(
+        self, *, last: int = 1, best: tuple[str, str] | None = None, every: int | None = None
+    ) -> None:
+        """Keep only the newest `last`, the best, and those at every `every` steps, from now on.
+
+        The others are removed here and in MLflow, but never the marked best, nor what a registered
+        version is made of. Without this call every checkpoint is kept.
+
+        Args:
+            last: How many of the newest, 1 or more.
+            best: The metric that `save_checkpoint` chooses the best by, and `min` or `max`.
+            every: Steps, 1 or more.
+
+        Raises:
+            RecordError: a number below 1, or an unknown mode.
+        """
+        self._keeper.retention = Retention(last=last, best=best, every=every)

@@ -1,0 +1,250 @@
+"""What a checkpoint keeps of a model, an optimizer and the random generators, as two files.
+
+Weights are safetensors. The training state is torch's own format with plain values only: nothing
+that is read here can execute code.
+
+torch and safetensors are imported by the functions that need them: a process that only seals and
+ships checkpoints stays small.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opusclip_mlops.errors import CheckpointError
+from opusclip_mlops.redaction import one_line
+
+if TYPE_CHECKING:
+    import torch
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+STATE_PARTS = ("optimizer", "scheduler", "rng", "step", "epoch")
+"""What a training state has; optimizer and scheduler may be None."""
+
+_LISTED = 12
+_ALIASES = "aliases"
+# What torch and pickle raise over bytes that are no training state.
+_RUBBISH = (
+    ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError,
+    TypeError, ValueError, pickle.UnpicklingError, struct.error,
+)  # fmt: skip
+
+
+def write_weights(path: Path, model: torch.nn.Module) -> None:
+    """Write a model's tensors; tied ones are written once.
+
+    Raises:
+        CheckpointError: one of them is no dense tensor.
+    """
+    from safetensors.torch import save_file
+
+    tensors: dict[str, torch.Tensor] = {}
+    aliases: dict[str, str] = {}
+    names: dict[object, str] = {}
+    for name, value in unwrapped(model).state_dict().items():
+        kept = names.setdefault(_identity(name, value), name)
+        if kept == name:
+            # An own copy, because safetensors refuses tensors that share memory.
+            tensors[name] = value.detach().to("cpu", copy=True).contiguous()
+        else:
+            aliases[name] = kept
+    save_file(tensors, path, metadata={_ALIASES: json.dumps(aliases, sort_keys=True)})
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Read a model's tensors by name, on the CPU; tied ones share their memory.
+
+    Raises:
+        CheckpointError: the file holds no weights that were written here.
+    """
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            aliases = json.loads((file.metadata() or {}).get(_ALIASES, "{}"))
+        stored: dict[str, torch.Tensor] = load_file(path)
+        return stored | {alias: stored[kept] for alias, kept in aliases.items()}
+    except (SafetensorError, *_RUBBISH) as error:
+        raise CheckpointError(f"cannot read {path}: {_reason(error)}") from error
+
+
+def fitting(path: Path, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Read the weights that fit a model; nothing is changed.
+
+    Raises:
+        CheckpointError: they cannot be read, or names or shapes differ; the message lists them.
+    """
+    stored = read_weights(path)
+    if differences := _differences(stored, unwrapped(model).state_dict()):
+        raise CheckpointError(f"{path} does not fit the model: {_listed(differences)}")
+    return stored
+
+
+def write_state(
+    path: Path,
+    optimizer: Optimizer | None,
+    scheduler: LRScheduler | None,
+    *,
+    step: int,
+    epoch: int,
+) -> None:
+    """Write the training state, with the random generators as they are now.
+
+    Raises:
+        CheckpointError: a value is neither a tensor nor plain; the message says where it is.
+    """
+    import torch
+
+    state = {
+        "optimizer": None if optimizer is None else optimizer.state_dict(),
+        "scheduler": None if scheduler is None else scheduler.state_dict(),
+        "rng": _rng_state(),
+        "step": step,
+        "epoch": epoch,
+    }
+    torch.save({key: _plain(value, key) for key, value in state.items()}, path)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read a training state; tensors are on the CPU, and no code is executed.
+
+    Raises:
+        CheckpointError: the file holds no training state, or more than tensors and plain values.
+    """
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except _RUBBISH as error:
+        raise CheckpointError(f"cannot read {path}: {_reason(error)}") from error
+    if not isinstance(state, dict) or (absent := [p for p in STATE_PARTS if p not in state]):
+        what = f"no {', '.join(absent)}" if isinstance(state, dict) else "no training state"
+        raise CheckpointError(f"cannot read {path}: it holds {what}")
+    return state
+
+
+def put_back(target: Optimizer | LRScheduler, stored: Any, *, what: str) -> None:
+    """Give an optimizer or a scheduler its stored state.
+
+    Raises:
+        CheckpointError: there is none, or it is that of another one; the message says of `what`.
+    """
+    if stored is None:
+        raise CheckpointError(f"the checkpoint was saved without {what}: it has none to give back")
+    try:
+        target.load_state_dict(stored)
+    except _RUBBISH as error:
+        raise CheckpointError(f"the {what} does not fit: {_reason(error)}") from error
+
+
+def restore_rng(rng: Mapping[str, Any]) -> None:
+    """Set the generators of torch, Python and NumPy to where the checkpoint left them.
+
+    CUDA generators are set where the number of devices is the same, else left alone.
+
+    Raises:
+        CheckpointError: these are no states of generators.
+    """
+    import numpy as np
+    import torch
+
+    try:
+        version, internal, gauss_next = rng["python"]
+        name, keys, *rest = rng["numpy"]
+        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+        random.setstate((version, tuple(internal), gauss_next))
+        torch.set_rng_state(rng["torch"])
+        if rng["cuda"] and len(rng["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(rng["cuda"])
+    except _RUBBISH as error:
+        reason = _reason(error)
+        raise CheckpointError(f"the random generators cannot be put back: {reason}") from error
+
+
+def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """The model without DistributedDataParallel, DataParallel and torch.compile around it."""
+    from torch.nn import DataParallel
+    from torch.nn.parallel import DistributedDataParallel
+
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, DataParallel | DistributedDataParallel):
+            inner = model.module
+        if inner is None:
+            return model
+        model = inner
+
+
+def _identity(name: str, value: object) -> object:
+    """Return a key that only tied tensors share: the same memory seen in the same way."""
+    import torch
+
+    if not isinstance(value, torch.Tensor) or value.is_meta or value.layout != torch.strided:
+        raise CheckpointError(f"{name} of the model is no dense tensor: it cannot be stored")
+    if value.numel() == 0:
+        return name
+    return value.device, value.data_ptr(), value.dtype, value.shape, value.stride()
+
+
+def _rng_state() -> dict[str, Any]:
+    import numpy as np
+    import torch
+
+    name, keys, *rest = np.random.get_state(legacy=True)
+    on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if on_cuda else [],
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
+    }
+
+
+def _plain(value: Any, where: str) -> Any:
+    """Return `value` built of what `torch.load(weights_only=True)` takes."""
+    import numpy as np
+    import torch
+
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    if isinstance(value, Mapping):
+        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if type(value) in (list, tuple, set):
+        return type(value)(_plain(item, f"{where}[]") for item in value)
+    allowed = (bool, int, float, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
+    if type(value) in allowed or isinstance(value, torch.Tensor):
+        return value
+    raise CheckpointError(f"{where} is a {type(value).__name__}: only tensors and plain values")
+
+
+def _differences(
+    stored: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
+) -> list[str]:
+    missing = [f"{name} is missing" for name in expected if name not in stored]
+    unknown = [f"{name} is not in the model" for name in stored if name not in expected]
+    shapes = [
+        f"{name} is {tuple(stored[name].shape)}, the model's is {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in stored and stored[name].shape != tensor.shape
+    ]
+    return missing + unknown + shapes
+
+
+def _listed(items: list[str]) -> str:
+    more = len(items) - _LISTED
+    return "; ".join(items[:_LISTED]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _reason(error: BaseException) -> str:
+    first = (str(error).splitlines() or [""])[0]
+    return one_line(first, at_most=200) or type(error).__name__

@@ -1,0 +1,214 @@
+"""The checkpoints of a run as it saves them: the best is known, and what is displaced goes."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from opusclip_mlops import checkpoints
+from opusclip_mlops.errors import CheckpointError, RecordError
+from opusclip_mlops.folder import RunFolder
+from opusclip_mlops.keeping import CheckpointKeeper, Saved, scheduler_and_epoch
+from opusclip_mlops.metadata import BestValue
+from opusclip_mlops.records import Checkpoint, CheckpointDropped
+from opusclip_mlops.retention import Earlier, Retention
+from tests.journeys import make_run
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """A run's folder."""
+    return make_run(tmp_path)
+
+
+def save(
+    keeper: CheckpointKeeper, step: int, metrics: Mapping[str, float] | None = None, **options: Any
+) -> Saved:
+    """Save a checkpoint and take it for logged."""
+    model = torch.nn.Linear(1, 1)
+    saved = keeper.save(model, None, None, epoch=0, step=step, metrics=metrics or {}, **options)
+    keeper.remember(saved)
+    return saved
+
+
+def is_best(saved: Saved) -> bool:
+    """Whether the checkpoint is marked best."""
+    [record] = [one for one in saved.records if isinstance(one, Checkpoint)]
+    return record.best
+
+
+def steps_on_disk(folder: RunFolder) -> list[int]:
+    """Steps of the checkpoints that have their weights."""
+    paths = folder.checkpoints.glob("*/weights.safetensors")
+    return sorted(checkpoints.read_metadata(path.parent).step for path in paths)
+
+
+@pytest.mark.parametrize(
+    ("values", "mode", "best"),
+    [
+        ([0.5, 0.4, 0.4, 0.6, 0.3], "min", [0, 1, 4]),
+        ([1.0, NAN, 3.0, 2.0, INF], "max", [0, 2, 4]),
+        ([NAN, INF, 0.5], "min", [2]),
+        ([-INF, -5.0], "max", [1]),
+    ],
+)
+def test_the_best_is_what_beats_all_before(
+    folder: RunFolder, values: list[float], mode: str, best: list[int]
+) -> None:
+    """Equal values, NaN and the worst infinity are not the best."""
+    keeper = CheckpointKeeper(folder)
+    saved = [
+        save(keeper, step, {"x": value}, monitor="x", mode=mode)
+        for step, value in enumerate(values)
+    ]
+    assert [step for step, one in enumerate(saved) if is_best(one)] == best
+
+
+def test_a_checkpoint_knows_the_best_so_far_and_its_parent(folder: RunFolder) -> None:
+    """Its metadata names the best value of each metric, and the checkpoint before it."""
+    keeper = CheckpointKeeper(folder)
+    first = save(keeper, 1, {"val/loss": 0.5})
+    second = save(keeper, 2, {"val/loss": 0.7, "psnr": 20.0}, monitor="psnr", mode="max")
+    about = checkpoints.read_metadata(folder.checkpoints / second.name)
+    assert about.parent == first.name
+    assert about.best == {
+        "val/loss": BestValue(first.name, 0.5),
+        "psnr": BestValue(second.name, 20.0, "max"),
+    }
+
+
+def test_what_was_not_logged_is_not_the_best(folder: RunFolder) -> None:
+    """A checkpoint counts once it is remembered."""
+    keeper = CheckpointKeeper(folder)
+    options = {"epoch": 0, "metrics": {"val/loss": 0.1}}
+    keeper.save(torch.nn.Linear(1, 1), None, None, step=1, **options)
+    assert is_best(save(keeper, 2, {"val/loss": 0.2}))
+
+
+def test_only_what_a_rule_names_stays_on_the_disk(folder: RunFolder) -> None:
+    """The newest two, the best, and every fiftieth step; the others' metadata is all that stays."""
+    keeper = CheckpointKeeper(folder)
+    keeper.retention = Retention(last=2, best=("psnr", "max"), every=50)
+    values = {0: 1.0, 10: 9.0, 20: 3.0, 30: 2.0, 50: 4.0, 60: 5.0, 70: 6.0}
+    saved = [save(keeper, step, {"psnr": value}) for step, value in values.items()]
+    assert steps_on_disk(folder) == [0, 10, 50, 60, 70]
+    dropped = [name for one in saved for name in one.dropped]
+    assert dropped == ["epoch_0000-step_000020", "epoch_0000-step_000030"]
+    for name in dropped:
+        with pytest.raises(CheckpointError, match="was dropped"):
+            checkpoints.verify(folder.checkpoints / name)
+        assert checkpoints.seal(folder.checkpoints / name).name == name
+
+
+def test_the_best_goes_when_a_better_one_is_there(folder: RunFolder) -> None:
+    """A best that was beaten is as any other."""
+    keeper = CheckpointKeeper(folder)
+    keeper.retention = Retention(best=("loss", "min"))
+    for step, loss in enumerate([0.3, 0.5, 0.2, 0.4, 0.4]):
+        save(keeper, step, {"loss": loss})
+    assert steps_on_disk(folder) == [2, 4]
+
+
+def test_without_a_rule_everything_stays(folder: RunFolder) -> None:
+    """Nothing is dropped that nobody asked to drop."""
+    keeper = CheckpointKeeper(folder)
+    for step in range(5):
+        assert save(keeper, step).dropped == []
+    assert steps_on_disk(folder) == [0, 1, 2, 3, 4]
+
+
+def test_the_name_of_what_was_dropped_is_not_used_again(folder: RunFolder) -> None:
+    """What removes it in MLflow later must not meet another checkpoint of its name."""
+    keeper = CheckpointKeeper(folder)
+    keeper.retention = Retention()
+    names = [save(keeper, 7).name for _ in range(3)]
+    assert names == [f"epoch_0000-step_000007{end}" for end in ("", "-2", "-3")]
+
+
+def test_one_that_was_killed_midway_is_finished(folder: RunFolder) -> None:
+    """Dropping again, or what is half gone, or not there at all, does no harm."""
+    keeper = CheckpointKeeper(folder)
+    path = folder.checkpoints / save(keeper, 1).name
+    (path / "weights.safetensors").unlink()
+    for _ in range(2):
+        checkpoints.drop(path)
+    checkpoints.drop(folder.checkpoints / "never-there")
+    assert [one.name for one in path.iterdir()] == ["metadata.json"]
+    assert checkpoints.is_dropped(folder.checkpoints / "never-there")
+
+
+def test_a_part_that_goes_on_knows_what_the_earlier_ones_left(folder: RunFolder) -> None:
+    """Their best, their names and their number count, here and in MLflow, without being asked."""
+    first = CheckpointKeeper(folder)
+    local = save(first, 30, {"val/loss": 0.4})
+    names = tuple(checkpoints.checkpoint_name(0, step) for step in (10, 20))
+    best = {"val/loss": BestValue(names[0], 0.2)}
+    Earlier(names=names, marked=names[0], best=best).write(folder)
+    keeper = CheckpointKeeper(folder)
+    keeper.retention = Retention(last=2)
+    saved = save(keeper, 20, {"val/loss": 0.3})
+    assert (saved.name, is_best(saved)) == (f"{names[1]}-2", False)
+    assert saved.dropped == [names[1]]
+    assert save(keeper, 40, {"val/loss": 0.1}).dropped == [names[0], local.name]
+    assert save(keeper, 50).dropped == [saved.name]
+
+
+def test_it_waits_once_for_what_stands_in_mlflow(folder: RunFolder) -> None:
+    """The first checkpoint asks, no other does."""
+    asked: list[int] = []
+    keeper = CheckpointKeeper(folder, settle=lambda: asked.append(1))
+    for step in range(3):
+        save(keeper, step)
+    assert asked == [1]
+
+
+def test_going_on_from_a_checkpoint_takes_its_best_and_its_name(folder: RunFolder) -> None:
+    """It is the parent of the next, and what it knows is not best again."""
+    keeper = CheckpointKeeper(folder)
+    best = {"val/loss": BestValue("c", 0.2)}
+    keeper.go_on_from(checkpoints.CheckpointMetadata(name="c", step=1, epoch=0, best=best))
+    saved = save(keeper, 2, {"val/loss": 0.3})
+    assert not is_best(saved)
+    assert checkpoints.read_metadata(folder.checkpoints / saved.name).parent == "c"
+
+
+def test_rubbish_among_the_checkpoints_is_left_alone(folder: RunFolder) -> None:
+    """A folder that is no checkpoint is neither counted nor removed."""
+    (folder.checkpoints / "mine").mkdir()
+    (folder.checkpoints / "mine" / "metadata.json").write_text("{")
+    keeper = CheckpointKeeper(folder)
+    keeper.retention = Retention()
+    save(keeper, 1)
+    assert save(keeper, 2).records[1:] == (CheckpointDropped("epoch_0000-step_000001"),)
+    assert (folder.checkpoints / "mine" / "metadata.json").exists()
+
+
+def test_wrong_use_is_said_before_anything_is_written(folder: RunFolder) -> None:
+    """An unknown monitor or mode, two metrics for one best, no model: nothing is saved."""
+    keeper = CheckpointKeeper(folder)
+    for options in ({"monitor": "b"}, {"mode": "low"}, {"mode": None}):
+        with pytest.raises(RecordError, match=r"monitor|mode"):
+            save(keeper, 1, {"a": 1.0}, **options)
+    keeper.retention = Retention(best=("psnr", "max"))
+    with pytest.raises(RecordError, match="monitor is 'a', and keep_checkpoints names 'psnr'"):
+        save(keeper, 1, {"a": 1.0}, monitor="a")
+    with pytest.raises(TypeError, match="Module"):
+        keeper.save(3, None, None, epoch=0, step=0, metrics={})  # type: ignore[arg-type]
+    assert list(folder.checkpoints.iterdir()) == []
+    assert not is_best(save(keeper, 1, {"a": 1.0}))
+
+
+def test_the_third_argument_is_a_scheduler_or_an_epoch() -> None:
+    """Both shapes of the call are told apart."""
+    optimizer = torch.optim.SGD([torch.zeros(1)])
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    assert scheduler_and_epoch(3, None) == (None, 3)
+    assert scheduler_and_epoch(3, 4) == (None, 4)
+    assert scheduler_and_epoch(scheduler, 4) == (scheduler, 4)
+    for rubbish in ("x", True, 1.5):
+        with pytest.raises(TypeError, match="a scheduler or an epoch"):
+            scheduler_and_epoch(rubbish, None)
