@@ -41,20 +41,20 @@ def everybody(uri: str, tmp_path: Path, *, rounds: int) -> None:
             one_round(client, race, number)
 
 
-@pytest.mark.timeout(3_600 if SOAK else 300)
+@pytest.mark.timeout(3_600 if SOAK else 600)
 def test_sixteen_promote_at_once_on_sqlite(tmp_path: Path) -> None:
     """One holder after each round, the alias equal, the chain whole, no decision lost."""
     everybody(store(tmp_path), tmp_path, rounds=50 if SOAK else 3)
 
 
-@pytest.mark.timeout(3_600 if SOAK else 300)
+@pytest.mark.timeout(3_600 if SOAK else 600)
 def test_sixteen_promote_at_once_on_postgresql(tmp_path: Path) -> None:
     """The same on a database that lets several write at the same time."""
     with postgres() as uri:
         everybody(uri, tmp_path, rounds=50 if SOAK else 1)
 
 
-@pytest.mark.timeout(3_600 if SOAK else 300)
+@pytest.mark.timeout(3_600 if SOAK else 600)
 def test_killed_at_any_moment_the_next_call_puts_it_right(tmp_path: Path) -> None:
     """Processes that promote one version after the other, killed -9 all at once."""
     uri, rounds = store(tmp_path), 50 if SOAK else 3
