@@ -188,7 +188,9 @@ def test_a_row_is_safe_once_it_stands_on_disk(tmp_path: Path) -> None:
     sink = open_sink("wandb", folder)
     sink.open({})
     written = sink.write(Batch(records=tuple(metrics(50)), first_row=0))
-    assert written.unfinished
+    # On a busy machine the log may be on disk before the call has returned.
+    on_disk = len(rows_of_wandb(wandb_dir(folder), LOCAL_ID))
+    assert written.unfinished or on_disk == 50
     while written.unfinished:
         assert written.safe_rows is not None
         assert written.safe_rows < 50
