@@ -6,6 +6,7 @@ serves: its weights are those that were registered, and it answers its input exa
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -212,13 +213,13 @@ def _looked(client: MlflowClient, names: Sequence[str], judge: Judge) -> Iterato
     yield Sighting("", problem=_said(fault))
     for name in listed:
         made: list[Decision] = []
-        fault = attempted(
-            lambda name=name, made=made: made.extend(  # type: ignore[misc]
-                promotion.reconcile(name, judge=judge, client=client)
-            )
-        )
+        fault = attempted(functools.partial(_reconcile, name, judge, client, made))
         yield Sighting(name, problem=_said(fault))
         yield from (Sighting(name, record) for record in made)
+
+
+def _reconcile(name: str, judge: Judge, client: MlflowClient, made: list[Decision]) -> None:
+    made += promotion.reconcile(name, judge=judge, client=client)
 
 
 def _said(fault: Exception | None) -> str:

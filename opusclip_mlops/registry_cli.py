@@ -2,9 +2,12 @@
 
 import sys
 from collections.abc import Callable
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from opusclip_mlops.decisions import Decision
 
 _NAME = click.argument("name")
 _VERSION = click.argument("version")
@@ -207,7 +210,7 @@ def watch(
         )
 
 
-def _decide(decide: Callable[[], object], *, as_json: bool) -> None:
+def _decide(decide: Callable[[], "Decision"], *, as_json: bool) -> None:
     """Print a decision, or the verdict that refused it."""
     from opusclip_mlops import registry_console
     from opusclip_mlops.promotion import GateRefused
@@ -217,7 +220,7 @@ def _decide(decide: Callable[[], object], *, as_json: bool) -> None:
     except GateRefused as refused:
         registry_console.print_refusal(refused, as_json=as_json)
         sys.exit(1)
-    registry_console.print_decision(made, as_json=as_json)  # type: ignore[arg-type]
+    registry_console.print_decision(made, as_json=as_json)
 
 
 VERBS = (register, gates, promote, rollback, history, watch)

@@ -40,8 +40,9 @@ class CheckpointCalls:
     _keeper: CheckpointKeeper
     _session: Session
 
-    def _current_step(self, step: int | None) -> int:
-        raise NotImplementedError
+    if TYPE_CHECKING:
+
+        def _current_step(self, step: int | None) -> int: ...
 
     def save_checkpoint(
         self,
