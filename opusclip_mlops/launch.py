@@ -92,8 +92,9 @@ def yield_to_training(pid: int) -> None:
 def yield_alike(pid: int) -> None:
     """Let a process's session have the share of a core that this process's own has."""
     with contextlib.suppress(OSError):
-        own = Path("/proc/self/autogroup").read_text().split()[-1]
-        Path(f"/proc/{pid}/autogroup").write_text(own)
+        # What init starts in its own session is in no group: the file is there, and empty.
+        if own := Path("/proc/self/autogroup").read_text().split()[-1:]:
+            Path(f"/proc/{pid}/autogroup").write_text(own[0])
 
 
 def children_of(pid: int) -> list[int]:

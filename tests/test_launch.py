@@ -1,6 +1,8 @@
 """Facts about `opusclip_mlops.launch`: a run's shipper is started, and started again if killed."""
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -168,3 +170,17 @@ def test_no_shipper_for_a_run_that_is_gone(tmp_path: Path, folder: RunFolder) ->
     with pytest.raises(FileNotFoundError):
         start_shipper(away)
     assert not supervisors(folder)
+
+
+def test_a_process_in_no_group_of_the_scheduler_shares_nothing_and_fails_nothing(
+    tmp_path: Path,
+) -> None:
+    """What init has started without a session of its own reads an empty group; nothing breaks."""
+    code = "import os; from opusclip_mlops.launch import yield_alike; yield_alike(os.getpid())"
+    empty = tmp_path / "autogroup"
+    empty.touch()
+    hide = 'mount --bind "$1" /proc/$$/autogroup && test ! -s /proc/self/autogroup && shift && '
+    hidden = ["unshare", "--map-root-user", "--mount", "sh", "-c", f'{hide} exec "$@"', "sh"]
+    command = [*hidden, str(empty), sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
