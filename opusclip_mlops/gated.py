@@ -22,6 +22,7 @@ from opusclip_mlops.faults import attempted
 from opusclip_mlops.gates import Approval, Verdict
 from opusclip_mlops.policy import Policy, StageRules, read_policy
 from opusclip_mlops.redaction import one_line
+from opusclip_mlops.registry_rows import Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +185,9 @@ def watch(
 ) -> None:
     """Record what is moved by hand, and put back what the gate refuses, until it is stopped.
 
-    A registry that does not answer is asked again at the next poll, and told of once.
+    A registry that does not answer is asked again at the next poll, and told of once. Without
+    `names` a poll asks for the list of models, and looks closely at those that changed; at all of
+    them each minute, less often where that takes longer than 3 s.
 
     Args:
         names: The registered models; all that there are when empty.
@@ -196,26 +199,29 @@ def watch(
     """
     client = MlflowClient(tracking_uri=tracking_uri, registry_uri=registry_uri)
     judge = gate(tracking_uri=tracking_uri, registry_uri=registry_uri)
-    problems: dict[str, str] = {}
+    rows, problems = Rows(client, names), dict[str, str]()
     for look in itertools.count() if rounds is None else range(rounds):
         if look:
             time.sleep(poll_s)
-        for sighting in _looked(client, names, judge):
+        for sighting in _looked(rows, judge, client):
             if sighting.decision or sighting.problem != problems.get(sighting.model, ""):
                 show(sighting)
             problems[sighting.model] = sighting.problem
 
 
-def _looked(client: MlflowClient, names: Sequence[str], judge: Judge) -> Iterator[Sighting]:
-    """What came of each model, and of the list of models."""
-    listed = list(names)
-    fault = None if names else attempted(lambda: listed.extend(_registered(client)))
+def _looked(rows: Rows, judge: Judge, client: MlflowClient) -> Iterator[Sighting]:
+    """What came of the list of models, and of each that may have changed."""
+    listed: list[str] = []
+    fault = attempted(lambda: listed.extend(rows.to_look_at()))
     yield Sighting("", problem=_said(fault))
     for name in listed:
         made: list[Decision] = []
         fault = attempted(functools.partial(_reconcile, name, judge, client, made))
+        if fault is None:
+            rows.looked_at(name)
         yield Sighting(name, problem=_said(fault))
         yield from (Sighting(name, record) for record in made)
+    rows.close()
 
 
 def _reconcile(name: str, judge: Judge, client: MlflowClient, made: list[Decision]) -> None:
@@ -224,16 +230,6 @@ def _reconcile(name: str, judge: Judge, client: MlflowClient, made: list[Decisio
 
 def _said(fault: Exception | None) -> str:
     return one_line(str(fault)) if fault else ""
-
-
-def _registered(client: MlflowClient) -> Iterator[str]:
-    token = None
-    while True:
-        page = client.search_registered_models(page_token=token)
-        yield from (str(model.name) for model in page)
-        token = page.token
-        if not token:
-            return
 
 
 def _verdict(case: Case, tracking_uri: str | None, registry_uri: str | None) -> Verdict:

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
-from opusclip_mlops.decisions import ARCHIVED, DELETED, HELD, NO_STAGE
+from opusclip_mlops.decisions import DELETED, HELD, NO_STAGE
 from opusclip_mlops.patience import patiently
 from opusclip_mlops.refusals import MISSING
 
@@ -113,8 +113,9 @@ def _stage_writes(
 ) -> list[Write]:
     arriving = [one for one in present if standing.stages[one] != stage]
     leaving = standing.inside(stage) - set(present)
-    # The holder of the other stage is moved there by that stage's own write.
-    goes = {one: places.get(one, ARCHIVED) for one in sorted(leaving)}
+    # The holder of the other stage is moved there by that stage's own write; who never held one
+    # goes back to none.
+    goes = {one: places.get(one, NO_STAGE) for one in sorted(leaving)}
     gone = [Write("stage", to, one) for one, to in goes.items() if to not in HELD]
     return [Write("stage", stage, one) for one in arriving] + gone
 

@@ -140,7 +140,7 @@ def test_what_is_moved_by_hand_is_seen(client: MlflowClient) -> None:
     seen: list[gated.Sighting] = []
     gated.watch([NAME], rounds=1, show=seen.append)
     assert seen == []
-    for version, stage, kind in ((1, "Staging", "external"), (3, "Archived", "repair")):
+    for version, stage, kind in ((1, "Staging", "external"), (3, "None", "repair")):
         client.transition_model_version_stage(NAME, str(version), "Staging")
         gated.watch(rounds=1, show=seen.append)
         assert [one.decision.kind for one in seen if one.decision][-1] == kind

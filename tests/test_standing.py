@@ -49,11 +49,11 @@ def test_only_what_differs_is_written() -> None:
         {"production": 1, "staging": 4, "best": 2}, {"kept": "x"},
     )  # fmt: skip
     assert writes_towards(standing, {2: "Production", 1: "Archived"}, {"head": "1"}) == [
-        Write("stage", "Archived", 4),
+        Write("stage", "None", 4),
         Write("no alias", "staging"),
         Write("stage", "Production", 2),
         Write("stage", "Archived", 1),
-        Write("stage", "Archived", 3),
+        Write("stage", "None", 3),
         Write("alias", "production", 2),
         Write("tag", "head", value="1"),
     ]
