@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import click
@@ -25,26 +26,42 @@ def _places(verb: Callable[..., None]) -> Callable[..., None]:
     return verb
 
 
+_FILE = click.Path(path_type=Path)
+
+
 @click.command()
 @click.argument("run_id")
 @click.option("--checkpoint", default="best", show_default=True, help="best, last or its name.")
 @click.option("--as", "name", required=True, help="The registered model; it is made if need be.")
+@click.option("--model-file", type=_FILE, help="Serves a model of your own: models from code.")
+@click.option("--input-example", type=_FILE, help="With it: rows of a request, in JSON.")
+@click.option("--requirements", type=_FILE, help="With it: what serving needs, as pip reads it.")
 @_places
 @_JSON
-def register(run_id: str, checkpoint: str, name: str, as_json: bool, **places: str | None) -> None:
-    """Make a checkpoint of a run the next version of a model."""
-    from opusclip_mlops import registry, registry_console
-    from opusclip_mlops.projects import serving
+def register(
+    run_id: str,
+    checkpoint: str,
+    name: str,
+    model_file: Path | None,
+    input_example: Path | None,
+    requirements: Path | None,
+    as_json: bool,
+    **places: str | None,
+) -> None:
+    """Make a checkpoint of a run the next version of a model.
 
+    Without --model-file it is served as one of the clip generators of this package.
+    """
+    from opusclip_mlops import packing, registry, registry_console
+
+    if model_file and input_example and requirements:
+        packed = packing.packing(model_file, input_example=input_example, requirements=requirements)
+    elif model_file or input_example or requirements:
+        raise click.UsageError("--model-file, --input-example and --requirements go together")
+    else:
+        packed = packing.clip_generator()
     made = registry.register(
-        run_id,
-        name=name,
-        checkpoint=checkpoint,
-        python_model=serving.MODEL_FILE,
-        input_example=serving.INPUT_EXAMPLE,
-        signature=serving.SIGNATURE,
-        pip_requirements=serving.pip_requirements(),
-        **places,
+        run_id, name=name, checkpoint=checkpoint, **packed.arguments(), **places
     )
     registry_console.print_version(made, as_json=as_json)
 

@@ -30,7 +30,7 @@ FLOORS = [
     | {"pictures", "repeats", "event_files", "policy", "retention", "chain"},
     {"media", "metrics", "keeping", "sessions", "deaths", "system_metrics", "wandb_layout"}
     | {"events", "watermarks", "tables", "listing", "mirror_processes", "arrivals"}
-    | {"smoke", "smoke_worker"}
+    | {"smoke", "smoke_worker", "version_page"}
     | {"patience", "fetching"},
     {
         "wandb_client",
@@ -52,7 +52,7 @@ FLOORS = [
     {"replay", "mirror_worker", "saving"},
     {"tracker", "verifying", "server", "run_status"},
     {"operating", "projects"},
-    {"console", "mirror_console", "registry_console"},
+    {"console", "mirror_console", "registry_console", "packing"},
     {"registry_cli"},
     {"cli", "__main__"},
 ]
@@ -81,6 +81,7 @@ OWNERS = {
         "registry",
         "registry_cli",
         "registry_rows",
+        "packing",
         "runs",
         "server",
         "settling",
