@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 from opusclip_mlops import layout
@@ -20,7 +19,7 @@ from opusclip_mlops.metadata import CheckpointMetadata
 from opusclip_mlops.records import Files, Image, Text, Video
 from opusclip_mlops.redaction import redacted
 from opusclip_mlops.references import checkpoint_files, uri_of
-from opusclip_mlops.refusals import is_for_good, reason_of
+from opusclip_mlops.refusals import asking_faults, is_for_good, reason_of
 from opusclip_mlops.tables import read_table, table_paths
 
 _METADATA = "metadata.json"
@@ -161,7 +160,7 @@ def _metadata(
         return CheckpointMetadata.from_dict(json.loads(content(repository, path)))
     except (CheckpointError, ValueError, AttributeError) as error:
         found.leave(path, f"it can't be read as a checkpoint's metadata: {reason_of(error)}")
-    except (MlflowException, OSError) as error:
+    except asking_faults() as error:
         if not is_for_good(error):
             raise
         found.leave(path, reason_of(error))
@@ -212,7 +211,7 @@ def _add_table(
 ) -> None:
     try:
         read = read_table(path, size_bytes, lambda: content(repository, path))
-    except (MlflowException, OSError) as error:
+    except asking_faults() as error:
         if not is_for_good(error):
             raise
         found.leave(path, reason_of(error))

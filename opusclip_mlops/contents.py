@@ -31,7 +31,7 @@ from opusclip_mlops.records import (
     Video,
 )
 from opusclip_mlops.redaction import redacted
-from opusclip_mlops.refusals import is_for_good, reason_of
+from opusclip_mlops.refusals import asking_faults, is_for_good, reason_of
 from opusclip_mlops.versions import ModelReader
 from opusclip_mlops.words import NOTE_TAG
 
@@ -121,7 +121,7 @@ def fetch(client: MlflowClient, run_id: str, part: Part, folder: Path) -> Record
         return record
     try:
         return _completed(client, run_id, record, part.artifact_path, folder)
-    except (MlflowException, OSError) as error:
+    except asking_faults() as error:
         repository = _repository(client, _artifact_uri(client, run_id))
         if not is_for_good(error) and is_listed(repository, part.artifact_path):
             raise

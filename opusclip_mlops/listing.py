@@ -12,12 +12,11 @@ from pathlib import Path
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow.entities import FileInfo
-from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from opusclip_mlops.records import Record
-from opusclip_mlops.refusals import is_for_good, reason_of
+from opusclip_mlops.refusals import asking_faults, is_for_good, reason_of
 
 Sizes = dict[str, int]
 """Files by their path below the listed folder; 0 bytes where MLflow does not say."""
@@ -66,7 +65,7 @@ def list_files(
     """The files below an artifact location, and the folders that can't be listed for good.
 
     Raises:
-        MlflowException, OSError: a folder can't be listed now.
+        MlflowException, OSError, or S3's own: a folder can't be listed now.
     """
     sizes: Sizes = {}
     left_out: list[LeftOut] = []
@@ -89,7 +88,7 @@ def _listing(
 ) -> Iterator[FileInfo]:
     try:
         entries = repository.list_artifacts(folder or None)
-    except (MlflowException, OSError) as error:
+    except asking_faults() as error:
         if not is_for_good(error):
             raise
         left_out.append(LeftOut(folder or "artifacts", reason_of(error)))

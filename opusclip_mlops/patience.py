@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 
 from opusclip_mlops.errors import RegistryError
 from opusclip_mlops.redaction import one_line
-from opusclip_mlops.refusals import is_for_good, reason_of
+from opusclip_mlops.refusals import asking_faults, is_for_good, reason_of
 
 WAIT_S = 30.0
 _FIRST_PAUSE_S = 0.02
@@ -46,7 +46,7 @@ def patiently(what: str, call: Callable[[], _Answer], *, wait_s: float = WAIT_S)
     while True:
         try:
             return call()
-        except (MlflowException, OSError) as error:
+        except asking_faults() as error:
             if is_for_good(error) or time.monotonic() > end_s:
                 raise RegistryError(f"{one_line(what, at_most=200)}: {reason_of(error)}") from error
         # Processes that met at a lock do not meet again.

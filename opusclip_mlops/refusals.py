@@ -1,6 +1,7 @@
 """Which faults of MLflow are for good, and which are only those of a bad day."""
 
 import errno
+import sys
 
 import requests
 from mlflow.exceptions import MlflowException, RestException
@@ -23,6 +24,22 @@ _LOCAL_FOR_GOOD = frozenset(
         errno.ENAMETOOLONG,
     }
 )  # fmt: skip
+_S3_CLIENT = (
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+    ("boto3.exceptions", "Boto3Error"),
+)
+_S3_FOR_GOOD = frozenset({"403", "404", "AccessDenied", "NoSuchBucket", "NoSuchKey"})
+
+
+def asking_faults() -> tuple[type[Exception], ...]:
+    """What asking MLflow, or the store of its artifacts, may raise: for an `except` clause.
+
+    The S3 client's faults are exceptions of its own, and it is loaded by who uses it only.
+    """
+    names = ((sys.modules.get(module), name) for module, name in _S3_CLIENT)
+    loaded = [getattr(module, name) for module, name in names if module is not None]
+    return MlflowException, OSError, *loaded
 
 
 def is_for_good(error: Exception) -> bool:
@@ -31,6 +48,8 @@ def is_for_good(error: Exception) -> bool:
     MLflow itself refuses, or a file is there for nobody; a web server before MLflow that answers
     400 may have a bad day.
     """
+    if _s3_code(error) in _S3_FOR_GOOD:
+        return True
     if isinstance(error, requests.HTTPError):
         return _answered(error) in _FOR_GOOD
     if not isinstance(error, MlflowException):
@@ -39,6 +58,13 @@ def is_for_good(error: Exception) -> bool:
     return error.error_code in _FOR_GOOD and not (
         is_foreign and not isinstance(error, RestException)
     )
+
+
+def _s3_code(error: Exception) -> str:
+    """The code in an answer of S3, empty when it is none."""
+    answer = getattr(error, "response", None)
+    about = answer.get("Error") if isinstance(answer, dict) else None
+    return str(about.get("Code", "")) if isinstance(about, dict) else ""
 
 
 def _answered(error: requests.HTTPError) -> str:

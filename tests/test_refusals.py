@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import requests
+from botocore.exceptions import ClientError
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from opusclip_mlops.refusals import is_for_good, reason_of
+from opusclip_mlops.refusals import asking_faults, is_for_good, reason_of
 from tests.faults.proxy import FaultProxy
 from tests.journeys import store
 from tests.servers import free_port, mlflow_server
@@ -63,3 +64,33 @@ def test_a_reason_is_one_line_without_credentials() -> None:
     error = MlflowException("no\n  way to postgresql://ann:secret@host/db")
     assert reason_of(error) == "no way to postgresql://ann:***@host/db"
     assert reason_of(KeyError()) == "KeyError"
+
+
+def test_an_object_store_that_is_away_is_a_bad_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The S3 client's own faults are among those that are expected, and told on one line."""
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    for name, value in {
+        "ACCESS_KEY_ID": "a",
+        "SECRET_ACCESS_KEY": "b",
+        "MAX_ATTEMPTS": "1",
+    }.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    files = get_artifact_repository("s3://bucket/clips")
+    with pytest.raises(Exception, match="Could not connect") as caught:
+        files.list_artifacts()
+    assert isinstance(caught.value, asking_faults())
+    assert not is_for_good(caught.value)
+    (tmp_path / "clip.mp4").write_bytes(b"clip")
+    with pytest.raises(Exception, match="Could not connect") as caught:
+        files.log_artifact(str(tmp_path / "clip.mp4"))
+    assert isinstance(caught.value, asking_faults())
+    assert "\n" not in reason_of(caught.value)
+
+
+def test_an_object_store_refuses_for_good() -> None:
+    """What nobody may read, or is not there, by S3's own codes; a slow-down passes."""
+    for code, is_final in (("AccessDenied", True), ("NoSuchBucket", True), ("SlowDown", False)):
+        fault = ClientError({"Error": {"Code": code, "Message": "no"}}, "ListObjectsV2")
+        assert is_for_good(fault) is is_final

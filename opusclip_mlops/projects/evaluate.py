@@ -9,7 +9,6 @@ from typing import Self
 import click
 import mlflow
 import torch
-from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from opusclip_mlops.checkpoints import WEIGHTS, CheckpointMetadata, load_weights, read_metadata
@@ -20,6 +19,7 @@ from opusclip_mlops.projects.data import DEFAULT, MAX_FRAMES, MAX_SIZE, ClipData
 from opusclip_mlops.projects.models import ClipModel, ModelConfig, build_model
 from opusclip_mlops.projects.train import Scores, log_dataset, log_sample, validate
 from opusclip_mlops.redaction import one_line
+from opusclip_mlops.refusals import asking_faults
 from opusclip_mlops.tracker import ExperimentTracker
 
 _BATCH_SIZE = 4
@@ -75,7 +75,7 @@ def fetch_checkpoint(model_uri: str, into: Path) -> Path:
         return _checkpoint_in(
             Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=str(into)))
         )
-    except (MlflowException, OSError) as error:
+    except asking_faults() as error:
         raise RegistryError(f"cannot fetch {model_uri}: {one_line(str(error))}") from error
 
 
