@@ -14,25 +14,9 @@ from opusclip_mlops import checkpoints
 from opusclip_mlops.checkpoints import CheckpointMetadata, checkpoint_name
 from opusclip_mlops.cli import main
 from tests.journeys import store
+from tests.test_registry import SCALER
 
 NAME = checkpoint_name(1, 20)
-SCALER = """
-from pathlib import Path
-import mlflow.models
-import mlflow.pyfunc
-
-class Scaler(mlflow.pyfunc.PythonModel):
-    def load_context(self, context):
-        import torch
-        from opusclip_mlops.checkpoints import WEIGHTS, load_weights
-        self.layer = torch.nn.Linear(1, 1, bias=False)
-        load_weights(Path(context.artifacts["checkpoint"]), self.layer, only=(WEIGHTS,))
-
-    def predict(self, context, model_input, params=None):
-        return (model_input["x"] * self.layer.weight.item()).tolist()
-
-mlflow.models.set_model(Scaler())
-"""
 OWN = ("--model-file", "scaler.py", "--input-example", "example.json")
 
 
