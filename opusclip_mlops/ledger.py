@@ -6,6 +6,9 @@ under the same key the database lets one through, over REST too. So the records 
 experiment is made under a name of its own, with its root run, and then renamed: a name is given to
 one experiment only, so two processes cannot end up with two roots.
 
+A history whose run was erased has a successor, under the same key with a number behind it; that
+one tells of it.
+
 While a process makes the registry look like the history, the run has a tag
 `opusclip.settling.<nonce>`: "<the last record it saw> <Unix time in ms>". By it is known what
 a process that is slow, or was killed, left in the registry.
@@ -14,11 +17,12 @@ a process that is slow, or was killed, left in the registry.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from urllib.parse import urlsplit
 
@@ -27,7 +31,7 @@ from mlflow.entities import Experiment, LifecycleStage, Param, Run
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
-from opusclip_mlops.chain import Chain, key_of, parts_of, read_chain
+from opusclip_mlops.chain import Chain, Problem, key_of, parts_of, read_chain
 from opusclip_mlops.decisions import Decision, to_text
 from opusclip_mlops.errors import RegistryError
 from opusclip_mlops.patience import patiently
@@ -49,6 +53,7 @@ class Notes:
     settling: Mapping[str, int] = field(default_factory=dict)
     forgotten: tuple[str, ...] = ()
     is_active: bool = True
+    is_erased: bool = False
 
     @property
     def settled_to(self) -> int:
@@ -58,23 +63,43 @@ class Notes:
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """The history of one registered model."""
+    """The history of one registered model.
+
+    Attributes:
+        client: MLflow, where the histories are.
+        model: The registered model's name.
+        run_id: The run that holds it.
+        before: The runs of histories before it, all of them erased, the first one first.
+    """
 
     client: MlflowClient
     model: str
     run_id: str
+    before: tuple[str, ...] = ()
 
     def read(self) -> Notes:
-        """The history as it stands now.
+        """The history as it stands now; one that was erased has no records, and says so.
 
         Raises:
-            RegistryError: MLflow did not answer, or the run is gone for good.
+            RegistryError: MLflow did not answer.
         """
-        run = patiently(self._cannot("read"), lambda: self.client.get_run(self.run_id))
-        chain = read_chain(run.data.params, model=self.model, run_id=self.run_id)
-        settling, forgotten = _settling(run.data.tags)
-        is_active = run.info.lifecycle_stage == LifecycleStage.ACTIVE
-        return Notes(chain, settling, forgotten, is_active)
+        run = patiently(self._cannot("read"), self._run)
+        params = run.data.params if run else {}
+        chain = read_chain(params, model=self.model, run_id=self.run_id)
+        gone = [*self.before, *([] if run else [self.run_id])]
+        problems = (*(Problem(0, f"its run {one} was erased") for one in gone), *chain.problems)
+        settling, forgotten = _settling(run.data.tags if run else {})
+        is_active = run is None or run.info.lifecycle_stage == LifecycleStage.ACTIVE
+        chain = replace(chain, problems=problems)
+        return Notes(chain, settling, forgotten, is_active, is_erased=run is None)
+
+    def _run(self) -> Run | None:
+        try:
+            return self.client.get_run(self.run_id)
+        except MlflowException as error:
+            if error.error_code != MISSING:
+                raise
+            return None
 
     def append(self, record: Decision, *, text: str | None = None) -> bool:
         """Write a record under its number; False when another process was faster.
@@ -153,8 +178,9 @@ def find_ledger(
         return None
     root_id = _root_of(experiment)
     params = patiently(what, lambda: client.get_run(root_id)).data.params
-    run_id = params.get(_key(model, created_ms)) if created_ms else _last(params, model)
-    return Ledger(client, model, run_id) if run_id else None
+    key = _key(model, created_ms) if created_ms else _last(params, model)
+    runs = [*_runs(params, key)]
+    return Ledger(client, model, runs[-1], tuple(runs[:-1])) if runs else None
 
 
 def open_ledger(client: MlflowClient, model: str, *, created_ms: int) -> Ledger:
@@ -171,16 +197,48 @@ def open_ledger(client: MlflowClient, model: str, *, created_ms: int) -> Ledger:
     experiment = _experiment(client)
     if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
         raise RegistryError(f"experiment {EXPERIMENT!r} is deleted: restore it in MLflow")
-    what = f"cannot begin a history of {model!r}"
-    run_id = _new_run(client, what, experiment.experiment_id, model)
     root = Ledger(client, model, _root_of(experiment))
-    key = _key(model, created_ms)
+    return _begun(root, _key(model, created_ms))
+
+
+def succeed(erased: Ledger, *, created_ms: int) -> Ledger:
+    """A history behind one that was erased; any number of processes may do so at once.
+
+    Raises:
+        RegistryError: As `open_ledger`.
+    """
+    experiment = _experiment(erased.client)
+    root = Ledger(erased.client, erased.model, _root_of(experiment))
+    before = (*erased.before, erased.run_id)
+    made = _begun(root, _numbered(_key(erased.model, created_ms), len(before) + 1))
+    return replace(made, before=before)
+
+
+def _begun(root: Ledger, key: str) -> Ledger:
+    """The history under a key of the root run, made where there is none."""
+    client, model = root.client, root.model
+    what = f"cannot begin a history of {model!r}"
+    experiment_id = patiently(what, lambda: client.get_run(root.run_id)).info.experiment_id
+    run_id = _new_run(client, what, experiment_id, model)
     patiently(what, lambda: root._log(key, run_id))
     winner = root._params()[key]
     if winner != run_id:
         with suppress(MlflowException):
             client.delete_run(run_id)
     return Ledger(client, model, winner)
+
+
+def _runs(params: Mapping[str, str], key: str) -> Iterator[str]:
+    """The runs under a key, each the successor of the one before it."""
+    for number in itertools.count(1):
+        run_id = params.get(_numbered(key, number))
+        if run_id is None:
+            return
+        yield run_id
+
+
+def _numbered(key: str, number: int) -> str:
+    return key if number == 1 else f"{key}.{number}"
 
 
 def _root_of(experiment: Experiment) -> str:
@@ -196,12 +254,12 @@ def _key(model: str, created_ms: int | None) -> str:
     return f"{hashlib.sha256(model.encode()).hexdigest()[:32]}.{created_ms}"
 
 
-def _last(params: Mapping[str, str], model: str) -> str | None:
-    """The run of the model of that name that was created last."""
+def _last(params: Mapping[str, str], model: str) -> str:
+    """The key of the model of that name that was created last."""
     start = _key(model, None).removesuffix("None")
     made_ms = [key.removeprefix(start) for key in params if key.startswith(start)]
     known = [one for one in made_ms if one.isascii() and one.isdigit()]
-    return params[start + max(known, key=int)] if known else None
+    return start + max(known, key=int, default="")
 
 
 def _experiment(client: MlflowClient) -> Experiment:

@@ -40,10 +40,6 @@ class Packing:
     signature: ModelSignature
     pip_requirements: list[str]
 
-    def arguments(self) -> dict[str, Any]:
-        """What `registry.register` is called with."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
-
 
 def clip_generator() -> Packing:
     """What serves this package's own models."""

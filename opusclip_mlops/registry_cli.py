@@ -61,7 +61,14 @@ def register(
     else:
         packed = packing.clip_generator()
     made = registry.register(
-        run_id, name=name, checkpoint=checkpoint, **packed.arguments(), **places
+        run_id,
+        name=name,
+        checkpoint=checkpoint,
+        python_model=packed.python_model,
+        input_example=packed.input_example,
+        signature=packed.signature,
+        pip_requirements=packed.pip_requirements,
+        **places,
     )
     registry_console.print_version(made, as_json=as_json)
 

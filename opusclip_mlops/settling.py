@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 
 from opusclip_mlops.chain import (
     Chain,
+    Problem,
     cut_off,
     fitted,
     holder,
@@ -29,7 +30,7 @@ from opusclip_mlops.chain import (
 )
 from opusclip_mlops.decisions import HELD, Actor, CameBy, Decision, model_named
 from opusclip_mlops.errors import RegistryError
-from opusclip_mlops.ledger import Ledger, Notes, find_ledger, open_ledger
+from opusclip_mlops.ledger import Ledger, Notes, find_ledger, open_ledger, succeed
 from opusclip_mlops.standing import (
     HEAD_TAG,
     HISTORY_TAG,
@@ -232,12 +233,15 @@ class Desk:
 
     def _begun(self, view: View) -> Chain | None:
         """The chain to append to; None where somebody else began it since `view`."""
-        if self.ledger is None:
-            made_ms = view.standing.created_ms
+        if self.ledger and not view.notes.is_erased:
+            return view.chain
+        made_ms = view.standing.created_ms
+        if self.ledger:
+            self.ledger = succeed(self.ledger, created_ms=made_ms)
+        else:
             self.ledger = open_ledger(self.client, self.model, created_ms=made_ms)
-            begun = self.ledger.read().chain
-            return None if begun.last_number else begun
-        return view.chain
+        begun = self.ledger.read().chain
+        return None if begun.last_number else replace(begun, problems=view.chain.problems)
 
     def _announce(self, notes: Notes) -> None:
         if self.ledger and self.nonce not in notes.settling:
@@ -284,11 +288,20 @@ def look(
         standing = read_standing(client, model)
         lasting = changes(standing, notes)
         found = [one for one in found if one in lasting]
-    if ledger and first.tags.get(HISTORY_TAG) == ledger.run_id:
-        problems = cut_off(notes.chain, first.tags.get(HEAD_TAG, ""))
-        chain = replace(notes.chain, problems=(*notes.chain.problems, *problems))
-        notes = replace(notes, chain=chain)
+    problems = (*notes.chain.problems, *_misfits(first, ledger, notes.chain))
+    notes = replace(notes, chain=replace(notes.chain, problems=problems))
     return View(notes, standing, tuple(found))
+
+
+def _misfits(standing: Standing, ledger: Ledger | None, chain: Chain) -> list[Problem]:
+    """Whether the history is the one that the registered model names, with the end it names."""
+    named = standing.tags.get(HISTORY_TAG, "")
+    known = (ledger.run_id, *ledger.before) if ledger else ()
+    if named and named not in known:
+        return [Problem(0, f"run {named[:80]} was its history: erased, or the model was renamed")]
+    if ledger and named == ledger.run_id:
+        return cut_off(chain, standing.tags.get(HEAD_TAG, ""))
+    return []
 
 
 def changes(standing: Standing, notes: Notes) -> list[Change]:

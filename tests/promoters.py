@@ -68,6 +68,12 @@ def make_model(client: MlflowClient, name: str = NAME, *, versions: int = 3) -> 
     return name
 
 
+def erase(client: MlflowClient, run_id: str) -> None:
+    """Take a run away for good, as `mlflow gc` does."""
+    client.delete_run(run_id)
+    client._tracking_client.store._hard_delete_run(run_id)
+
+
 def shown(client: MlflowClient, name: str = NAME) -> dict[str, object]:
     """What the registry shows: everybody in a stage, and whom the aliases name."""
     versions = [one for one in client.search_model_versions("") if one.name == name]

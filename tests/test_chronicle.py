@@ -15,11 +15,11 @@ from opusclip_mlops.chronicle import (
     verdict_of,
     verify_history,
 )
-from opusclip_mlops.decisions import canonical
+from opusclip_mlops.decisions import Decision, canonical
 from opusclip_mlops.errors import RegistryError
 from opusclip_mlops.promotion import approve, promote, rollback, set_policy
 from tests.journeys import store
-from tests.promoters import NAME, Gate, is_settled, make_model, shown
+from tests.promoters import NAME, Gate, erase, is_settled, make_model, shown
 
 
 @pytest.fixture
@@ -157,6 +157,42 @@ def test_a_deleted_experiment_is_an_error_until_it_is_restored(client: MlflowCli
     promote(NAME, 5, to="Production", judge=Gate(), client=client)
     promote("other", 1, to="Production", judge=Gate(), client=client)
     assert is_settled(client)
+
+
+def test_an_erased_history_is_not_begun_anew_quietly(client: MlflowClient) -> None:
+    """`mlflow gc` took it: an error; forced, the new history tells of it for good."""
+    run_id = _run_id(client)
+    erase(client, run_id)
+    text = f"its run {run_id} was erased"
+    lost = "its end is missing: its last record is 0, it had 4"
+    assert [str(one) for one in verify_history(NAME, client=client)] == [text, lost]
+    with pytest.raises(RegistryError, match=f"was tampered with: {text}; .*, or force"):
+        promote(NAME, 5, to="Production", judge=Gate(), client=client)
+    assert history(NAME, client=client) == ()
+    made = forced(client)
+    assert made.problems == (text,)
+    assert promote(NAME, 1, to="Production", judge=Gate(), client=client).number > made.number
+    assert text in [str(one) for one in verify_history(NAME, client=client)]
+    assert observe(NAME, client=client) == ()
+
+
+def test_an_erased_experiment_is_not_begun_anew_quietly(client: MlflowClient) -> None:
+    """All histories are gone; the registered model still names the one it had."""
+    run_id = _run_id(client)
+    experiment = client.get_experiment_by_name("opusclip registry")
+    client.delete_experiment(experiment.experiment_id)
+    client._tracking_client.store._hard_delete_experiment(experiment.experiment_id)
+    with pytest.raises(RegistryError, match=f"run {run_id} was its history: erased"):
+        promote(NAME, 5, to="Production", judge=Gate(), client=client)
+    assert [run_id in one.what for one in verify_history(NAME, client=client)] == [True]
+    assert run_id in forced(client).problems[0]
+    assert observe(NAME, client=client) == ()
+
+
+def forced(client: MlflowClient, name: str = NAME) -> Decision:
+    """A promotion of version 5 that passes over what is wrong with the history."""
+    options = {"force": True, "reason": "the database was restored"}
+    return promote(name, 5, to="Production", judge=Gate(), client=client, **options)
 
 
 def test_an_experiment_of_somebody_else_is_left_alone(tmp_path: Path) -> None:

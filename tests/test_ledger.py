@@ -9,8 +9,9 @@ from mlflow.entities import ViewType
 
 from opusclip_mlops.decisions import Decision
 from opusclip_mlops.errors import RegistryError
-from opusclip_mlops.ledger import EXPERIMENT, Ledger, find_ledger, open_ledger
+from opusclip_mlops.ledger import EXPERIMENT, find_ledger, open_ledger, succeed
 from tests.journeys import store
+from tests.promoters import erase
 
 MADE_MS = 1_700_000_000_000
 
@@ -107,7 +108,16 @@ def test_the_file_store_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         open_ledger(MlflowClient(str(tmp_path / "mlruns")), "clip", created_ms=MADE_MS)
 
 
-def test_a_history_that_is_gone_is_one_line(client: MlflowClient) -> None:
-    """A run that `mlflow gc` took away."""
-    with pytest.raises(RegistryError, match="cannot read the history of 'clip'"):
-        Ledger(client, "clip", "0" * 32).read()
+def test_a_history_that_was_erased_says_so_and_has_a_successor(client: MlflowClient) -> None:
+    """A run that `mlflow gc` took away; the one behind it tells of it, whoever begins it first."""
+    erased = open_ledger(client, "clip", created_ms=MADE_MS)
+    erase(client, erased.run_id)
+    notes = erased.read()
+    text = f"its run {erased.run_id} was erased"
+    assert (notes.is_erased, [str(one) for one in notes.chain.problems]) == (True, [text])
+    with ThreadPoolExecutor(4) as pool:
+        made = {*pool.map(lambda _: succeed(erased, created_ms=MADE_MS), range(8))}
+    assert made == {find_ledger(client, "clip", created_ms=MADE_MS)}
+    assert made == {find_ledger(client, "clip")}
+    notes = made.pop().read()
+    assert (notes.is_erased, [str(one) for one in notes.chain.problems]) == (False, [text])

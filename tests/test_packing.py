@@ -25,18 +25,18 @@ def packed(tmp_path: Path, example: str, requirements: str = "torch\n") -> Packi
 def test_a_request_says_what_the_model_takes(tmp_path: Path) -> None:
     """Rows of a request give the signature's columns; one object is one row."""
     rows = [{"prompt": "a kite", "seed": 3}, {"prompt": "a boat", "seed": 4}]
-    several = packed(tmp_path, json.dumps(rows)).arguments()
-    assert several["signature"].inputs.input_names() == ["prompt", "seed"]
-    assert several["input_example"].to_dict("records") == rows
-    one = packed(tmp_path, json.dumps(rows[0])).arguments()
-    assert one["input_example"].to_dict("records") == rows[:1]
+    several = packed(tmp_path, json.dumps(rows))
+    assert several.signature.inputs.input_names() == ["prompt", "seed"]
+    assert several.input_example.to_dict("records") == rows
+    one = packed(tmp_path, json.dumps(rows[0]))
+    assert one.input_example.to_dict("records") == rows[:1]
 
 
 def test_requirements_are_lines_without_their_comments(tmp_path: Path) -> None:
     """As pip reads them; a # inside a word is no comment."""
     text = "# what serves\ntorch==2.13.0  # CPU\n\nclips @ file:///wheels/clips.whl#sha256=aa\n"
-    made = packed(tmp_path, '{"x": 1.5}', text).arguments()
-    assert made["pip_requirements"] == [
+    made = packed(tmp_path, '{"x": 1.5}', text)
+    assert made.pip_requirements == [
         "torch==2.13.0",
         "clips @ file:///wheels/clips.whl#sha256=aa",
     ]
@@ -71,6 +71,6 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_the_packages_own_models_need_no_files() -> None:
     """What serves a clip generator is part of the package."""
-    made = clip_generator().arguments()
-    assert made["python_model"].is_file()
-    assert set(made) == {"python_model", "input_example", "signature", "pip_requirements"}
+    made = clip_generator()
+    assert made.python_model.is_file()
+    assert made.signature.inputs.input_names() == ["prompt", "seed", "frames"]

@@ -309,16 +309,20 @@ def test_a_model_deleted_and_made_again_has_a_history_of_its_own(client: MlflowC
     assert is_settled(client)
 
 
-def test_a_renamed_model_goes_on_from_where_it_stands(client: MlflowClient, model: str) -> None:
-    """Its holder stays the holder; the history begins anew and says what was found."""
+def test_a_renamed_model_goes_on_in_a_forced_decision(client: MlflowClient, model: str) -> None:
+    """A chain and its policy are of one name: who renames a model passes over no gate quietly."""
     promote(model, 1, to="Production", judge=Gate(), client=client)
     client.rename_registered_model(model, "renamed")
-    promote("renamed", 2, to="Staging", judge=Gate(), client=client)
+    options = {"to": "Staging", "judge": Gate(), "client": client}
+    with pytest.raises(RegistryError, match=r"was its history: erased, or .* renamed; .* force"):
+        promote("renamed", 2, **options)
+    made = promote("renamed", 2, force=True, reason="the film was renamed", **options)
+    assert "the model was renamed" in made.problems[0]
     assert [one.kind for one in chronicle.history("renamed", client=client)] == [
         "external", "promotion",
     ]  # fmt: skip
     assert shown(client, "renamed")["Production"] == [1]
-    assert is_settled(client, "renamed")
+    assert promote("renamed", 3, **options).previous_holder == 2
     assert len(chronicle.history(model, client=client)) == 1
 
 
