@@ -16,7 +16,7 @@ from tests.servers import free_port
 
 PASSWORD = "correct-horse"
 _NOBODY = "nobody"
-_FAST = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "max_connections=30")
+_FAST = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "max_connections=100")
 
 
 @contextlib.contextmanager

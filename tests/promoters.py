@@ -129,12 +129,8 @@ def racing(
     argv = [sys.executable, "-m", "tests.promoters", mode, uri, name]
     argv += [str(processes), str(rounds), str(folder)]
     root = Path(__file__).parents[1]
-    # Two connections of each process would be more than the server of the tests takes.
-    env = {**os.environ, "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool"}
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            argv, cwd=root, env=env, stdout=log, stderr=log, start_new_session=True
-        )
+        process = subprocess.Popen(argv, cwd=root, stdout=log, stderr=log, start_new_session=True)
     try:
         yield Race(folder, processes if mode == "race" else 1)
         assert process.wait(60) == 0, (folder / "log").read_text()[-3_000:]
