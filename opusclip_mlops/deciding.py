@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from opusclip_mlops import chain
-from opusclip_mlops.decisions import HELD, Decision, Kind
+from opusclip_mlops.decisions import HELD, LONGEST_REASON, Decision, Kind
 from opusclip_mlops.errors import RegistryError
 from opusclip_mlops.settling import Change, Desk, View, let_stand, put_back
 
@@ -64,6 +64,10 @@ class GateRefused(RegistryError):
     def __init__(self, text: str, verdict: Verdict) -> None:
         super().__init__(text)
         self.verdict = verdict
+
+
+class CannotJudge(RegistryError):
+    """A version that no gate can judge, now or later: it has lost its run or its checkpoint."""
 
 
 def decide(
@@ -129,8 +133,9 @@ def _answer(desk: Desk, change: Change, view: View, judge: Judge | None) -> Deci
     """Record a change by hand: it stands, or it is to be put back."""
     decision = let_stand(change, view)
     if _stood_before(change, view):
-        found = replace(decision, reason=f"{change}, before this history began")
-        return desk.answer(change, found, view)
+        is_first = all(record.nonce == desk.nonce for record in view.records)
+        when = ", before this history began" if is_first else ""
+        return desk.answer(change, replace(decision, reason=f"{change}{when}"), view)
     if _cannot_stand(change):
         return desk.answer(change, put_back(change, view, desk.actor), view)
     try:
@@ -138,6 +143,11 @@ def _answer(desk: Desk, change: Change, view: View, judge: Judge | None) -> Deci
     except GateRefused as refused:
         back = put_back(change, view, desk.actor)
         return desk.answer(change, _with(back, refused.verdict), view)
+    except CannotJudge as lost:
+        back = put_back(change, view, desk.actor)
+        return desk.answer(
+            change, replace(back, reason=f"{back.reason}: {lost}"[:LONGEST_REASON]), view
+        )
 
 
 def _stood_before(change: Change, view: View) -> bool:
@@ -160,7 +170,12 @@ def _judged(draft: Decision, view: View, judge: Judge | None) -> Decision:
         return draft
     held = chain.holder(view.records, draft.to_stage)
     kind, model, to = draft.kind, draft.model, draft.to_stage
-    verdict = judge(Case(kind, model, version, to, held, draft.actor, view.records))
+    try:
+        verdict = judge(Case(kind, model, version, to, held, draft.actor, view.records))
+    except CannotJudge as lost:
+        if not draft.forced:
+            raise
+        return replace(draft, reason=f"{draft.reason} (not judged: {lost})"[:LONGEST_REASON])
     if not verdict.passed and not draft.forced:
         why = "; ".join(verdict.lines())
         text = f"version {version} of {model!r} may not enter {to}: {why}"

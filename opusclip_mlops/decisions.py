@@ -31,7 +31,7 @@ MOVING: tuple[Kind, ...] = ("promotion", "demotion", "rollback", "external")
 UNKNOWN = "unknown"
 
 LONGEST_RECORD = 6_000  # characters, the most that a param of MLflow holds
-_LONGEST_REASON = 1_000
+LONGEST_REASON = 1_000
 _LONGEST_NAME = 200
 
 
@@ -210,9 +210,9 @@ def reason_given(reason: str, *, needed_for: str = "") -> str:
     Raises:
         RegistryError: Longer than 1,000 characters, or empty where `needed_for` says what for.
     """
-    text = one_line(_speakable(reason), at_most=_LONGEST_REASON + 1)
-    if len(text) > _LONGEST_REASON:
-        raise RegistryError(f"the reason is longer than {_LONGEST_REASON:,} characters: shorten it")
+    text = one_line(_speakable(reason), at_most=LONGEST_REASON + 1)
+    if len(text) > LONGEST_REASON:
+        raise RegistryError(f"the reason is longer than {LONGEST_REASON:,} characters: shorten it")
     if needed_for and not text:
         raise RegistryError(f"{needed_for} needs a reason: give one")
     return text

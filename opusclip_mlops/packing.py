@@ -33,12 +33,14 @@ class Packing:
         input_example: A request that the model answers.
         signature: What it takes, and where that is known what it returns.
         pip_requirements: Lines as pip takes them.
+        serves: Classes of the models that are served, any when empty.
     """
 
     python_model: Path
     input_example: Any
     signature: ModelSignature
     pip_requirements: list[str]
+    serves: frozenset[str] = frozenset()
 
 
 def clip_generator() -> Packing:
@@ -50,6 +52,7 @@ def clip_generator() -> Packing:
         input_example=serving.INPUT_EXAMPLE,
         signature=serving.SIGNATURE,
         pip_requirements=serving.pip_requirements(),
+        serves=serving.SERVED,
     )
 
 

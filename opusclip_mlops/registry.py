@@ -9,12 +9,13 @@ copy of this package, and no pickle. The copy is used only where the package is 
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,17 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.tracking import MlflowClient
+from safetensors import SafetensorError, safe_open
 
 from opusclip_mlops.checkpoints import METADATA, WEIGHTS, CheckpointMetadata, verify
 from opusclip_mlops.errors import RegistryError
+from opusclip_mlops.layout import CHECKPOINTS, IMAGES, clip_folder, clip_of
+from opusclip_mlops.refusals import asking_faults, reason_of
+from opusclip_mlops.version_page import Sample, VersionPage, latest_sample
 
-CHECKPOINTS = "checkpoints"
 CHECKPOINT_TAG = "opusclip.checkpoint"
 
 _PACKAGE = Path(__file__).parent
-_DESCRIBED_METRICS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,7 @@ def register(
     input_example: Any,
     signature: ModelSignature,
     pip_requirements: Sequence[str],
+    serves: Collection[str] = (),
     tracking_uri: str | None = None,
     registry_uri: str | None = None,
 ) -> RegisteredVersion:
@@ -74,11 +78,13 @@ def register(
         input_example: A request's rows as a data frame or a dict, stored with the model.
         signature: What the model takes and returns.
         pip_requirements: What serving needs to have installed.
+        serves: Classes of the models that `python_model` serves; any when empty.
         tracking_uri: Where the run is, MLflow's default when None.
         registry_uri: Where the model goes, the tracking server when None.
 
     Raises:
-        RegistryError: No such run or checkpoint, a bad name, or MLflow refused or did not answer.
+        RegistryError: No such run or checkpoint, a bad name, a model that is not served, or MLflow
+            refused or did not answer.
         CheckpointError: The checkpoint is not sealed, or not as it was sealed.
     """
     _check(name, python_model)
@@ -94,12 +100,15 @@ def register(
     }
     with tempfile.TemporaryDirectory(prefix="opusclip-") as temporary:
         with _one_line(f"cannot fetch checkpoint {chosen} of run {run_id}"):
-            fetched = client.download_artifacts(run_id, f"{CHECKPOINTS}/{chosen}", temporary)
-        metadata = verify(Path(fetched))
+            fetched = Path(client.download_artifacts(run_id, f"{CHECKPOINTS}/{chosen}", temporary))
+        metadata = verify(fetched)
+        _check_served(metadata, serves)
+        with _one_line(f"cannot read what run {run_id} has besides its checkpoints"):
+            page = _page(client, run, metadata, fetched, registry_uri)
         with _one_line(f"cannot log checkpoint {chosen} of run {run_id} as a model"):
-            logged = _log_model(client, run, metadata, Path(fetched), content)
+            logged = _log_model(client, run, page, fetched, content)
     with _one_line(f"cannot register checkpoint {chosen} of run {run_id} as {name}"):
-        version = _create_version(client, name, run, metadata, logged)
+        version = _create_version(client, name, run, page, logged)
     return RegisteredVersion(name, version, f"models:/{name}/{version}", run_id, chosen)
 
 
@@ -110,13 +119,21 @@ def _check(name: str, python_model: Path) -> None:
         raise RegistryError(f"python_model {python_model} is no Python file")
 
 
+def _check_served(metadata: CheckpointMetadata, serves: Collection[str]) -> None:
+    kind = metadata.model.get("class")
+    if serves and kind not in serves:
+        raise RegistryError(
+            f"checkpoint {metadata.name} is of a {kind}, and what is to serve it serves "
+            f"{', '.join(sorted(serves))}: give a model file that serves a {kind}"
+        )
+
+
 @contextmanager
 def _one_line(what: str) -> Iterator[None]:
     try:
         yield
-    except (MlflowException, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RegistryError(f"{what}: {reason}") from error
+    except asking_faults() as error:
+        raise RegistryError(f"{what}: {reason_of(error)}") from error
 
 
 def _find_run(client: MlflowClient, run_id: str) -> Run:
@@ -143,18 +160,66 @@ def _find_checkpoint(client: MlflowClient, run: Run, checkpoint: str) -> str:
     raise RegistryError(f"run {run_id} has {wanted}; it has: {', '.join(names) or 'none'}")
 
 
-def _log_model(
+def _page(
     client: MlflowClient,
     run: Run,
     metadata: CheckpointMetadata,
     checkpoint: Path,
+    registry_uri: str | None,
+) -> VersionPage:
+    set_here = mlflow.get_registry_uri()
+    if registry_uri is None and set_here != mlflow.get_tracking_uri():
+        registry_uri = set_here
+    datasets = [one.dataset for one in run.inputs.dataset_inputs] if run.inputs else []
+    names = [one.name for one in datasets if one.digest == metadata.dataset_digest]
+    return VersionPage(
+        metadata=metadata,
+        weights=metadata.files[WEIGHTS],
+        value_count=_value_count(checkpoint / WEIGHTS),
+        run_id=run.info.run_id,
+        run_name=run.info.run_name or "",
+        experiment_id=run.info.experiment_id,
+        is_linked=registry_uri in (None, client.tracking_uri),
+        dataset_name=names[0] if names else "",
+        sample=_sample(client, run.info.run_id, metadata.step),
+    )
+
+
+def _value_count(weights: Path) -> int:
+    """The numbers in a file of weights; 0 where it can't be read as one."""
+    try:
+        with safe_open(weights, framework="numpy") as file:
+            names = file.keys()
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+    except SafetensorError:
+        return 0
+
+
+def _sample(client: MlflowClient, run_id: str, step: int) -> Sample | None:
+    """What the run showed at a step or last before it, and the clip that it was made of."""
+    pictures = client.list_artifacts(run_id, IMAGES)
+    sample = latest_sample((one.path for one in pictures), step=step)
+    if sample is None:
+        return None
+    clips = [one.path for one in client.list_artifacts(run_id, clip_folder(sample.key))]
+    known = ((path, clip_of(path)) for path in clips)
+    shown = [path for path, clip in known if clip and clip.mark == sample.mark]
+    return replace(sample, clip=shown[0]) if shown else sample
+
+
+def _log_model(
+    client: MlflowClient,
+    run: Run,
+    page: VersionPage,
+    checkpoint: Path,
     content: dict[str, Any],
 ) -> LoggedModel:
+    metadata = page.metadata
     logged = client.create_logged_model(
         run.info.experiment_id,
         name=re.sub(r"[/:.%\"']", "_", metadata.name),
         source_run_id=run.info.run_id,
-        tags=_tags(run, metadata),
+        tags=page.tags(),
         model_type=metadata.model.get("class"),
     )
     status = LoggedModelStatus.FAILED
@@ -192,7 +257,7 @@ def _create_version(
     client: MlflowClient,
     name: str,
     run: Run,
-    metadata: CheckpointMetadata,
+    page: VersionPage,
     logged: LoggedModel,
 ) -> int:
     try:
@@ -204,8 +269,8 @@ def _create_version(
         name,
         source=_source(client, logged),
         run_id=run.info.run_id,
-        tags=_tags(run, metadata),
-        description=_description(run, metadata),
+        tags=page.tags(),
+        description=page.description(),
         model_id=logged.model_id,
     )
     return int(version.version)
@@ -216,32 +281,3 @@ def _source(client: MlflowClient, logged: LoggedModel) -> str:
     if client.tracking_uri == mlflow.get_tracking_uri():
         return logged.model_uri
     return logged.artifact_location
-
-
-def _tags(run: Run, metadata: CheckpointMetadata) -> dict[str, str]:
-    values = {
-        "checkpoint": metadata.name,
-        "step": metadata.step,
-        "epoch": metadata.epoch,
-        "weights_sha256": metadata.files[WEIGHTS].sha256,
-        "git_commit": metadata.git_commit,
-        "git_dirty": None if metadata.git_dirty is None else str(metadata.git_dirty).lower(),
-        "dataset_digest": metadata.dataset_digest,
-        "source_run": run.info.run_id,
-    }
-    values |= {f"metric.{key}": f"{value:.6g}" for key, value in metadata.metrics.items()}
-    return {f"opusclip.{key}": str(value) for key, value in values.items() if value is not None}
-
-
-def _description(run: Run, metadata: CheckpointMetadata) -> str:
-    kind = metadata.model.get("class", "Model")
-    text = f"{kind} from run {run.info.run_name}, epoch {metadata.epoch}, step {metadata.step}."
-    if metadata.metrics:
-        shown = sorted(metadata.metrics.items())[:_DESCRIBED_METRICS]
-        text += f" Measured: {', '.join(f'{key} {value:.4g}' for key, value in shown)}."
-    if metadata.dataset_digest:
-        text += f" Trained on dataset {metadata.dataset_digest}."
-    if metadata.git_commit:
-        changed = " with uncommitted changes" if metadata.git_dirty else ""
-        text += f" Code at commit {metadata.git_commit[:12]}{changed}."
-    return text

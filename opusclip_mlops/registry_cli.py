@@ -68,6 +68,7 @@ def register(
         input_example=packed.input_example,
         signature=packed.signature,
         pip_requirements=packed.pip_requirements,
+        serves=packed.serves,
         **places,
     )
     registry_console.print_version(made, as_json=as_json)

@@ -197,3 +197,49 @@ def test_the_watcher_goes_on_until_it_is_stopped(client: MlflowClient, tmp_path:
         watcher.terminate()
     assert watcher.wait() == 0, log.read_text()
     assert int(client.get_model_version_by_alias(NAME, "production").version) == 2
+
+
+def unrun(client: MlflowClient) -> None:
+    """Somebody deletes the run of version 3."""
+    client.delete_run(client.get_model_version(NAME, "3").run_id)
+
+
+def unmade(client: MlflowClient) -> None:
+    """Version 3 says that it is made of a checkpoint, and its files hold none."""
+    client.set_model_version_tag(NAME, "3", "opusclip.checkpoint", "epoch_0000-step_000001")
+
+
+@pytest.mark.parametrize(("lose", "said"), [(unrun, "is deleted"), (unmade, "has lost its check")])
+def test_what_nobody_can_judge_is_put_back_when_a_hand_moves_it(
+    client: MlflowClient, lose: Callable[[MlflowClient], None], said: str
+) -> None:
+    """It does not stay in Production, and does not stand in the way of the next decision."""
+    gated.promote(NAME, 1, to="Production")
+    gated.set_policy(NAME, "stages: {Production: {metrics: {video/psnr: {min: 24}}}}\n")
+    lose(client)
+    client.transition_model_version_stage(NAME, "3", "Production", archive_existing_versions=True)
+    seen: list[gated.Sighting] = []
+    gated.watch([NAME], rounds=1, show=seen.append)
+    [made] = [one.decision for one in seen if one.decision]
+    assert (made.kind, said in made.reason) == ("repair", True)
+    assert stages(client) == {1: "Production", 2: "None", 3: "None"}
+    gated.promote(NAME, 2, to="Production")
+    assert chronicle.verify_history(NAME) == []
+    with pytest.raises(RegistryError, match=said):
+        gated.promote(NAME, 3, to="Production")
+    made = gated.promote(NAME, 3, to="Production", force=True, reason="the demo is today")
+    assert made.reason.startswith("the demo is today (not judged: ")
+    assert said in made.reason
+
+
+def test_what_is_moved_after_the_history_began_is_not_said_to_be_older(
+    client: MlflowClient,
+) -> None:
+    """A history that began with what stood there; what a hand does later is told as that."""
+    for stage in ("Staging", "Production"):
+        client.transition_model_version_stage(NAME, "1", stage)
+        gated.watch([NAME], rounds=1, show=lambda _: None)
+    assert [one.reason for one in chronicle.history(NAME)] == [
+        "version 1 was put into Staging by hand, before this history began",
+        "version 1 was put into Production by hand",
+    ]

@@ -10,15 +10,17 @@ import mlflow
 import pandas as pd
 import pytest
 import torch
+from mlflow.entities import Dataset, DatasetInput
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, Schema
 
-from opusclip_mlops import checkpoints
+from opusclip_mlops import checkpoints, layout
 from opusclip_mlops.checkpoints import CheckpointMetadata, checkpoint_name
 from opusclip_mlops.errors import CheckpointError, RegistryError
 from opusclip_mlops.registry import RegisteredVersion, register
+from tests import journeys
 from tests.servers import mlflow_server
 
 ROOT = Path(checkpoints.__file__).parents[1]
@@ -173,27 +175,60 @@ def test_a_version_holds_weights_and_metadata_but_no_pickle(store: Store) -> Non
 
 
 def test_a_version_says_where_it_comes_from(store: Store) -> None:
-    """Tags name checkpoint, run, metrics, code and data; the description says it in words."""
+    """Tags name checkpoint, metrics, code and data; the description says it in Markdown."""
     run_id = store.run(FIRST)
+    used = Dataset("squares", "d1g35t", "local", "/films")
+    store.client.log_inputs(run_id, [DatasetInput(used, [])])
     store.register(run_id, name="origin")
     version = store.client.get_model_version("origin", "1")
     weights = store.folder / run_id / FIRST
     assert version.run_id == run_id
     assert version.tags == {
+        "val/loss": "nan",
+        "val/psnr": "24.12",
         "opusclip.checkpoint": FIRST,
         "opusclip.step": "20",
         "opusclip.epoch": "1",
-        "opusclip.metric.val/psnr": "24.1235",
-        "opusclip.metric.val/loss": "nan",
         "opusclip.weights_sha256": checkpoints.verify(weights).files["weights.safetensors"].sha256,
-        "opusclip.git_commit": "0123456789abcdef",
+        "opusclip.git_commit": "0123456789ab",
         "opusclip.git_dirty": "true",
         "opusclip.dataset_digest": "d1g35t",
-        "opusclip.source_run": run_id,
     }
-    for part in ("Scaler", "run kite", "epoch 1", "step 20", "val/psnr 24.12", "d1g35t", "changes"):
+    first, *_ = version.description.splitlines()
+    assert first.startswith("Scaler, epoch 1, step 20, of run [kite](#/experiments/")
+    for part in ("| val/psnr |", "Dataset squares, digest d1g35t", "at commit 0123", ", 1 values"):
         assert part in version.description
-    assert "\n" not in version.description
+
+
+def test_a_version_shows_the_last_clip_by_its_step(store: Store) -> None:
+    """The moving picture, and the clip it was made of; neither where there is none."""
+    run_id = store.run(FIRST)
+    store.register(run_id, name="shown")
+    made = store.folder / "made"
+    made.mkdir()
+    for step, mark in ((10, "aaaaaaaa"), (20, "bbbbbbbb"), (30, "cccccccc")):
+        stem = layout.image_stem("films/a", step, 1_700_000_000_000, mark)
+        for folder, name in (
+            (layout.IMAGES, f"{stem}+compressed.webp"),
+            (layout.clip_folder("films/a"), f"step_{step:08d}-{mark}.mp4"),
+        ):
+            (made / name).write_bytes(b"a film")
+            store.client.log_artifact(run_id, str(made / name), folder)
+    store.register(run_id, name="shown")
+    bare, shown = (store.client.get_model_version("shown", str(n)).description for n in (1, 2))
+    assert "Sample" not in bare
+    assert "[films/a, step 20](" in shown
+    assert "/artifacts/media/video/films/a/step_00000020-bbbbbbbb.mp4)" in shown
+    assert f"bbbbbbbb%2Bcompressed.webp&run_uuid={run_id})" in shown
+
+
+def test_a_version_in_another_registry_links_to_nothing(store: Store, tmp_path: Path) -> None:
+    """The registry's pages cannot show what lies on the tracking server."""
+    registry = journeys.store(tmp_path)
+    store.register(store.run(FIRST), name="afar", registry_uri=registry)
+    version = MlflowClient(registry, registry).get_model_version("afar", "1")
+    assert "of run kite\n" in version.description
+    assert "](" not in version.description
 
 
 def test_the_model_is_logged_to_its_run_and_no_other(store: Store) -> None:

@@ -77,3 +77,12 @@ def test_the_files_of_a_model_of_ones_own_go_together(
     code, text = said("register", run_id, "--as", "scaler", *OWN, "--requirements", "lost.txt")
     assert (code, text) == (2, "error: cannot read lost.txt: No such file or directory\n")
     assert list(MlflowClient().search_registered_models()) == []
+
+
+def test_a_model_of_ones_own_is_not_taken_for_a_clip_generator(
+    run_id: str, said: Callable[..., tuple[int, str]]
+) -> None:
+    """Without its files it could not be served: one line, and no version."""
+    code, text = said("register", run_id, "--checkpoint", NAME, "--as", "scaler")
+    assert (code, "is of a Scaler" in text, text.count("\n")) == (2, True, 1)
+    assert list(MlflowClient().search_registered_models()) == []

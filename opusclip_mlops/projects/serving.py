@@ -28,7 +28,12 @@ from mlflow.types import ColSpec, Schema
 
 from opusclip_mlops.checkpoints import WEIGHTS, CheckpointMetadata, load_weights, read_metadata
 from opusclip_mlops.errors import CheckpointError
-from opusclip_mlops.projects.models import ModelConfig, build_model
+from opusclip_mlops.projects.models import (
+    ModelConfig,
+    TransformerModel,
+    VideoGenerationModel,
+    build_model,
+)
 from opusclip_mlops.video import encode_mp4
 
 MODEL_FILE = Path(__file__).with_name("clip_generator.py")
@@ -60,6 +65,9 @@ SIGNATURE = ModelSignature(
     ),
 )
 """What a request and its answer look like; `video` is base64."""
+
+SERVED = frozenset({VideoGenerationModel.__name__, TransformerModel.__name__})
+"""The models it builds, by their classes."""
 
 INPUT_EXAMPLE = pd.DataFrame({"prompt": ["a rabbit in a meadow"], "seed": [0], "frames": [8]})
 """A request that every registered generator answers."""
