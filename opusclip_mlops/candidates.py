@@ -1,8 +1,9 @@
 """What MLflow knows of a registered version, read as the gate wants it.
 
 A metric's value is the checkpoint's own, out of the `metadata.json` beside the weights; else what
-the run has at the checkpoint's step, or last before it; else it is missing. Of versions that other
-tools registered, with no checkpoint of ours, the run's last value counts.
+the run has at the checkpoint's step, or last before it; else it is missing. Where training went on
+from a checkpoint, what it gave up does not count. Of versions that other tools registered, with no
+checkpoint of ours, the run's last value counts.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from opusclip_mlops.deciding import CannotJudge
 from opusclip_mlops.errors import RegistryError
 from opusclip_mlops.gates import Approval, Candidate, Measure, Verdict, judge
+from opusclip_mlops.generations import generation_of, generations_of, line_of
 from opusclip_mlops.metadata import CheckpointMetadata
 from opusclip_mlops.policy import Policy, StageRules, stage_named
 from opusclip_mlops.redaction import one_line
@@ -97,10 +100,10 @@ def read_candidate(
         run = found.run(client)
         if found.version.run_id and run is None:
             whose = f"run {found.version.run_id} of {found.title}"
-            raise RegistryError(f"{whose} is deleted: restore it first")
+            raise CannotJudge(f"{whose} is deleted: restore it first")
         kept = VersionFiles.of(client, found.version)
         if _TAG + "checkpoint" in found.tags and kept.metadata is None:
-            raise RegistryError(f"{found.title} has lost its checkpoint: {kept.problem}")
+            raise CannotJudge(f"{found.title} has lost its checkpoint: {kept.problem}")
         measures = _measures(client, run, kept.metadata, found, rules)
         sha256 = found.tags.get(_TAG + "weights_sha256", "")
         problem = kept.hash_problem(sha256) if rules.checkpoint_hash else None
@@ -256,9 +259,10 @@ def _measures(
     own = dict(metadata.metrics) if metadata else {}
     measures = {key: Measure(value, "checkpoint") for key, value in own.items()}
     step = metadata.step if metadata else _step(found)
+    made_ms = metadata.created_ms if metadata else None
     for rule in rules.metrics:
         if rule.key not in measures and run is not None:
-            measure = _logged(client, run, rule.key, step)
+            measure = _logged(client, run, rule.key, step=step, made_ms=made_ms)
             measures |= {rule.key: measure} if measure else {}
     return measures
 
@@ -268,14 +272,26 @@ def _step(found: _Found) -> int | None:
     return int(text) if re.fullmatch(r"\d{1,18}", text, re.ASCII) else None
 
 
-def _logged(client: MlflowClient, run: Run, key: str, step: int | None) -> Measure | None:
-    """What the run has of a metric at a step or last before it; its last value without a step."""
+def _logged(
+    client: MlflowClient, run: Run, key: str, *, step: int | None, made_ms: int | None
+) -> Measure | None:
+    """What the run has of a metric at a step or last before it; its last value without a step.
+
+    Where training has gone back, what the checkpoint's own generation looks back on counts; where
+    it is not known when that was made, that of the run as it is now.
+    """
     # The public mapping of a run's metrics has their values only.
     latest = next((one for one in run.data._metric_objs if one.key == key), None)
-    if latest is None or step is None or latest.step <= step:
+    known = generations_of(run.data.tags)
+    if latest is None or not (known or (step is not None and step < latest.step)):
         return None if latest is None else _measure(latest)
-    history = client.get_metric_history(run.info.run_id, key)
-    points = [one for one in history if one.step <= step]
+    line = line_of(known, len(known) if made_ms is None else generation_of(known, made_ms))
+    points = (
+        one
+        for one in client.get_metric_history(run.info.run_id, key)
+        if (step is None or one.step <= step)
+        and line.holds(key=key, step=one.step, timestamp_ms=one.timestamp)
+    )
     last = max(points, key=lambda one: (one.step, one.timestamp), default=None)
     return None if last is None else _measure(last)
 

@@ -1,9 +1,17 @@
-"""The checkpoints of a run as it saves them: their metadata, which is the best, which are kept."""
+"""The checkpoints of a run as it saves them: their metadata, which is the best, which are kept.
+
+Nothing here waits: what MLflow has of a run that is gone on with is read once it is known. Until
+then nothing of it is dropped, and no name is given that could stand there.
+"""
 
 import contextlib
+import hashlib
 import itertools
+import math
 import numbers
-from collections.abc import Callable, Iterator, Mapping
+import os
+import time
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -11,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from opusclip_mlops import checkpoints, provenance, records
 from opusclip_mlops.errors import CheckpointError, RecordError
 from opusclip_mlops.folder import RunFolder
+from opusclip_mlops.generations import rank_in
 from opusclip_mlops.metadata import BestValue, CheckpointMetadata
 from opusclip_mlops.retention import WATCHED as WATCHED
 from opusclip_mlops.retention import Earlier, Retention, better_of, check_mode
@@ -38,21 +47,28 @@ class CheckpointKeeper:
 
     Args:
         folder: The run's folder.
-        settle: Called before the first checkpoint: waits, within reason, until it is known what
-            stands in MLflow of a run that is gone on with.
+        session: A name of this process that no other process has.
+        goes_on: Whether MLflow may have checkpoints of the run that were never in the folder.
     """
 
-    def __init__(self, folder: RunFolder, *, settle: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, folder: RunFolder, *, session: str = "", goes_on: bool = False) -> None:
         self._folder = folder
-        self._settle = settle
+        self._session = session
+        self._goes_on = goes_on
         self._best: dict[str, BestValue] = {}
         self._last: str | None = None
-        self._earlier: Earlier | None = None
+        self._earlier: Earlier | None = None if goes_on else Earlier()
         self._has_looked = False
+        self._reach: float = math.inf
+        self._since_ms = 0
         self.retention: Retention | None = None
 
-    def go_on_from(self, metadata: CheckpointMetadata) -> None:
-        """Take a checkpoint for the one before the next."""
+    def go_on_from(self, metadata: CheckpointMetadata, *, since_ms: int = 0) -> None:
+        """Take a checkpoint for the one before the next; what is older than `since_ms` is earlier.
+
+        What lies behind it and was saved earlier is the first that is kept no longer.
+        """
+        self._reach, self._since_ms = metadata.step, since_ms
         self._last = metadata.name
         self._best = better_of(self._best, metadata.best)
 
@@ -84,23 +100,23 @@ class CheckpointKeeper:
             raise TypeError(f"model must be a torch.nn.Module, not {type(network).__name__}")
         watched, mode = self._watched(metrics, monitor, mode)
         self._look()
-        name = self._free_name(checkpoints.checkpoint_name(epoch, step))
-        best = {} if watched is None else {watched: BestValue(name, metrics[watched], mode)}
-        best = {key: value for key, value in best.items() if self._is_best(key, value)}
-        about = CheckpointMetadata(
-            name=name,
-            step=step,
-            epoch=epoch,
-            metrics=metrics,
-            git_commit=provenance.git_commit(Path.cwd()),
-            git_dirty=provenance.git_dirty(Path.cwd()),
-            libraries=provenance.library_versions(),
-            parent=self._last,
-            best={**self._best, **best},
-            **facts,
-        )
-        folder = self._folder.checkpoints / name
-        checkpoints.write_checkpoint(folder, network, optimizer, scheduler, metadata=about)
+        with self._named(checkpoints.checkpoint_name(epoch, step)) as name:
+            best = {} if watched is None else {watched: BestValue(name, metrics[watched], mode)}
+            best = {key: value for key, value in best.items() if self._is_best(key, value)}
+            about = CheckpointMetadata(
+                name=name,
+                step=step,
+                epoch=epoch,
+                metrics=metrics,
+                git_commit=provenance.git_commit(Path.cwd()),
+                git_dirty=provenance.git_dirty(Path.cwd()),
+                libraries=provenance.library_versions(),
+                parent=self._last,
+                best={**self._best, **best},
+                **facts,
+            )
+            folder = self._folder.checkpoints / name
+            checkpoints.write_checkpoint(folder, network, optimizer, scheduler, metadata=about)
         return Saved(name, about.best, tuple(self._records(about, is_best=bool(best))))
 
     def remember(self, saved: Saved) -> None:
@@ -146,16 +162,16 @@ class CheckpointKeeper:
         return self._best.get(key, worst).is_beaten_by(value)
 
     def _look(self) -> None:
-        """Learn once what earlier parts of the run, here or elsewhere, have saved."""
-        if self._has_looked:
-            return
-        self._has_looked = True
-        self._settle()
-        self._earlier = Earlier.read(self._folder)
-        if self._earlier:
-            self._best = better_of(self._best, self._earlier.best)
-        for about in self._here():
-            self._best = better_of(self._best, about.best)
+        """Learn what earlier parts of the run, here or elsewhere, have saved, once it is known."""
+        if self._earlier is None:
+            self._earlier = Earlier.read(self._folder)
+            if self._earlier is not None:
+                # The mark in MLflow stays with the first of equal ones.
+                self._best = better_of(self._earlier.best, self._best)
+        if not self._has_looked:
+            self._has_looked = True
+            for about in self._here():
+                self._best = better_of(self._best, about.best)
 
     def _here(self) -> list[CheckpointMetadata]:
         """The checkpoints in the run's folder that were not dropped, the oldest first."""
@@ -167,27 +183,81 @@ class CheckpointKeeper:
         return sorted(found, key=lambda one: (one.created_ms, one.step, one.name))
 
     def _there(self) -> list[tuple[str, int]]:
-        """Name and step of every checkpoint of the run that was not dropped, the oldest first."""
-        here = [(about.name, about.step) for about in self._here()]
+        """Name and step of every known checkpoint that was not dropped, the oldest first.
+
+        Those that training has gone back behind come before all others.
+        """
+        found = self._here()
+        here = [(about.name, about.step) for about in found]
+        earlier = self._elsewhere({about.name for about in found})
+        before = {about.name for about in found if about.created_ms < self._since_ms}
+        before |= dict(earlier).keys()
+        left = {name for name, step in (*earlier, *here) if name in before and step > self._reach}
+        return sorted((*earlier, *here), key=lambda one: one[0] not in left)
+
+    def _elsewhere(self, here: Collection[str]) -> list[tuple[str, int]]:
+        """What earlier parts of the run have left in MLflow, as far as it is known and not here."""
         names = self._earlier.names if self._earlier else ()
         places = {name: place for name in names if (place := checkpoints.place_of(name))}
-        earlier = [
+        return [
             (name, places[name][0])
             for name in sorted(places, key=lambda name: places[name])
-            if name not in dict(here)
-            and not checkpoints.is_dropped(self._folder.checkpoints / name)
+            if name not in here and not checkpoints.is_dropped(self._folder.checkpoints / name)
         ]
-        return [*earlier, *here]
 
-    def _free_name(self, name: str) -> str:
-        """The name, with a number behind it where a checkpoint of this name is there already."""
-        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-        return next(one for one in names if not self._is_taken(one))
+    @contextlib.contextmanager
+    def _named(self, plain: str) -> Iterator[str]:
+        """A name that no other checkpoint of the run has, held until the checkpoint is there.
+
+        Raises:
+            CheckpointError: the disk takes no change.
+        """
+        for name in self._names(plain):
+            mark = self._folder.checkpoints / f".{name}.claimed"
+            if not _is_made(mark):
+                continue
+            try:
+                if not self._is_taken(name):
+                    yield name
+                    return
+            finally:
+                with contextlib.suppress(OSError):
+                    mark.rmdir()
+
+    def _names(self, name: str) -> Iterator[str]:
+        if self._may_stand_elsewhere():
+            while True:
+                yield f"{name}-{self._moment()}"
+        yield name
+        yield from (f"{name}-{number}" for number in itertools.count(2))
+
+    def _may_stand_elsewhere(self) -> bool:
+        """Whether another process may give, or have given, the plain name to one of its own."""
+        if self._reach < math.inf:
+            return True
+        is_first = self._earlier is not None and not self._earlier.names
+        return self._goes_on and not (is_first and not rank_in(os.environ))
+
+    def _moment(self) -> str:
+        """A number that grows with time and is no other process's."""
+        time_ns = time.time_ns()
+        digest = hashlib.sha256(f"{self._session} {time_ns}".encode()).digest()
+        return f"{time_ns // 1_000_000}{int.from_bytes(digest[:4]) % 10**6:06d}"
 
     def _is_taken(self, name: str) -> bool:
         folder = self._folder.checkpoints / name
-        stands = self._earlier is not None and name in self._earlier.names
-        return stands or folder.exists() or checkpoints.is_dropped(folder)
+        return folder.exists() or checkpoints.is_dropped(folder)
+
+
+def _is_made(mark: Path) -> bool:
+    """Make a folder; False where another process has made it."""
+    try:
+        mark.mkdir(mode=0o700, parents=True)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise CheckpointError(f"cannot write to {mark.parent}: {error.strerror}") from error
+    return True
 
 
 def scheduler_and_epoch(

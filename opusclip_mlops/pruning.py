@@ -1,5 +1,6 @@
-"""A run's checkpoints in MLflow, counted when it is gone on with, and removed when dropped."""
+"""A run's checkpoints in MLflow: counted when it is gone on with, marked, removed when dropped."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 
@@ -12,9 +13,12 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from opusclip_mlops.errors import CheckpointError, DeliveryError
 from opusclip_mlops.faults import attempted
 from opusclip_mlops.fetching import checkpoint_names
+from opusclip_mlops.folder import RunFolder
+from opusclip_mlops.generations import generation_of, generations_of
 from opusclip_mlops.layout import BEST_TAG, CHECKPOINTS, LAST_TAG
 from opusclip_mlops.listing import content
 from opusclip_mlops.metadata import BestValue, CheckpointMetadata
+from opusclip_mlops.records import Checkpoint
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.retention import WATCHED, Earlier, better_of
 
@@ -57,6 +61,61 @@ def _best_by(
     if about.best or not is_marked or watched is None:
         return about.best
     return {watched: BestValue(name, about.metrics[watched])}
+
+
+class Marks:
+    """Which checkpoint of a run its tags name the best, and which the last.
+
+    Args:
+        client: Who asks MLflow.
+        run_id: The run.
+        folder: Where the process that trains is told what was there before.
+        goes_on: Whether MLflow may have checkpoints of the run that were never in the folder.
+    """
+
+    def __init__(
+        self, client: MlflowClient, run_id: str, folder: RunFolder, *, goes_on: bool
+    ) -> None:
+        self._client, self._run_id, self._folder = client, run_id, folder
+        self._earlier: Earlier | None = None if goes_on else Earlier()
+
+    def look(self) -> Earlier:
+        """The checkpoints of earlier parts of the run, looked at once.
+
+        Raises:
+            Any fault of MLflow or the artifact store.
+        """
+        if self._earlier is None:
+            run = self._client.get_run(self._run_id)
+            self._earlier = earlier_checkpoints(self._client, run)
+            self._earlier.write(self._folder)
+        return self._earlier
+
+    def at_start(self, tags: Mapping[str, str]) -> dict[str, str]:
+        """The checkpoint that a generation goes on from is the last again, if it stands there."""
+        attempted(self.look)
+        names = [one.checkpoint for one in generations_of(tags) if self._stands(one.checkpoint)]
+        return {LAST_TAG: names[0]} if names else {}
+
+    def _stands(self, name: str) -> bool:
+        if self._earlier and name in self._earlier.names:
+            return True
+        # A name from elsewhere may be none that the disk can have.
+        with contextlib.suppress(OSError, ValueError):
+            return self._folder.has_arrived(name)
+        return False
+
+    def at_arrival(self, record: Checkpoint, about: CheckpointMetadata) -> dict[str, str]:
+        """What a checkpoint is that has arrived; an earlier generation's is the last no more.
+
+        Raises:
+            Any fault of MLflow or the artifact store.
+        """
+        known = generations_of(self._client.get_run(self._run_id).data.tags)
+        is_last = generation_of(known, record.timestamp_ms) == len(known)
+        is_best = record.best and self.look().is_beaten_by(about)
+        marks = {LAST_TAG: is_last, BEST_TAG: is_best}
+        return {tag: record.name for tag, is_so in marks.items() if is_so}
 
 
 class Pruning:

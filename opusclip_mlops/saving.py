@@ -21,7 +21,9 @@ def config_of(resumed: LoadedCheckpoint, config: TrackingConfig) -> TrackingConf
 
     Raises:
         ConfigError: the checkpoint names no run, or the configuration another one.
+        RecordError: its step is beyond 64 bits.
     """
+    records.to_step(resumed.metadata.step)
     run_id, name = resumed.metadata.run_id, resumed.metadata.name
     if run_id is None and config.run_id is None:
         raise ConfigError(f"checkpoint {name} names no run to go on with: give run_id")
@@ -39,6 +41,7 @@ class CheckpointCalls:
     _dataset_digest: str | None
     _keeper: CheckpointKeeper
     _session: Session
+    _since_ms: int
 
     if TYPE_CHECKING:
 
@@ -59,6 +62,9 @@ class CheckpointCalls:
         mode: str = "min",
     ) -> str:
         """Save a checkpoint and send it to MLflow; returns its name.
+
+        The name says the epoch and the step; in a run that is gone on with also the moment, so that
+        it is no other's.
 
         Args:
             model: Its weights are written as safetensors.
@@ -91,6 +97,7 @@ class CheckpointCalls:
             config=dict(config or {}),
             model={"class": type(model).__name__, "config": dict(model_config or {})},
             dataset_digest=self._dataset_digest,
+            created_ms=max(records.now_ms(), self._since_ms),
         )
         for record in saved.records:
             self._append(record)

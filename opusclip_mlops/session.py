@@ -18,8 +18,10 @@ from opusclip_mlops.delivery import is_caught_up
 from opusclip_mlops.errors import ConfigError, DeliveryError, OpusclipError
 from opusclip_mlops.exits import DeathNotes
 from opusclip_mlops.folder import CONTROL, Identity, Position, RunFolder
+from opusclip_mlops.generations import generation_tag, rank_in, start_after
 from opusclip_mlops.journal import Journal
 from opusclip_mlops.launch import ShipperGuard
+from opusclip_mlops.metadata import CheckpointMetadata
 from opusclip_mlops.naming import known_run, manifest_of, own_identity, secrets_of
 from opusclip_mlops.records import RunEnded, RunStarted, Tags, Text, last_training_step
 from opusclip_mlops.selection import Selection
@@ -30,9 +32,25 @@ _RESERVED_BYTES = 64 * 1024
 
 
 class Session:
-    """Opens a run's folder, appends to it, and starts the shipper that delivers it."""
+    """Opens a run's folder, appends to it, and starts the shipper that delivers it.
 
-    def __init__(self, config: TrackingConfig, *, tags: dict[str, str]) -> None:
+    Args:
+        config: What the run is called and where it goes.
+        tags: What the run is tagged with from its start.
+        begun_from: The checkpoint that training goes on from.
+    """
+
+    since_ms = 0
+    """No point of this part has an earlier time, in Unix milliseconds."""
+
+    def __init__(
+        self,
+        config: TrackingConfig,
+        *,
+        tags: dict[str, str],
+        begun_from: CheckpointMetadata | None = None,
+    ) -> None:
+        self._begun_from = begun_from
         run_id, self._owned = known_run(config)
         self._manifest = manifest_of(config, run_id)
         self._secrets = secrets_of(config)
@@ -89,6 +107,7 @@ class Session:
         if run_id is None and self._manifest.experiment_name:
             self.folder.write_identity(own_identity(self._manifest))
         self._start_time_ms = int(time.time() * 1000)
+        tags = tags | self._generation(self._start_time_ms)
         start = RunStarted(
             session=self._name,
             host=socket.gethostname(),
@@ -104,6 +123,15 @@ class Session:
         # Without its start, a power cut in the first second would leave a run that nobody ends.
         os.fdatasync(self._control.descriptor)
         self._start_shipper()
+
+    def _generation(self, now_ms: int) -> dict[str, str]:
+        """The tag of a further generation of the run, where one begins."""
+        begun_from = self._begun_from
+        if begun_from is None:
+            return {}
+        self.since_ms = start_after(begun_from.created_ms, now_ms=now_ms)
+        rank = rank_in(os.environ)
+        return generation_tag(self._name, start_ms=self.since_ms, begun_from=begun_from, rank=rank)
 
     def _start_shipper(self) -> None:
         try:
@@ -122,9 +150,19 @@ class Session:
         return self._manifest.local_id
 
     @property
+    def name(self) -> str:
+        """What tells this process's part from all others."""
+        return self._name
+
+    @property
     def is_resumed(self) -> bool:
         """Whether the run was there before."""
         return self._resumed
+
+    @property
+    def has_earlier_parts(self) -> bool:
+        """Whether the run may hold what was never in this folder."""
+        return self._manifest.run_id is not None
 
     @property
     def sinks(self) -> list[str]:

@@ -19,7 +19,6 @@ from opusclip_mlops import media, provenance, records
 from opusclip_mlops.config import TrackingConfig
 from opusclip_mlops.errors import DeliveryError, OpusclipError, RecordError
 from opusclip_mlops.exits import ExitWatch, end_declared, end_of, traceback_of
-from opusclip_mlops.folder import Identity
 from opusclip_mlops.keeping import CheckpointKeeper
 from opusclip_mlops.loading import LoadedCheckpoint
 from opusclip_mlops.naming import checked_config
@@ -43,7 +42,7 @@ class ExperimentTracker(CheckpointCalls):
     Args:
         config: What the run is called and where it goes; the defaults otherwise.
         resume: The checkpoint that training goes on from: its run goes on, with its steps and what
-            was the best in it.
+            was the best in it. What was logged behind the checkpoint stays and is superseded.
 
     Raises:
         ConfigError: a setting is wrong, or names another run than the checkpoint's.
@@ -56,11 +55,13 @@ class ExperimentTracker(CheckpointCalls):
         if resume is not None:
             self.config = config_of(resume, self.config)
         tags = {**provenance.run_tags(Path.cwd()), **self.config.tag_values}
-        self._use(Session(self.config, tags=records.to_text_values(tags, what="tag")))
+        begun_from = None if resume is None else resume.metadata
+        values = records.to_text_values(tags, what="tag")
+        self._use(Session(self.config, tags=values, begun_from=begun_from))
         self._pid = os.getpid()
-        if resume is not None:
-            self._step = resume.metadata.step
-            self._keeper.go_on_from(resume.metadata)
+        if begun_from is not None:
+            self._step = begun_from.step
+            self._keeper.go_on_from(begun_from, since_ms=self._since_ms)
         if self.config.given_params:
             self.log_params(self.config.given_params)
         self._exit_watch = ExitWatch()
@@ -72,7 +73,10 @@ class ExperimentTracker(CheckpointCalls):
         self._append = session.append
         self._selection = session.selection
         self._timing_keys: dict[tuple[str, str], str] = {}
-        self._keeper = CheckpointKeeper(session.folder, settle=self._earlier_part)
+        self._since_ms = session.since_ms
+        self._keeper = CheckpointKeeper(
+            session.folder, session=session.name, goes_on=session.has_earlier_parts
+        )
         self._meter = PerformanceMeter()
         self._pid = 0
         self._closed = False
@@ -84,7 +88,7 @@ class ExperimentTracker(CheckpointCalls):
 
         The run's end stays with the process that began it: `close()` does nothing in the other.
         """
-        return _joined, (self.config, self._session.folder.path)
+        return _joined, (self.config, self._session.folder.path, self._since_ms)
 
     @property
     def local_id(self) -> str:
@@ -308,16 +312,14 @@ class ExperimentTracker(CheckpointCalls):
     def _next_step(self) -> int:
         """The step after the last; in a run that is gone on with, after the last in MLflow."""
         if self._step < 0 and self._session.is_resumed:
-            found = self._earlier_part()
-            known = found.last_step if found else -1
-            self._step = max(self._session.last_step_before(), known)
+            self._step = max(self._session.last_step_before(), self._last_step_in_mlflow())
         return self._step + 1
 
-    def _earlier_part(self) -> Identity | None:
-        """What MLflow has of a run that is gone on with, if it answers in time."""
+    def _last_step_in_mlflow(self) -> int:
+        """The last step in MLflow of a run that is gone on with, if it answers in time."""
         with contextlib.suppress(DeliveryError):
-            return self._session.identity(wait_s=_RESUME_WAIT_S if self._session.is_resumed else 0)
-        return None
+            return self._session.identity(wait_s=_RESUME_WAIT_S).last_step
+        return -1
 
     def _current_step(self, step: int | None) -> int:
         return max(self._step, 0) if step is None else records.to_step(step)
@@ -330,6 +332,8 @@ class ExperimentTracker(CheckpointCalls):
         if step is None:
             step = self._step if self._step > 0 else 0
         timestamp_ms = time.time_ns() // 1_000_000
+        if timestamp_ms < self._since_ms:
+            timestamp_ms = self._since_ms
         selection = self._selection
         if not selection.free_from_ms <= timestamp_ms < selection.free_until_ms:
             values = selection.kept(values, step=step, timestamp_ms=timestamp_ms)
@@ -337,13 +341,14 @@ class ExperimentTracker(CheckpointCalls):
             self._append(records.Metrics(timestamp_ms, step, values))
 
 
-def _joined(config: TrackingConfig, folder: Path) -> ExperimentTracker:
+def _joined(config: TrackingConfig, folder: Path, since_ms: int = 0) -> ExperimentTracker:
     # One in each process, however often it is sent there; a copy is the tracker itself.
     tracker = _here.get((folder, os.getpid()))
     if tracker is None:
         tracker = ExperimentTracker.__new__(ExperimentTracker)
         tracker.config = config
         tracker._use(JoinedSession(config, folder))
+        tracker._since_ms = since_ms
     return tracker
 
 

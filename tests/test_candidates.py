@@ -15,6 +15,8 @@ from opusclip_mlops import checkpoints
 from opusclip_mlops.candidates import judge_version, read_candidate, read_holder
 from opusclip_mlops.errors import RegistryError
 from opusclip_mlops.gates import Approval, Candidate, Measure
+from opusclip_mlops.generations import generation_tag
+from opusclip_mlops.metadata import CheckpointMetadata
 from opusclip_mlops.policy import MetricRule, PolicyError, StageRules, read_policy
 from tests.journeys import store as database
 from tests.servers import mlflow_server
@@ -93,6 +95,51 @@ def test_a_value_that_was_logged_twice_at_a_step_is_the_later_one(store: Store) 
     store.client.log_metric(run_id, "k", 5.0, timestamp=3_000, step=21)
     found = read(store, "twice", metrics=asks_for("k"))
     assert found.metrics["k"] == Measure(1.0, "run, step 20")
+
+
+def test_what_training_gave_up_does_not_count_for_what_came_after(store: Store) -> None:
+    """A checkpoint has the values of its own generation, not those of the same steps elsewhere."""
+    run_id = registered(store, "again")
+    loaded = json.loads((location(store, "again") / METADATA).read_text())
+    made_ms = loaded["created_ms"]
+
+    def begin(start_ms: int, step: int, checkpoint_ms: int) -> None:
+        about = CheckpointMetadata(name="c", step=step, epoch=0, created_ms=checkpoint_ms)
+        for tag in generation_tag("s", start_ms=start_ms, begun_from=about).items():
+            store.client.set_tag(run_id, *tag)
+
+    # Made in the second of three generations; the third goes on from the first one's step 7.
+    begin(made_ms - 100, 5, made_ms - 1000)
+    begin(made_ms + 100, 7, made_ms - 900)
+    for key, at_ms, step, value in [
+        ("own", made_ms - 500, 20, 1.0),
+        ("own", made_ms - 50, 20, 2.0),
+        ("own", made_ms + 150, 20, 3.0),
+        ("before", made_ms - 500, 4, 4.0),
+        ("before", made_ms - 500, 6, 5.0),
+        ("before", made_ms + 150, 12, 6.0),
+        ("given up", made_ms - 500, 6, 7.0),
+        ("later", made_ms + 150, 8, 8.0),
+    ]:
+        store.client.log_metric(run_id, key, value, timestamp=at_ms, step=step)
+    found = read(store, "again", metrics=asks_for("own", "before", "given up", "later")).metrics
+    assert found["own"] == Measure(2.0, "run, step 20")
+    assert found["before"] == Measure(4.0, "run, step 4")
+    assert not {"given up", "later"} & found.keys()
+
+
+def test_without_a_checkpoint_the_run_as_it_is_now_counts(store: Store, tmp_path: Path) -> None:
+    """The last value of what was not given up, however high the steps that were."""
+    (tmp_path / "MLmodel").write_text("flavors: {}\n")
+    run_id = store.run()
+    about = CheckpointMetadata(name="c", step=5, epoch=0, created_ms=1_000)
+    for tag in generation_tag("s", start_ms=2_000, begun_from=about).items():
+        store.client.set_tag(run_id, *tag)
+    for at_ms, step, value in [(1_500, 5, 1.0), (1_600, 90, 2.0), (2_000, 6, 3.0)]:
+        store.client.log_metric(run_id, "k", value, timestamp=at_ms, step=step)
+    foreign(store, tmp_path, "gone back", run_id)
+    found = read(store, "gone back", metrics=asks_for("k"))
+    assert found.metrics == {"k": Measure(3.0, "run, step 6")}
 
 
 def test_a_version_is_read_with_its_files_tags_signature_dataset_and_author(store: Store) -> None:

@@ -27,7 +27,7 @@ FLOORS = [
     {"journal", "checkpoints", "video", "performance", "environment", "waiting", "exits"}
     | {"accounting", "backlog", "faults", "launch", "naming", "selection", "timing"}
     | {"points", "words", "references", "mirror_work", "mirror_state", "layout", "refusals"}
-    | {"pictures", "repeats", "event_files", "policy", "retention", "chain"},
+    | {"pictures", "repeats", "event_files", "policy", "retention", "chain", "generations"},
     {"media", "metrics", "keeping", "sessions", "deaths", "system_metrics", "wandb_layout"}
     | {"events", "watermarks", "tables", "listing", "mirror_processes", "arrivals"}
     | {"smoke", "smoke_worker", "version_page"}

@@ -1,6 +1,8 @@
 """The checkpoints of a run as it saves them: the best is known, and what is displaced goes."""
 
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -148,22 +150,99 @@ def test_a_part_that_goes_on_knows_what_the_earlier_ones_left(folder: RunFolder)
     names = tuple(checkpoints.checkpoint_name(0, step) for step in (10, 20))
     best = {"val/loss": BestValue(names[0], 0.2)}
     Earlier(names=names, marked=names[0], best=best).write(folder)
-    keeper = CheckpointKeeper(folder)
+    keeper = CheckpointKeeper(folder, goes_on=True)
     keeper.retention = Retention(last=2)
     saved = save(keeper, 20, {"val/loss": 0.3})
-    assert (saved.name, is_best(saved)) == (f"{names[1]}-2", False)
+    assert saved.name.startswith(f"{names[1]}-")
+    assert not is_best(saved)
     assert saved.dropped == [names[1]]
     assert save(keeper, 40, {"val/loss": 0.1}).dropped == [names[0], local.name]
     assert save(keeper, 50).dropped == [saved.name]
 
 
-def test_it_waits_once_for_what_stands_in_mlflow(folder: RunFolder) -> None:
-    """The first checkpoint asks, no other does."""
-    asked: list[int] = []
-    keeper = CheckpointKeeper(folder, settle=lambda: asked.append(1))
-    for step in range(3):
-        save(keeper, step)
-    assert asked == [1]
+def test_what_stands_in_mlflow_is_not_waited_for(folder: RunFolder) -> None:
+    """Until it is known no name can be one of theirs and none of them goes; then they count."""
+    keeper = CheckpointKeeper(folder, session="s", goes_on=True)
+    keeper.retention = Retention()
+    unknown = [save(keeper, step, {"val/loss": 0.3}) for step in (20, 20, 30)]
+    names = tuple(checkpoints.checkpoint_name(0, step) for step in (10, 20))
+    assert not {one.name for one in unknown} & set(names)
+    assert [checkpoints.place_of(one.name)[:2] for one in unknown] == [(20, 0), (20, 0), (30, 0)]  # type: ignore[index]
+    assert [one.dropped for one in unknown] == [[], [], [unknown[1].name]]
+    Earlier(names=names, marked=names[0], best={"val/loss": BestValue(names[0], 0.2)}).write(folder)
+    later = save(keeper, 40, {"val/loss": 0.25})
+    assert not is_best(later)
+    assert later.dropped == [names[1], unknown[0].name, unknown[2].name]
+
+
+def test_a_name_with_the_moment_sorts_behind_all_others_of_its_step(folder: RunFolder) -> None:
+    """The newest of a step is the one with the highest number, whoever saved it."""
+    plain = save(CheckpointKeeper(folder), 5).name
+    again = save(CheckpointKeeper(folder), 5).name
+    later = [save(CheckpointKeeper(folder, session=s, goes_on=True), 5).name for s in "ba"]
+    places = [checkpoints.place_of(name) for name in (plain, again, *later)]
+    assert places == sorted(places, key=lambda place: place or ())
+    assert len({*places}) == 4
+
+
+def test_a_run_that_was_only_just_made_elsewhere_has_plain_names(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing stands there; of processes that train together only the first can rely on that."""
+    Earlier().write(folder)
+    assert save(CheckpointKeeper(folder, goes_on=True), 5).name == "epoch_0000-step_000005"
+    monkeypatch.setenv("RANK", "1")
+    assert save(CheckpointKeeper(folder, goes_on=True), 6).name != "epoch_0000-step_000006"
+    assert save(CheckpointKeeper(folder), 7).name == "epoch_0000-step_000007"
+
+
+def test_two_that_save_at_once_take_no_name_from_each_other(folder: RunFolder) -> None:
+    """Each of many keepers of one folder has checkpoints of its own, whole."""
+    start = threading.Barrier(8)
+
+    def save_some(number: int) -> list[str]:
+        keeper = CheckpointKeeper(folder, session=str(number), goes_on=number % 4 == 0)
+        start.wait()
+        return [save(keeper, step).name for step in (1, 1, 2)]
+
+    with ThreadPoolExecutor(8) as pool:
+        names = [name for some in pool.map(save_some, range(8)) for name in some]
+    assert len({*names}) == 24
+    for name in names:
+        checkpoints.seal(folder.checkpoints / name)
+        assert checkpoints.verify(folder.checkpoints / name).name == name
+    assert not list(folder.checkpoints.glob(".*"))
+
+
+def test_what_could_not_be_written_leaves_its_name(folder: RunFolder) -> None:
+    """The next attempt has it; a disk that takes no folder is told in one line."""
+    keeper = CheckpointKeeper(folder)
+    with pytest.raises(CheckpointError, match="JSON cannot hold"):
+        save(keeper, 1, config={"x": object()})
+    assert save(keeper, 1).name == "epoch_0000-step_000001"
+    (folder.path / "elsewhere").touch()
+    gone = CheckpointKeeper(RunFolder(folder.path / "elsewhere"))
+    with pytest.raises(CheckpointError, match="checkpoints: Not a directory"):
+        save(gone, 1)
+
+
+def test_what_training_has_gone_back_behind_goes_first(folder: RunFolder) -> None:
+    """It does not count among the newest; the one that is gone on from does, and the best stays."""
+    first = CheckpointKeeper(folder)
+    here = save(first, 9, {"val/loss": 0.6}).name
+    names = tuple(checkpoints.checkpoint_name(0, step) for step in (3, 5, 7, 8))
+    best = {"val/loss": BestValue(names[2], 0.1)}
+    Earlier(names=names, marked=names[2], best=best).write(folder)
+    keeper = CheckpointKeeper(folder, goes_on=True)
+    keeper.retention = Retention(last=2)
+    about = checkpoints.CheckpointMetadata(name=names[1], step=5, epoch=0)
+    since_ms = about.created_ms + 1
+    keeper.go_on_from(about, since_ms=since_ms)
+    sixth = save(keeper, 6, {"val/loss": 0.5}, created_ms=since_ms)
+    assert sixth.dropped == [names[3], here, names[0]]
+    seventh = save(keeper, 7, {"val/loss": 0.4}, created_ms=since_ms)
+    assert seventh.dropped == [names[1]]
+    assert save(keeper, 8, {"val/loss": 0.4}, created_ms=since_ms).dropped == [sixth.name]
 
 
 def test_going_on_from_a_checkpoint_takes_its_best_and_its_name(folder: RunFolder) -> None:

@@ -7,18 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from mlflow import MlflowClient
 
 from opusclip_mlops import checkpoints, pruning
 from opusclip_mlops.delivery import deliver
 from opusclip_mlops.errors import DeliveryError
-from opusclip_mlops.folder import RunFolder
+from opusclip_mlops.folder import CONTROL, RunFolder
+from opusclip_mlops.generations import generation_tag, generations_of
 from opusclip_mlops.layout import BEST_TAG, LAST_TAG
 from opusclip_mlops.metadata import BestValue
-from opusclip_mlops.pruning import Pruning, earlier_checkpoints
-from opusclip_mlops.records import Checkpoint, CheckpointDropped, Metrics
+from opusclip_mlops.pruning import Marks, Pruning, earlier_checkpoints
+from opusclip_mlops.records import Checkpoint, CheckpointDropped, Metrics, RunEnded, RunStarted
 from opusclip_mlops.retention import Earlier
+from opusclip_mlops.sessions import sessions
 from tests.faults.proxy import FaultProxy
 from tests.journeys import append, deliver_and_die, end, make_run, store
 from tests.mlflow_runs import T0_MS, saved
@@ -217,3 +220,74 @@ def test_the_mark_stays_with_what_an_earlier_part_did_better(tmp_path: Path) -> 
     earlier = Earlier.read(again)
     assert earlier is not None
     assert earlier.marked == best.name
+
+
+def end_of_s2() -> RunEnded:
+    return RunEnded("s2", "FINISHED", T0_MS + 5000)
+
+
+def gone_on(folder: RunFolder, after: Checkpoint, start_ms: int) -> RunStarted:
+    """The start of a process that goes on from a checkpoint."""
+    about = checkpoints.CheckpointMetadata(
+        name=after.name, step=after.step, epoch=after.epoch, created_ms=after.timestamp_ms
+    )
+    tags = generation_tag("s2", start_ms=start_ms, begun_from=about)
+    [start] = [one.start for one in sessions(folder)]
+    return msgspec.structs.replace(start, session="s2", tags=tags)
+
+
+def test_what_training_has_gone_back_behind_is_not_the_last(tmp_path: Path) -> None:
+    """The one that it went on from is, then its own; what arrives late takes no mark.
+
+    However often the start is sent, one generation begins.
+    """
+    before, (first, second) = delivered(tmp_path, 10, 20)
+    shutil.move(before.path, tmp_path / "elsewhere")
+    folder = make_run(tmp_path, name="f" * 32, run_id=run_id(RunFolder(tmp_path / "elsewhere")))
+    late, own = saved(folder, 30), saved(folder, 11)
+    append(folder, [gone_on(folder, first, T0_MS + 1000)], journal="s2" + CONTROL)
+    append(folder, [late])
+    deliver_and_die(folder, "mlflow")
+    tags = client().get_run(run_id(folder)).data.tags
+    assert tags[LAST_TAG] == first.name
+    assert [one.after_step for one in generations_of(tags)] == [10]
+    append(folder, [msgspec.structs.replace(own, timestamp_ms=T0_MS + 1000)])
+    append(folder, [end_of_s2()], journal="s2" + CONTROL)
+    end(folder)
+    deliver(folder, "mlflow")
+    tags = client().get_run(run_id(folder)).data.tags
+    assert (tags[LAST_TAG], tags[BEST_TAG]) == (own.name, first.name)
+    assert [one.after_step for one in generations_of(tags)] == [10]
+    assert names(client(), folder) == [first.name, own.name, second.name, late.name]
+
+
+@pytest.mark.parametrize(
+    "name", ["epoch_0000-step_000010", "../..", "", "x" * 250, "\0", "ü" * 250]
+)
+def test_a_checkpoint_that_does_not_stand_there_is_not_marked(tmp_path: Path, name: str) -> None:
+    """Training that went on from a file of elsewhere begins a generation all the same."""
+    folder, (_, last) = delivered(tmp_path, 10, 20)
+    about = checkpoints.CheckpointMetadata(name=name, step=5, epoch=0)
+    tags = generation_tag("s2", start_ms=T0_MS, begun_from=about)
+    marks = Marks(client(), run_id(folder), folder, goes_on=True)
+    assert marks.at_start(tags) == {}
+    assert marks.at_start({"opusclip.generation.1": "{"}) == {}
+    about = checkpoints.CheckpointMetadata(name=last.name, step=20, epoch=0)
+    tags = generation_tag("s2", start_ms=T0_MS, begun_from=about)
+    assert marks.at_start(tags) == {LAST_TAG: last.name}
+
+
+def test_a_store_that_is_away_does_not_hold_up_the_start(tmp_path: Path) -> None:
+    """Whether the checkpoint stands there is then not known, and its mark is left."""
+    folder, (first, _) = delivered(tmp_path, 10, 20)
+    root = Path(client().get_run(run_id(folder)).info.artifact_uri.removeprefix("file://"))
+    root.rename(root.with_name("away"))
+    root.touch()
+    again = make_run(tmp_path, name="f" * 32, run_id=run_id(folder))
+    start = gone_on(again, first, T0_MS + 1000)
+    append(again, [start, end_of_s2()], journal="s2" + CONTROL)
+    append(again, [Metrics(T0_MS + 2000, 11, {"a": 1.0})])
+    end(again)
+    deliver(again, "mlflow")
+    assert len(generations_of(client().get_run(run_id(folder)).data.tags)) == 1
+    assert client().get_run(run_id(folder)).data.metrics["a"] == 1.0

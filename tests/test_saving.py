@@ -1,10 +1,13 @@
 """A tracker's checkpoints: what is kept of them, and training that goes on as if never stopped."""
 
+import fcntl
 import hashlib
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,20 @@ from mlflow import MlflowClient
 from opusclip_mlops import ExperimentTracker, TrackingConfig
 from opusclip_mlops.checkpoints import CheckpointMetadata, place_of
 from opusclip_mlops.errors import ConfigError, RecordError
+from opusclip_mlops.generations import Generation, generations_of, is_superseded
 from opusclip_mlops.layout import BEST_TAG, LAST_TAG
 from opusclip_mlops.loading import LoadedCheckpoint, load_checkpoint
 from tests.journeys import store, wait_until
-from tests.reading import of_training, points_of_mlflow
+from tests.mirrored import Place
+from tests.reading import (
+    Point,
+    of_training,
+    points_of_mlflow,
+    points_of_tensorboard,
+    points_of_wandb,
+)
+
+FOLDERS = ("live", "runs")
 
 TRAINING = """
 import itertools, os, random, signal, sys
@@ -96,6 +109,11 @@ def tags(tmp_path: Path, run_id: str) -> tuple[str | None, str | None]:
     return found.get(BEST_TAG), found.get(LAST_TAG)
 
 
+def folders(tmp_path: Path) -> list[Path]:
+    """The runs' folders that are still there."""
+    return [path for path in tmp_path.glob(".opusclip/journal/*") if path.is_dir()]
+
+
 def save(tracker: ExperimentTracker, losses: dict[int, float]) -> list[str]:
     """Save a checkpoint at each step, with its loss."""
     model = torch.nn.Linear(2, 1)
@@ -117,7 +135,7 @@ def test_mlflow_holds_only_what_is_kept(tmp_path: Path) -> None:
     assert tags(tmp_path, tracker.run_id) == (names[1], names[-1])
     loaded = load_checkpoint(tracker.run_id, tracking_uri=store(tmp_path))
     assert loaded.metadata.name == names[1]
-    wait_until(lambda: not [p for p in tmp_path.glob(".opusclip/journal/*") if p.is_dir()])
+    wait_until(lambda: not folders(tmp_path))
 
 
 def test_a_rule_that_is_none_is_said_at_once(tmp_path: Path) -> None:
@@ -139,7 +157,7 @@ def test_the_best_and_the_kept_survive_a_resume(tmp_path: Path) -> None:
         second.keep_checkpoints(last=1)
         assert (second.run_id, second.step) == (first.run_id, 20)
         [again] = save(second, {20: 0.2})
-    assert again == f"{last}-2"
+    assert again.startswith(f"{last}-")
     assert tags(tmp_path, first.run_id) == (best, again)
     assert steps_in_mlflow(tmp_path, first.run_id) == [10, 20]
     with ExperimentTracker(config(tmp_path, run_id=first.run_id)) as third:
@@ -150,6 +168,134 @@ def test_the_best_and_the_kept_survive_a_resume(tmp_path: Path) -> None:
         [better] = save(fourth, {40: 0.05})
     assert tags(tmp_path, first.run_id) == (better, better)
     assert steps_in_mlflow(tmp_path, first.run_id) == [40]
+
+
+def test_what_was_logged_behind_the_checkpoint_stays_and_is_superseded(tmp_path: Path) -> None:
+    """Of each step that was done twice one point counts; the mirrors are equal, live and later."""
+    settings = replace(config(tmp_path), use_tensorboard=True, tensorboard_dir="live")
+    first = ExperimentTracker(settings)
+    for step in range(1, 11):
+        first.log_metrics({"loss": 1 / step}, step)
+        if step == 5:
+            name = first.save_checkpoint(torch.nn.Linear(1, 1), step=5)
+    first.close("FAILED", "crashed")
+    run_id = first.run_id
+    resumed = load_checkpoint(run_id, which="last", tracking_uri=store(tmp_path))
+    with ExperimentTracker(settings, resume=resumed) as second:
+        for step in range(6, 11):
+            second.log_metrics({"loss": 2 / step})
+    place = Place(tmp_path)
+    run = place.client.get_run(run_id)
+    known = generations_of(run.data.tags)
+    assert [(one.number, one.after_step, one.checkpoint) for one in known] == [(1, 5, name)]
+    points = points_of_mlflow(place.client, run_id)
+    assert sorted(point.step for point in points) == sorted([*range(1, 11), *range(6, 11)])
+    kept = [one for one in points if not superseded(known, one)]
+    assert {one.step: float(one.value) for one in kept} == {
+        step: (1 if step <= 5 else 2) / step for step in range(1, 11)
+    }
+    assert [one.step for one in points if superseded(known, one)] == [6, 7, 8, 9, 10]
+    for kind in ("tensorboard", "wandb"):
+        place.mirror(run, kind).catch_up(run)
+        assert place.mirror(run, kind).compare(run, as_it_is=False).difference.is_empty
+    [mirror_id] = [path.name for path in (tmp_path / "runs" / "films").iterdir()]
+    live, later = (points_of_tensorboard(tmp_path / at / "films" / mirror_id) for at in FOLDERS)
+    assert live == later
+    assert len(live) == len(points) == len(points_of_wandb(tmp_path / "runs", mirror_id))
+
+
+def superseded(known: Sequence[Generation], point: Point) -> bool:
+    """Whether a point was given up."""
+    return is_superseded(known, key=point.key, step=point.step, timestamp_ms=point.timestamp_ms)
+
+
+def test_the_last_is_of_the_part_that_goes_on(tmp_path: Path) -> None:
+    """What training has gone back behind is not the last, even before anything new is saved."""
+    with ExperimentTracker(config(tmp_path)) as first:
+        save(first, {3: 0.5})
+        fifth, eighth = save(first, {5: 0.4, 8: 0.1})
+    resumed = load_checkpoint(first.run_id, which=5, tracking_uri=store(tmp_path))
+    with ExperimentTracker(config(tmp_path), resume=resumed) as second:
+        second.keep_checkpoints(last=2)
+        second.flush()
+        assert tags(tmp_path, first.run_id) == (eighth, fifth)
+        [sixth] = save(second, {6: 0.3})
+    assert tags(tmp_path, first.run_id) == (eighth, sixth)
+    assert steps_in_mlflow(tmp_path, first.run_id) == [5, 6, 8]
+    found = load_checkpoint(first.run_id, which="last", tracking_uri=store(tmp_path))
+    assert found.metadata.parent == fifth
+
+
+def test_saving_waits_for_nothing(tmp_path: Path) -> None:
+    """A run that is gone on with while MLflow does not answer: no name and no mark is taken."""
+    with ExperimentTracker(config(tmp_path)) as first:
+        best, last = save(first, {10: 0.1, 20: 0.3})
+    wait_until(lambda: not folders(tmp_path))
+    with store_that_hangs(tmp_path):
+        second = ExperimentTracker(config(tmp_path, run_id=first.run_id))
+        second.keep_checkpoints(last=1)
+        [unknown] = save(second, {20: 0.2})
+        assert second._session.known_run_id() is None
+    second.flush()
+    assert tags(tmp_path, first.run_id) == (best, unknown)
+    assert steps_in_mlflow(tmp_path, first.run_id) == [10, 20, 20]
+    [newest] = save(second, {30: 0.4})
+    second.close()
+    assert tags(tmp_path, first.run_id) == (best, newest)
+    assert steps_in_mlflow(tmp_path, first.run_id) == [10, 30]
+    assert unknown != last
+
+
+@contextmanager
+def store_that_hangs(tmp_path: Path) -> Iterator[None]:
+    """MLflow's database as it is while another process makes its tables: nobody gets at it."""
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def test_a_clock_that_was_set_back_takes_nothing_from_the_new_part(tmp_path: Path) -> None:
+    """Points of the new part have no earlier time than it, nor has it than its checkpoint."""
+    with ExperimentTracker(config(tmp_path)) as first:
+        first.log_metrics({"loss": 1.0}, step=5)
+        save(first, {5: 0.1})
+    resumed = load_checkpoint(first.run_id, which="last", tracking_uri=store(tmp_path))
+    ahead_ms = resumed.metadata.created_ms + 3600_000
+    metadata = replace(resumed.metadata, created_ms=ahead_ms)
+    with ExperimentTracker(config(tmp_path), resume=replace(resumed, metadata=metadata)) as second:
+        second.log_metrics({"loss": 0.5})
+        [name] = save(second, {6: 0.1})
+    client = MlflowClient(store(tmp_path))
+    [generation] = generations_of(client.get_run(first.run_id).data.tags)
+    points = points_of_mlflow(client, first.run_id)
+    assert [point.timestamp_ms for point in points if point.step == 6] == [ahead_ms + 1]
+    assert generation.start_ms == ahead_ms + 1
+    found = load_checkpoint(first.run_id, which=name, tracking_uri=store(tmp_path))
+    assert found.metadata.created_ms == ahead_ms + 1
+
+
+def test_processes_that_train_together_begin_one_generation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them one, so that who comes a moment later gives nothing up."""
+    with ExperimentTracker(config(tmp_path)) as first:
+        save(first, {5: 0.1})
+    resumed = load_checkpoint(first.run_id, which="last", tracking_uri=store(tmp_path))
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        with ExperimentTracker(config(tmp_path), resume=resumed) as tracker:
+            tracker.log_metrics({f"loss/{rank}": 0.5})
+    client = MlflowClient(store(tmp_path))
+    known = generations_of(client.get_run(first.run_id).data.tags)
+    assert len(known) == 1
+    points = points_of_mlflow(client, first.run_id)
+    assert [(one.key, superseded(known, one)) for one in points] == [
+        ("loss/0", False),
+        ("loss/1", False),
+    ]
 
 
 def test_steps_go_on_behind_the_checkpoint(tmp_path: Path) -> None:
@@ -174,6 +320,9 @@ def test_a_checkpoint_goes_on_in_its_own_run_only(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="names no run to go on with"):
         ExperimentTracker(config(tmp_path), resume=loaded)
     of_a = LoadedCheckpoint(folder=None, metadata=replace(about, run_id="a"))
+    beyond = LoadedCheckpoint(folder=None, metadata=replace(about, run_id="a", step=2**63))
+    with pytest.raises(RecordError, match="64 bits"):
+        ExperimentTracker(config(tmp_path), resume=beyond)
     with pytest.raises(ConfigError, match="run_id is b, but checkpoint c is of run a"):
         ExperimentTracker(config(tmp_path, run_id="b"), resume=of_a)
     assert not (tmp_path / ".opusclip").exists()
@@ -212,5 +361,7 @@ def test_training_goes_on_bit_for_bit(tmp_path: Path, loader: str, save_at: int)
     assert digest(stopped) == digest(straight)
     client = MlflowClient(store(tmp_path))
     assert client.get_run(run_id).info.status == "FINISHED"
-    steps = {point.step for point in of_training(points_of_mlflow(client, run_id))}
-    assert steps == set(range(1, 21))
+    points = of_training(points_of_mlflow(client, run_id))
+    known = generations_of(client.get_run(run_id).data.tags)
+    assert [one.step for one in points if not superseded(known, one)] == list(range(1, 21))
+    assert [one.step for one in points if superseded(known, one)] == list(range(save_at + 1, 15))

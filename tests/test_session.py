@@ -15,7 +15,10 @@ import pytest
 from opusclip_mlops import ExperimentTracker, OpusclipError, TrackingConfig, journal
 from opusclip_mlops.errors import ConfigError
 from opusclip_mlops.folder import CONTROL, Progress, RunFolder
-from opusclip_mlops.records import Metrics, Record, RunEnded, RunStarted, Tags, Text
+from opusclip_mlops.generations import generations_of
+from opusclip_mlops.loading import LoadedCheckpoint
+from opusclip_mlops.metadata import CheckpointMetadata
+from opusclip_mlops.records import Metrics, Record, RunEnded, RunStarted, Tags, Text, now_ms
 from opusclip_mlops.session import JoinedSession, Session
 from opusclip_mlops.sessions import final_end, sessions
 from tests.faults.disks import SmallDisk, small_disk
@@ -231,6 +234,24 @@ def test_a_tracker_sent_to_another_process_logs_to_the_same_run(folder: RunFolde
     [one] = sessions(folder)
     assert one.end is not None
     assert one.end.status == "FINISHED"
+
+
+def test_a_part_that_went_back_says_so_in_its_start(folder: RunFolder) -> None:
+    """The generation stands beside the start; no point has an earlier time, here or in a worker."""
+    made_ms = now_ms() + 3600_000
+    about = CheckpointMetadata(name="c", step=5, epoch=0, run_id=RUN_ID, created_ms=made_ms)
+    resumed = LoadedCheckpoint(folder=None, metadata=about)
+    tracker = ExperimentTracker(config(folder.path.parent), resume=resumed)
+    tracker.log_metrics({"train/loss": 1.0})
+    argv = [sys.executable, "-c", WORKER]
+    subprocess.run(argv, input=pickle.dumps(tracker), capture_output=True, timeout=60, check=True)
+    tracker.close()
+    [one] = sessions(folder)
+    [generation] = generations_of(one.start.tags)
+    assert (generation.start_ms, generation.after_step) == (made_ms + 1, 5)
+    found = [one for one in records(folder) if isinstance(one, Metrics)]
+    assert [record.step for record in found if "train/loss" in record.values] == [6]
+    assert {record.timestamp_ms for record in found} == {made_ms + 1}
 
 
 def test_a_tracker_that_comes_too_late_says_so(folder: RunFolder, tmp_path: Path) -> None:

@@ -178,15 +178,28 @@ def test_wandb_refers_to_the_checkpoint_in_mlflow(
     assert "best" in artifact.aliases
 
 
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExperimentTracker]:
+    """A tracker into which nothing was logged."""
+    folder = tmp_path_factory.mktemp("empty")
+    config = TrackingConfig(
+        tracking_uri=store(folder),
+        journal_dir=str(folder / "journal"),
+        use_wandb=False,
+        use_tensorboard=False,
+    )
+    with ExperimentTracker(config) as tracker:
+        yield tracker
+
+
 @pytest.mark.parametrize("value", ["0.1", None, [0.1], np.ones(1), torch.ones(1), 1j])
 def test_a_value_that_is_no_number_raises_in_the_callers_line(
-    mlflow_only: TrackingConfig, value: Any
+    empty: ExperimentTracker, value: Any
 ) -> None:
     """TypeError names the key, and nothing of the call is logged."""
-    with ExperimentTracker(mlflow_only) as tracker:
-        with pytest.raises(TypeError, match="'loss'"):
-            tracker.log_metrics({"loss": value})
-        assert tracker.step == -1
+    with pytest.raises(TypeError, match="'loss'"):
+        empty.log_metrics({"loss": value})
+    assert empty.step == -1
 
 
 def test_wrong_use_raises_at_once(mlflow_only: TrackingConfig) -> None:
@@ -290,14 +303,21 @@ def run_script(
 ) -> subprocess.CompletedProcess[str]:
     script = tmp_path / "script.py"
     script.write_text(code)
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": store(tmp_path)}
+    ours = ("MLFLOW_", "WANDB_", "OPUSCLIP_")
+    kept = {name: text for name, text in os.environ.items() if not name.startswith(ours)}
+    own = {"MLFLOW_TRACKING_URI": store(tmp_path), "MLFLOW_DISABLE_TELEMETRY": "true"}
     return subprocess.run(
-        [sys.executable, str(script)], env=environment, text=True, capture_output=True, check=check
-    )
+        [sys.executable, str(script)], cwd=tmp_path, env={**kept, **own}, text=True,
+        capture_output=True, check=check,
+    )  # fmt: skip
 
 
-def test_the_training_process_imports_no_backend(tmp_path: Path) -> None:
-    """A tracker that logs, imports neither MLflow, W&B, TensorBoard, torch nor NumPy."""
+@pytest.fixture(scope="module")
+def impatient(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """A training that logs a point and does not wait for its delivery, and its folder."""
+    folder = tmp_path_factory.mktemp("impatient")
     done = run_script(
         "import sys\n"
         "from opusclip_mlops import ExperimentTracker, TrackingConfig\n"
@@ -305,23 +325,27 @@ def test_the_training_process_imports_no_backend(tmp_path: Path) -> None:
         "    tracker.log_metrics({'a': 1})\n"
         "heavy = {'mlflow', 'wandb', 'tensorboard', 'torch', 'numpy', 'av', 'PIL', 'rich'}\n"
         "print(sorted(heavy & set(sys.modules)))\n",
-        tmp_path,
+        folder,
     )
+    return done, folder
+
+
+def test_the_training_process_imports_no_backend(
+    impatient: tuple[subprocess.CompletedProcess[str], Path],
+) -> None:
+    """A tracker that logs, imports neither MLflow, W&B, TensorBoard, torch nor NumPy."""
+    done, _ = impatient
     assert done.stdout == "[]\n"
-    wait_until(lambda: not journals(tmp_path))
 
 
-def test_close_says_what_is_still_on_its_way(tmp_path: Path, client: MlflowClient) -> None:
+def test_close_says_what_is_still_on_its_way(
+    impatient: tuple[subprocess.CompletedProcess[str], Path],
+) -> None:
     """At the deadline close() returns, says so in one line a sink, and the shipper finishes."""
-    done = run_script(
-        "from opusclip_mlops import ExperimentTracker, TrackingConfig\n"
-        "tracker = ExperimentTracker(TrackingConfig(use_wandb=False, drain_timeout_s=0))\n"
-        "tracker.log_metrics({'a': 1})\n"
-        "tracker.close()\n",
-        tmp_path,
-    )
+    done, folder = impatient
     assert "still on their way to mlflow" in done.stderr
-    wait_until(lambda: not journals(tmp_path))
+    wait_until(lambda: not journals(folder))
+    client = MlflowClient(store(folder))
     experiment = client.get_experiment_by_name("Default")
     assert experiment is not None
     [run] = client.search_runs([experiment.experiment_id])

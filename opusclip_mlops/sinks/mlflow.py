@@ -30,8 +30,6 @@ from opusclip_mlops.errors import CheckpointError, VideoError
 from opusclip_mlops.faults import PutOff, attempted
 from opusclip_mlops.folder import Identity, Manifest, RunFolder
 from opusclip_mlops.layout import (
-    BEST_TAG,
-    LAST_TAG,
     LOCAL_ID_TAG,
     MIRROR_ID_TAG,
     MIRROR_OF_TAG,
@@ -39,11 +37,10 @@ from opusclip_mlops.layout import (
     REASON_TAG,
 )
 from opusclip_mlops.mirror_state import MirrorState, live_mirrors
-from opusclip_mlops.pruning import Pruning, earlier_checkpoints
+from opusclip_mlops.pruning import Marks, Pruning
 from opusclip_mlops.records import Batch, Record, RunEnded
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.refusals import EXISTS, is_for_good, reason_of
-from opusclip_mlops.retention import Earlier
 from opusclip_mlops.sessions import sessions
 from opusclip_mlops.sinks import Refusal, SinkState, Written
 from opusclip_mlops.wandb_layout import wandb_mode
@@ -89,9 +86,10 @@ class MlflowSink:
             self._client.set_tag(self._run_id, MIRROR_OF_TAG, self._run_id)
         self._params = dict(run.data.params)
         self._pruning = Pruning(self._client, self._run_id)
-        self._earlier: Earlier | None = None if self._manifest.run_id else Earlier()
-        # Known before the run is: the process that trains waits for that. It may be tried later.
-        attempted(self._look_at_earlier)
+        goes_on = self._manifest.run_id is not None
+        self._marks = Marks(self._client, self._run_id, self._folder, goes_on=goes_on)
+        # The process that trains is told; what fails now is tried again later.
+        attempted(self._marks.look)
         self._folder.write_identity(self._identity(run))
         with contextlib.suppress(OSError):
             # For whoever compares the mirrors on this machine.
@@ -240,8 +238,10 @@ class MlflowSink:
                 self._client.log_batch(self._run_id, metrics=list(_entities(record)))
             case records.Params():
                 self._send_params(record)
-            case records.Tags() | records.RunStarted():
-                self._send_tags(record.values if isinstance(record, records.Tags) else record.tags)
+            case records.Tags():
+                self._send_tags(record.values)
+            case records.RunStarted():
+                self._send_tags(record.tags | self._marks.at_start(record.tags))
             case records.Dataset():
                 self._send_dataset(record)
             case records.Video():
@@ -303,20 +303,11 @@ class MlflowSink:
         if checkpoints.is_dropped(source):
             # In this moment: what has arrived is removed by the record that follows.
             return
-        is_best = record.best and self._look_at_earlier().is_beaten_by(about)
-        self._send_tags({LAST_TAG: record.name, **({BEST_TAG: record.name} if is_best else {})})
+        self._send_tags(self._marks.at_arrival(record, about))
         self._folder.note_arrival(record.name)
 
     def _checkpoint_folder(self, name: str) -> Path:
         return self._folder.checkpoints / Path(name).name
-
-    def _look_at_earlier(self) -> Earlier:
-        """The checkpoints of earlier parts of the run, looked at once."""
-        if self._earlier is None:
-            run = self._client.get_run(self._run_id)
-            self._earlier = earlier_checkpoints(self._client, run)
-            self._earlier.write(self._folder)
-        return self._earlier
 
     def _upload(self, path: Path, artifact_folder: str, name: str) -> None:
         with tempfile.TemporaryDirectory(dir=self._folder.media) as folder:
