@@ -11,15 +11,19 @@ pytest_plugins = ["tests.browser"]
 _DRAWING = Path(tempfile.gettempdir()) / f"matplotlib-of-tests-{os.geteuid()}"
 _OURS = ("MLFLOW_", "WANDB_", "OPUSCLIP_")
 
+# Some machines keep Python from it; then each process that a test starts compiles what it imports.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # Minutes each: begun first, they keep no process busy when the others are done.
 _LONGEST = (
-    "projects/test_models", "projects/test_train", "test_tracker", "test_operating", "test_shipper",
-    "faults/test_server_faults", "faults/test_ends", "sinks/test_wandb_online",
-    "test_mirror_online", "faults/test_disk_full", "run_history/test_history", "test_replay",
-    "projects/test_evaluate", "sinks/test_tensorboard", "faults/test_wandb_faults",
-    "test_verifying", "run_history/test_sqlite", "faults/test_trainer_killed",
-    "faults/test_parallel", "test_gated", "test_promotion_races", "test_mirroring",
-    "test_mirror_scale", "test_saving", "test_smoke", "test_end_to_end", "test_wandb_server",
+    "projects/test_models", "test_tracker", "sinks/test_wandb_online", "test_mirror_online",
+    "test_operating", "faults/test_server_faults", "test_saving", "faults/test_wandb_faults",
+    "faults/test_shipper_killed", "projects/test_train", "faults/test_ends", "faults/test_parallel",
+    "test_promotion_races", "test_shipper", "faults/test_disk_full", "run_history/test_history",
+    "test_replay", "projects/test_evaluate", "sinks/test_tensorboard", "test_verifying",
+    "run_history/test_sqlite", "faults/test_trainer_killed", "test_gated", "test_mirroring",
+    "test_mirror_scale", "test_registry_ui", "test_smoke", "test_end_to_end", "test_wandb_server",
 )  # fmt: skip
 
 

@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mlflow import MlflowClient
-
 from opusclip_mlops.folder import CONTROL, Identity, Manifest, RunFolder
 from opusclip_mlops.journal import Journal
 from opusclip_mlops.records import Record, RunEnded, RunStarted
@@ -34,6 +32,9 @@ def store(tmp_path: Path) -> str:
 @functools.cache
 def _empty_database() -> Path:
     """A database with MLflow's tables, made once: it takes seconds."""
+    # Not above: the stubs of servers come here too, and each is a process that needs no MLflow.
+    from mlflow import MlflowClient
+
     path = Path(tempfile.mkdtemp()) / "mlflow.db"
     atexit.register(shutil.rmtree, path.parent, ignore_errors=True)
     MlflowClient(f"sqlite:///{path}").search_experiments()

@@ -1,6 +1,9 @@
 """Real servers on free local ports, each stopped with all the processes it started."""
 
+import atexit
 import contextlib
+import functools
+import json
 import os
 import random
 import signal
@@ -12,12 +15,25 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Protocol
 
 from tests.journeys import store
 
 BIN = Path(sys.executable).parent
 _LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class Process(Protocol):
+    """What is asked of a server's process, which leads a group of its own."""
+
+    @property
+    def pid(self) -> int:
+        """Its id."""
+
+    def poll(self) -> int | None:
+        """None while it runs."""
 
 
 def free_port() -> int:
@@ -31,9 +47,7 @@ def free_port() -> int:
             return port
 
 
-def wait_until_up(
-    url: str, deadline_s: float, process: subprocess.Popen[bytes] | None = None
-) -> None:
+def wait_until_up(url: str, deadline_s: float, process: Process | None = None) -> None:
     """Return when `url` answers 200; raise when time is up or `process` has ended."""
     end = time.monotonic() + deadline_s
     while process is None or process.poll() is None:
@@ -43,7 +57,7 @@ def wait_until_up(
         if time.monotonic() > end:
             raise TimeoutError(f"{url} did not answer within {deadline_s} s")
         time.sleep(0.1)
-    raise RuntimeError(f"the server for {url} ended with code {process.returncode}")
+    raise RuntimeError(f"the server for {url} ended with code {process.poll()}")
 
 
 @contextlib.contextmanager
@@ -68,19 +82,28 @@ def running(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        try:
-            wait_until_up(url, deadline_s, process)
+        with _stopped_after(process, url, output, deadline_s=deadline_s):
             yield process
-        except (TimeoutError, RuntimeError) as error:
-            output.seek(0)
-            error.add_note(output.read().decode(errors="replace")[-4_000:])
-            raise
-        finally:
-            stop(process)
 
 
-def stop(process: subprocess.Popen[bytes], *, wait_s: float = 10) -> None:
-    """End the process group of a process started by `running`, and wait for all of it."""
+@contextlib.contextmanager
+def _stopped_after(
+    process: Process, url: str, output: IO[bytes], *, deadline_s: float = 120
+) -> Iterator[None]:
+    """Wait for a server, and stop it after the block; `output` is what it prints."""
+    try:
+        wait_until_up(url, deadline_s, process)
+        yield
+    except (TimeoutError, RuntimeError) as error:
+        output.seek(0)
+        error.add_note(output.read().decode(errors="replace")[-4_000:])
+        raise
+    finally:
+        stop(process)
+
+
+def stop(process: Process, *, wait_s: float = 10) -> None:
+    """End the process group of a server, and wait for all of it."""
     end = time.monotonic() + wait_s
     sent = signal.SIGTERM
     with contextlib.suppress(ProcessLookupError):
@@ -99,10 +122,58 @@ def mlflow_server(folder: Path, *, port: int | None = None) -> Iterator[str]:
     """
     url = f"http://127.0.0.1:{port or free_port()}"
     argv = [
-        *(BIN / "mlflow", "server", "--host", "127.0.0.1", "--port", url.rpartition(":")[2]),
+        *("server", "--host", "127.0.0.1", "--port", url.rpartition(":")[2]),
         *("--workers", "1", "--backend-store-uri", store(folder)),
-        *("--artifacts-destination", folder / "artifacts"),
+        *("--artifacts-destination", str(folder / "artifacts")),
     ]
-    env = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with running(argv, env, f"{url}/health", cwd=folder):
-        yield url
+    with tempfile.NamedTemporaryFile() as output:
+        server = _loaded_mlflow().serve(argv, folder, output.name)
+        with _stopped_after(server, f"{url}/health", output):
+            yield url
+
+
+@dataclass(frozen=True)
+class _Forked:
+    """A process that is another one's child."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """None while it runs."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, 0)
+            return None
+        return -1
+
+
+class _LoadedMlflow:
+    """The process that has MLflow's server loaded, and forks all servers of this process."""
+
+    def __init__(self) -> None:
+        program = Path(__file__).with_name("loaded_mlflow.py")
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/"
+        )
+
+    def serve(self, argv: Sequence[str], folder: Path, output: str) -> _Forked:
+        """Begin a server; what it prints is appended to `output`."""
+        own = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        env = {**os.environ, **own}
+        told = {"argv": argv, "env": env, "cwd": str(folder), "output": output}
+        asked, answers = self._process.stdin, self._process.stdout
+        assert asked
+        assert answers
+        asked.write(json.dumps(told).encode() + b"\n")
+        asked.flush()
+        return _Forked(int(answers.readline()))
+
+    def end(self) -> None:
+        """End it; its servers go on."""
+        self._process.communicate()
+
+
+@functools.cache
+def _loaded_mlflow() -> _LoadedMlflow:
+    loaded = _LoadedMlflow()
+    atexit.register(loaded.end)
+    return loaded

@@ -13,7 +13,16 @@ from opusclip_mlops.errors import CheckpointError, ConfigError
 from opusclip_mlops.projects.evaluate import Settings, fetch_checkpoint, load_model
 from opusclip_mlops.video import read_clip
 from tests.journeys import store
-from tests.projects.commands import FRAMES, SIZE, TINY, check_refused, film, start, the_run
+from tests.projects.commands import (
+    FRAMES,
+    SIZE,
+    TINY,
+    check_refused,
+    film,
+    start,
+    start_each,
+    the_run,
+)
 
 SCORED = {"--size": str(SIZE), "--frames": str(FRAMES), "--experiment": "scores"}
 
@@ -149,13 +158,15 @@ UNKNOWN = {
 }
 
 
-@pytest.mark.parametrize("case", UNKNOWN)
-def test_a_model_that_is_not_there_is_one_line_and_a_failed_run(tmp_path: Path, case: str) -> None:
+def test_a_model_that_is_not_there_is_one_line_and_a_failed_run(tmp_path: Path) -> None:
     """The line on stderr names the model, and so does the tag of the failed run."""
-    uri, culprit = UNKNOWN[case]
-    options = {**SCORED, "--data": str(film(tmp_path)), "--model-uri": uri}
-    done = start("evaluate", tmp_path, options, OPUSCLIP_USE_WANDB="false")
-    check_refused(done, tmp_path, culprit, name="scores")
+    cases = []
+    for case, (uri, _) in UNKNOWN.items():
+        options = {**SCORED, "--data": str(film(tmp_path / case)), "--model-uri": uri}
+        cases.append((tmp_path / case, options))
+    every = start_each("evaluate", cases, OPUSCLIP_USE_WANDB="false")
+    for done, (folder, _), (_, culprit) in zip(every, cases, UNKNOWN.values(), strict=True):
+        check_refused(done, folder, culprit, name="scores")
 
 
 @pytest.mark.parametrize(("name", "text"), [("size", "32"), ("frames", "8")])

@@ -34,6 +34,7 @@ from tests.projects.commands import (
     check_refused,
     film,
     start,
+    start_each,
     the_run,
 )
 
@@ -288,14 +289,26 @@ BAD_INPUT = {
 }
 
 
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Path]]:
+    """What came of each bad input, and the folder it was given in."""
+    cases = []
+    for case, (asked, _) in BAD_INPUT.items():
+        folder = tmp_path_factory.mktemp(case)
+        film(folder)
+        (folder / "notes.mp4").write_text("no film at all\n")
+        cases.append((folder, {**TINY, **asked}))
+    done = start_each("train", cases, OPUSCLIP_USE_WANDB="false")
+    folders = (folder for folder, _ in cases)
+    return dict(zip(BAD_INPUT, zip(done, folders, strict=True), strict=True))
+
+
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_is_one_line_and_a_failed_run(tmp_path: Path, case: str) -> None:
+def test_bad_input_is_one_line_and_a_failed_run(
+    refused: dict[str, tuple[Any, Path]], case: str
+) -> None:
     """The line on stderr names the culprit, and so does the tag of the failed run."""
-    asked, culprit = BAD_INPUT[case]
-    film(tmp_path)
-    (tmp_path / "notes.mp4").write_text("no film at all\n")
-    done = start("train", tmp_path, {**TINY, **asked}, OPUSCLIP_USE_WANDB="false")
-    check_refused(done, tmp_path, culprit)
+    check_refused(*refused[case], BAD_INPUT[case][1])
 
 
 def test_a_model_that_cannot_be_registered_fails_the_run(tmp_path: Path) -> None:
