@@ -33,6 +33,41 @@ def test_what_is_spared_still_works_when_it_is_asked_for(tmp_path: Path) -> None
     assert json.loads(table.read_text())["data"] == [[1], [2]]
 
 
+LATER = """
+from opusclip_mlops.lean_mlflow import load_mlflow
+load_mlflow()
+import sys, mlflow
+assert not {"mlflow.genai.evaluation", "mlflow.genai.judges.base", "fastapi"} & {*sys.modules}
+assert not hasattr(mlflow.genai, "__all_that_there_is__")
+from mlflow.genai.judges import is_correct
+from mlflow.genai.scorers import Correctness, scorer
+assert mlflow.genai.judges.is_correct is is_correct
+assert mlflow.genai.scorers.Correctness is Correctness
+assert mlflow.genai.evaluate and mlflow.genai.make_judge
+assert mlflow.genai.scorers.online.OnlineScoringConfig
+assert mlflow.gateway.get_gateway_uri
+import fastapi
+"""
+
+
+def test_what_is_left_for_later_is_whole_when_it_is_asked_for() -> None:
+    """The packages for language models are not opened until then; then they hold what they do."""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", LATER], check=True)
+
+
+def test_a_store_in_a_database_opens_none_of_it(tmp_path: Path) -> None:
+    """MLflow's own tables need an entity of theirs, and no more of them."""
+    code = (
+        "from opusclip_mlops.lean_mlflow import load_mlflow\n"
+        "load_mlflow()\n"
+        "import sys, mlflow\n"
+        "client = mlflow.MlflowClient(sys.argv[1])\n"
+        "client.search_experiments(), client.search_registered_models()\n"
+        "assert not {'mlflow.genai.evaluation', 'fastapi', 'pandas'} & {*sys.modules}\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code, store(tmp_path)], check=True)
+
+
 def test_a_process_that_has_it_keeps_it() -> None:
     """Where MLflow and pandas are loaded already, nothing changes."""
     code = (
