@@ -6,6 +6,7 @@ Each verb imports what it needs itself, so that `opusclip --help` answers at onc
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -238,12 +239,25 @@ for _verb in VERBS:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a verb; an error of ours is one line on stderr and exit code 2."""
+    """Run a verb; an error of ours or in the command is one line on stderr and exit code 2."""
     try:
-        opusclip(arguments)
-    except OpusclipError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        code = opusclip.main(arguments, prog_name="opusclip", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        code = 2
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "opusclip"
+        _leave(2, f"error: {error.format_message().rstrip('.')}; see {path} --help")
+    except (click.ClickException, OpusclipError) as error:
+        _leave(2, f"error: {error}")
+    except (click.Abort, KeyboardInterrupt):
+        _leave(130, "stopped")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _leave(code: int, text: str) -> NoReturn:
+    click.echo(" ".join(text.split()), err=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

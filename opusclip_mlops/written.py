@@ -186,6 +186,12 @@ def read_yaml(text: str, *, source: str) -> Written:
         raise PolicyError(one_line(f"{source}:{line}: a character that YAML forbids")) from error
     except yaml.MarkedYAMLError as error:
         raise PolicyError(one_line(f"{source}:{_line(error)}: {_problem(error)}")) from error
+    except PolicyError:
+        raise
+    except (ValueError, OverflowError) as error:
+        # PyYAML takes an escape like \UFFFFFFFF for a character, and says no line.
+        line = text.count("\n", 0, text.find("\\U")) + 1
+        raise PolicyError(one_line(f"{source}:{line}: an escape that is no character")) from error
     if node is None:
         raise PolicyError(one_line(f"{source}:1: the file is empty: it needs stages"))
     return Written(source, node, _line_of(node), _line_of(node))

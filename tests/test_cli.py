@@ -37,6 +37,31 @@ def test_an_error_is_one_line_and_exit_code_2(
     assert printed.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["promoted"], ("No such command 'promoted'", "see opusclip --help")),
+        (["mirror", "--fast"], ("No such option '--fast'", "see opusclip mirror --help")),
+        (["gates", "set", "m", "lost.yaml"], ("'lost.yaml': No such file", "gates set --help")),
+        (["promote", "m"], ("Missing argument 'VERSION'; see opusclip promote --help",)),
+    ],
+)
+def test_a_command_that_is_none_is_one_line_and_exit_code_2(
+    words: list[str], said: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was mistyped, and where to read how it is written."""
+    assert ended(*words) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    assert [one for one in said if one not in printed.err] == []
+
+
+def test_a_group_alone_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    """Who types only `opusclip` wants to know what there is."""
+    assert ended() == 2
+    assert "mirror" in capsys.readouterr().out
+
+
 def test_every_verb_tells_what_it_does() -> None:
     """Each verb's first line of help says something, and so does each of its options."""
     for name, verb in opusclip.commands.items():

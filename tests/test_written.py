@@ -30,6 +30,7 @@ REFUSED = {
     "not closed": ("a: [1,\n", "f:2: it is no YAML: expected the node content"),
     "not quoted": ("a: 1\nb: 'x\n", "f:3: it is no YAML: found unexpected end of stream"),
     "a zero": ("a: 1\nb: \0\n", "f:2: a character that YAML forbids"),
+    "no such character": ('a: 1\nb: "\\UFFFFFFFF"\n', "f:2: an escape that is no character"),
     "half a character": ("a: \ud800\n", "f:1: a character that YAML forbids"),
     "another YAML": ("%YAML 9.0\n---\na: 1\n", "f:1: it is no YAML"),
 }
