@@ -8,26 +8,27 @@ checkpoint of ours, the run's last value counts.
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
-import mlflow
-from mlflow.entities import LifecycleStage, Metric, Run
+from mlflow.entities import DatasetInput, LifecycleStage, Metric, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from opusclip_mlops.asking import client_of, registry_meant, told_in_one_line
 from opusclip_mlops.deciding import CannotJudge
 from opusclip_mlops.errors import RegistryError
-from opusclip_mlops.gates import Approval, Candidate, Measure, Verdict, judge
+from opusclip_mlops.gates import SMOKE_TEST, Approval, Candidate, Measure, Verdict, judge
 from opusclip_mlops.generations import generation_of, generations_of, line_of
-from opusclip_mlops.metadata import CheckpointMetadata
+from opusclip_mlops.metadata import EVALUATED_ON, TRAINED_ON, CheckpointMetadata
 from opusclip_mlops.policy import Policy, StageRules, stage_named
 from opusclip_mlops.redaction import one_line
-from opusclip_mlops.refusals import MISSING, reason_of
+from opusclip_mlops.refusals import MISSING, asking_faults, reason_of
 from opusclip_mlops.smoke import SmokeResult, smoke_test
 from opusclip_mlops.version_files import VersionFiles
 
@@ -35,6 +36,8 @@ _TAG = "opusclip."
 _NOT_IN_URI = re.compile(r"[@?]")
 _USER = "mlflow.user"
 _NOBODY = ("", "unknown")
+_CONTEXT = "mlflow.data.context"
+_FAILED = "FAILED_REGISTRATION"
 
 
 def judge_version(
@@ -50,6 +53,8 @@ def judge_version(
     registry_uri: str | None = None,
 ) -> Verdict:
     """Read a version and who holds the stages it is compared with, and judge it.
+
+    The smoke test runs the version's own code: it is made where nothing else failed.
 
     Args:
         policy: The model's policy.
@@ -74,8 +79,16 @@ def judge_version(
         one: read_holder(name, holders[one], rules=rules, **places)
         for one in sorted(rules.compared_with & holders.keys())
     }
-    candidate = read_candidate(name, version, rules=rules, **places)
-    return judge(policy, stage, candidate, holders=compared, approvals=approvals, been_in=been_in)
+    client = client_of(tracking_uri, registry_uri)
+    candidate, location = _read(client, _find(client, name, version), rules)
+    judged = functools.partial(
+        judge, policy, stage, holders=compared, approvals=approvals, been_in=been_in
+    )
+    verdict = judged(candidate)
+    if rules.smoke_timeout_s is None or {one.name for one in verdict.failed} != {SMOKE_TEST}:
+        return verdict
+    smoke = _smoke(candidate, location, rules.smoke_timeout_s, client.tracking_uri, registry_uri)
+    return judged(replace(candidate, smoke=smoke))
 
 
 def read_candidate(
@@ -86,17 +99,22 @@ def read_candidate(
     tracking_uri: str | None = None,
     registry_uri: str | None = None,
 ) -> Candidate:
-    """Read a version, with all that the rules of a stage ask for.
+    """Read a version, with all that the rules of a stage ask for but the smoke test.
 
-    Weights are fetched and hashed, and the smoke test is made, where the rules ask for it only.
+    Weights are fetched and hashed where the rules ask for it only.
 
     Raises:
-        RegistryError: There is no such version, or it is not ready; its run is deleted; it lost the
-            checkpoint that it was made of; MLflow did not answer.
+        CannotJudge: Its registration failed; its run is deleted; it lost the checkpoint that it was
+            made of.
+        RegistryError: There is no such version, or it is not ready; MLflow did not answer.
     """
-    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=registry_uri)
-    found = _find(client, name, version)
-    with _one_line(f"cannot read {found.title}"):
+    client = client_of(tracking_uri, registry_uri)
+    return _read(client, _find(client, name, version), rules)[0]
+
+
+def _read(client: MlflowClient, found: _Found, rules: StageRules) -> tuple[Candidate, str]:
+    """A version as the gate sees it, and where its files are."""
+    with told_in_one_line(f"cannot read {found.title}"):
         run = found.run(client)
         if found.version.run_id and run is None:
             whose = f"run {found.version.run_id} of {found.title}"
@@ -104,23 +122,13 @@ def read_candidate(
         kept = VersionFiles.of(client, found.version)
         if _TAG + "checkpoint" in found.tags and kept.metadata is None:
             raise CannotJudge(f"{found.title} has lost its checkpoint: {kept.problem}")
-        measures = _measures(client, run, kept.metadata, found, rules)
-        sha256 = found.tags.get(_TAG + "weights_sha256", "")
-        problem = kept.hash_problem(sha256) if rules.checkpoint_hash else None
-        has_signature = rules.signature and kept.has_signature()
-    smoke = _smoke(found, kept.location, rules.smoke_timeout_s, client.tracking_uri, registry_uri)
-    return Candidate(
-        name=name,
-        version=found.number,
-        author=_author(found.version, run),
-        metrics=measures,
-        tags=found.tags,
-        files=kept.sizes,
-        has_signature=has_signature,
-        checkpoint_problem=problem,
-        dataset_digest=_dataset_digest(kept.metadata, found, run),
-        smoke=smoke,
-    )
+        candidate = Candidate(
+            **_known(client, found, run, kept.metadata, rules),
+            files=kept.sizes,
+            has_signature=rules.signature and kept.has_signature(),
+            checkpoint_problem=kept.hash_problem(found.tags) if rules.checkpoint_hash else None,
+        )
+    return candidate, kept.location
 
 
 def read_holder(
@@ -138,28 +146,31 @@ def read_holder(
     Raises:
         RegistryError: There is no such version, or MLflow did not answer.
     """
-    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=registry_uri)
+    client = client_of(tracking_uri, registry_uri)
     found = _find(client, name, version)
-    with _one_line(f"cannot read {found.title}"):
+    with told_in_one_line(f"cannot read {found.title}"):
         run = found.run(client)
         metadata = VersionFiles.of(client, found.version).metadata
-        measures = _measures(client, run, metadata, found, rules)
-    return Candidate(
-        name=name,
-        version=found.number,
-        author=_author(found.version, run),
-        metrics=measures,
-        tags=found.tags,
-        dataset_digest=_dataset_digest(metadata, found, run),
-    )
+        return Candidate(**_known(client, found, run, metadata, rules))
 
 
-@contextmanager
-def _one_line(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (MlflowException, OSError) as error:
-        raise RegistryError(f"{what}: {reason_of(error)}") from error
+def _known(
+    client: MlflowClient,
+    found: _Found,
+    run: Run | None,
+    metadata: CheckpointMetadata | None,
+    rules: StageRules,
+) -> dict[str, Any]:
+    """What is known of candidates and of holders."""
+    return {
+        "name": found.version.name,
+        "version": found.number,
+        "author": _author(found.version, run),
+        "registered_by": found.tags.get(_TAG + "registered_by", ""),
+        "metrics": _measures(client, run, metadata, found, rules),
+        "tags": found.tags,
+        **_digests(metadata, found, run),
+    }
 
 
 # The version and its run
@@ -199,13 +210,14 @@ def _find(client: MlflowClient, name: str, version: int | str) -> _Found:
         raise RegistryError(one_line(f"{version!r} is no version of {name}: give a number from 1"))
     try:
         found = client.get_model_version(name, text)
-    except (MlflowException, OSError) as error:
+    except asking_faults() as error:
         is_missing = isinstance(error, MlflowException) and error.error_code == MISSING
         what = f"{'no' if is_missing else 'cannot read'} version {text} of {name}"
         raise RegistryError(one_line(f"{what}: {reason_of(error)}")) from error
     if found.status not in (None, "READY"):
         why = f": {found.status_message}" if found.status_message else ""
-        raise RegistryError(one_line(f"version {text} of {name} is {found.status}{why}"))
+        kind = CannotJudge if found.status == _FAILED else RegistryError
+        raise kind(one_line(f"version {text} of {name} is {found.status}{why}"))
     return _Found(found, int(found.version))
 
 
@@ -215,34 +227,46 @@ def _author(version: ModelVersion, run: Run | None) -> str:
     return next((str(one) for one in known if (one or "") not in _NOBODY), "")
 
 
-def _dataset_digest(metadata: CheckpointMetadata | None, found: _Found, run: Run | None) -> str:
-    """The checkpoint's dataset, else the version's tag, else all datasets of the run."""
-    known = (metadata.dataset_digest if metadata else "") or found.tags.get(_TAG + "dataset_digest")
-    if known or run is None or run.inputs is None:
-        return known or ""
-    digests = {one.dataset.digest for one in run.inputs.dataset_inputs}
-    return ", ".join(sorted(digests))
+def _digests(metadata: CheckpointMetadata | None, found: _Found, run: Run | None) -> dict[str, str]:
+    """The checkpoint's datasets, else those of the version's tags, else those of the run."""
+    trained_on = (metadata.dataset_digest if metadata else "") or _tagged_digest(found, "dataset")
+    evaluated_on = (metadata.evaluation_digest if metadata else "") or ""
+    if metadata is None:
+        evaluated_on = _tagged_digest(found, "evaluation") or _logged_digests(run, EVALUATED_ON)
+    return {
+        "dataset_digest": trained_on or _logged_digests(run, TRAINED_ON),
+        "evaluation_digest": evaluated_on,
+    }
+
+
+def _tagged_digest(found: _Found, what: str) -> str:
+    return found.tags.get(f"{_TAG}{what}_digest", "")
+
+
+def _logged_digests(run: Run | None, contexts: Collection[str]) -> str:
+    used = run.inputs.dataset_inputs if run is not None and run.inputs is not None else []
+    return ", ".join(sorted({one.dataset.digest for one in used if _context(one) in contexts}))
+
+
+def _context(used: DatasetInput) -> str:
+    tags = {one.key: one.value for one in used.tags or ()}
+    return str(tags.get(_CONTEXT, "")).strip().lower()
 
 
 def _smoke(
-    found: _Found,
+    candidate: Candidate,
     location: str,
-    timeout_s: float | None,
+    timeout_s: float,
     tracking_uri: str,
     registry_uri: str | None,
-) -> SmokeResult | None:
-    if timeout_s is None:
-        return None
-    # Another process does not know what was set in this one.
-    set_here = mlflow.get_registry_uri()
-    if registry_uri is None and set_here != mlflow.get_tracking_uri():
-        registry_uri = set_here
-    uri = f"models:/{found.version.name}/{found.number}"
+) -> SmokeResult:
+    uri = f"models:/{candidate.name}/{candidate.version}"
     return smoke_test(
-        location if _NOT_IN_URI.search(found.version.name) else uri,
+        location if _NOT_IN_URI.search(candidate.name) else uri,
         timeout_s=timeout_s,
         tracking_uri=tracking_uri,
-        registry_uri=registry_uri,
+        # Another process does not know what was set in this one.
+        registry_uri=registry_meant(registry_uri),
     )
 
 

@@ -19,20 +19,22 @@ from opusclip_mlops.decisions import (
     ARCHIVED,
     HELD,
     LONGEST_RECORD,
+    MOST_DIGITS,
     MOVING,
     NO_STAGE,
     Decision,
     canonical,
     from_text,
+    number_in,
     sealed,
     sha256_of,
     to_text,
 )
 from opusclip_mlops.errors import RegistryError
 
-_NUMBER = re.compile(r"\d{6,}")
-_PART = re.compile(r"([0-9a-f]{64})\.(\d+)")
+_PART = re.compile(r"([0-9a-f]{64})\.(0|[1-9][0-9]?)")
 _MOST_PARTS = 100
+_LONGEST_ADMITTED = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,11 @@ class Problem:
 
     def __str__(self) -> str:
         return f"record {self.number} {self.what}" if self.number else self.what
+
+    @property
+    def short(self) -> str:
+        """Its first 200 characters, as a record keeps what was forced."""
+        return str(self)[:_LONGEST_ADMITTED]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +73,28 @@ class Chain:
     def unsettled(self) -> tuple[Problem, ...]:
         """The problems that nobody has passed over in writing, by forcing a decision."""
         admitted = {what for one in self.records for what in one.problems}
-        lines = admitted | {str(one) for one in _admitted(self.records)}
-        return tuple(one for one in self.problems if str(one) not in lines)
+        lines = admitted | {one.short for one in _admitted(self.records)}
+        return tuple(one for one in self.problems if one.short not in lines)
 
     @property
     def _last_hash(self) -> str:
         return self.records[-1].hash if self.records else self.origin
 
+    @property
+    def callers(self) -> frozenset[str]:
+        """The nonces of all calls that have written records."""
+        return frozenset(one.nonce for one in self.records)
+
     def next(self, draft: Decision) -> Decision:
-        """The draft as the record after the last one."""
+        """The draft as the record after the last one.
+
+        Raises:
+            RegistryError: There is no number after the last one.
+        """
+        if self.last_number + 1 >= 10**MOST_DIGITS:
+            raise RegistryError(
+                f"the history of {self.model!r} is full: somebody wrote param {self.last_number}"
+            )
         return sealed(draft, number=self.last_number + 1, previous_hash=self._last_hash)
 
 
@@ -86,6 +106,12 @@ def origin_of(model: str, run_id: str) -> str:
 def key_of(number: int) -> str:
     """The param that holds a record: 000001."""
     return f"{number:06d}"
+
+
+def is_key(param: str) -> bool:
+    """Whether a param holds a record."""
+    number = number_in(param) or 0
+    return number > 0 and param == key_of(number)
 
 
 def parts_of(text: str) -> dict[str, str]:
@@ -110,7 +136,7 @@ def parts_of(text: str) -> dict[str, str]:
 def read_chain(params: Mapping[str, str], *, model: str, run_id: str) -> Chain:
     """The history that the params of a run hold, verified; other params are passed over."""
     records, problems = [], []
-    keys = sorted((key for key in params if _is_number(key)), key=int)
+    keys = sorted((key for key in params if is_key(key)), key=int)
     for key in keys:
         try:
             records.append(_read(key, params[key]))
@@ -121,6 +147,7 @@ def read_chain(params: Mapping[str, str], *, model: str, run_id: str) -> Chain:
         records, model=model, origin=origin, unread={p.number for p in problems}
     )
     problems += _missing_texts(records, texts)
+    problems += _unjudged(records)
     problems += _admitted(records)
     found = tuple(sorted(problems, key=lambda problem: problem.number))
     return Chain(model, origin, tuple(records), int(keys[-1]) if keys else 0, found, texts)
@@ -152,17 +179,18 @@ def verify_chain(
 
 def cut_off(chain: Chain, head: str) -> list[Problem]:
     """Whether the end is missing, by the head that the registered model's tag names."""
-    number, _, hash_of_head = head.partition(" ")
+    digits, _, hash_of_head = head.partition(" ")
     if not head:
         return []
-    if not (number.isascii() and number.isdigit()):
+    number = number_in(digits)
+    if number is None:
         return [Problem(0, f"the tag of its head is {head[:80]!r}, which names no record")]
-    if int(number) > chain.last_number:
+    if number > chain.last_number:
         last = f"its last record is {chain.last_number}"
-        return [Problem(0, f"its end is missing: {last}, it had {int(number)}")]
-    named = [one for one in chain.records if one.number == int(number)]
+        return [Problem(0, f"its end is missing: {last}, it had {number}")]
+    named = [one for one in chain.records if one.number == number]
     if named and named[0].hash != hash_of_head:
-        return [Problem(int(number), "is not the one that the tag of the head names")]
+        return [Problem(number, "is not the one that the tag of the head names")]
     return []
 
 
@@ -230,16 +258,27 @@ def until(records: Sequence[Decision], timestamp_ms: int) -> tuple[Decision, ...
 
 
 def approvals(records: Sequence[Decision], version: int, stage: str) -> tuple[Decision, ...]:
-    """Approvals of a version for a stage that still count: made since it was moved last."""
+    """Approvals of a version for a stage that still count: made since it was moved last.
+
+    It is moved, too, when another version takes its place; what is said of the holder is no
+    approval.
+    """
     found: tuple[Decision, ...] = ()
+    held: dict[int, str] = {}
     for record in records:
-        if record.version != version:
-            continue
+        place = held.get(version)
         if record.kind in MOVING:
-            found = ()
-        elif record.kind == "approval" and record.to_stage == stage:
-            found = (*found, record)
+            _move(held, record)
+            found = found if record.version != version and held.get(version) == place else ()
+        elif (record.kind, record.version, record.to_stage) == ("approval", version, stage):
+            found = found if place == stage else (*found, record)
     return found
+
+
+def moved_since(records: Sequence[Decision], stage: str, number: int) -> bool:
+    """Whether a record after `number` moved a version into a stage, or out of it."""
+    later = (one for one in _moves(records) if one.number > number)
+    return any(stage in (one.from_stage, one.to_stage) for one in later)
 
 
 def been_in(records: Sequence[Decision], version: int) -> frozenset[str]:
@@ -262,12 +301,6 @@ def fitted(draft: Decision) -> tuple[Decision, str | None]:
     if len(to_text(short)) > room:
         raise RegistryError(f"a decision about {draft.model[:80]} is too long to be recorded")
     return short, text
-
-
-def _is_number(key: str) -> bool:
-    return (
-        bool(_NUMBER.fullmatch(key)) and key.isascii() and key == key_of(int(key)) and int(key) > 0
-    )
 
 
 def _read(key: str, text: str) -> Decision:
@@ -302,23 +335,32 @@ def _admitted(records: Sequence[Decision]) -> list[Problem]:
 
 def _texts(params: Mapping[str, str]) -> dict[str, str]:
     """The long texts that are whole, by their sha256."""
-    parts: dict[str, dict[int, str]] = {}
-    for key, value in params.items():
-        if found := _PART.fullmatch(key):
-            parts.setdefault(found[1], {})[int(found[2])] = value
-    texts = {}
-    for digest, numbered in parts.items():
-        text = _joined([numbered[part] for part in sorted(numbered)])
-        if sha256_of(text) == digest:
-            texts[digest] = text
-    return texts
+    digests = {found[1] for key in params if (found := _PART.fullmatch(key))}
+    texts = {digest: _text(params, digest) for digest in digests}
+    return {digest: text for digest, text in texts.items() if text is not None}
 
 
-def _joined(parts: list[str]) -> str:
+def _text(params: Mapping[str, str], digest: str) -> str | None:
+    """The text of the fewest first parts that have the digest; anybody may have added more."""
+    line = ""
+    for part in range(_MOST_PARTS):
+        value = params.get(f"{digest}.{part}")
+        if value is None:
+            return None
+        line += value
+        text = _said(line) if value.endswith('"') else None
+        if text is not None and sha256_of(text) == digest:
+            return text
+    return None
+
+
+def _said(line: str) -> str | None:
+    """The text that JSON holds; None where it holds none, or only halves of characters."""
     try:
-        return str(json.loads("".join(parts)))
+        text = json.loads(line)
+        return text if isinstance(text, str) and text.encode() is not None else None
     except (ValueError, RecursionError):
-        return ""
+        return None
 
 
 def _missing_texts(records: Sequence[Decision], texts: Mapping[str, str]) -> list[Problem]:
@@ -327,6 +369,17 @@ def _missing_texts(records: Sequence[Decision], texts: Mapping[str, str]) -> lis
     absent = [(number, "verdict") for number, digest in named if digest not in texts]
     absent += [(number, "policy") for number, digest in policies if digest not in texts]
     return [Problem(number, f"has lost its {what}, or it was changed") for number, what in absent]
+
+
+def _unjudged(records: Sequence[Decision]) -> Iterator[Problem]:
+    """Who entered a stage while there was a policy, and was neither judged by it nor forced."""
+    has_policy = False
+    for one in records:
+        is_judged = one.forced or one.verdict is not None or bool(one.verdict_sha256)
+        if one.kind == "policy":
+            has_policy = one.policy_digest != sha256_of("")
+        elif has_policy and one.kind in MOVING and one.to_stage in HELD and not is_judged:
+            yield Problem(one.number, f"entered {one.to_stage} without a verdict")
 
 
 def _move(found: dict[int, str], record: Decision) -> None:

@@ -4,8 +4,10 @@
     state.pt              optimizer, scheduler, random number generators, step, epoch
     metadata.json         CheckpointMetadata
 
-Writing hashes nothing, so training does not pay for it. `seal` adds the hashes later, in any
-process; `verify` and the loaders accept only a sealed checkpoint.
+Writing neither hashes nor waits for the disk, so training does not pay for it: what a killed
+process has written stands. `seal` brings the files to the disk and adds their hashes later, in any
+process; it refuses what a power cut has torn, by what was noted of the files as they were written.
+`verify` and the loaders accept only a sealed checkpoint.
 
 torch and safetensors are imported by the functions that need them: a process that only seals and
 ships checkpoints stays small.
@@ -13,13 +15,17 @@ ships checkpoints stays small.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
+import socket
 import tempfile
-from collections.abc import Collection, Iterable, Mapping
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -43,6 +49,9 @@ METADATA = "metadata.json"
 
 MOST_METADATA_BYTES = 16 * 2**20
 """More than any metadata.json has: a larger one is not read."""
+
+_WRITTEN = "written"
+"""The key of metadata.json that says of each file what it is when whole, until it is sealed."""
 
 _CHUNK_BYTES = 1 << 20
 _NAME = re.compile(r"epoch_(\d+)-step_(\d+)(?:-(\d+))?")
@@ -71,8 +80,10 @@ def write_checkpoint(
 ) -> Path:
     """Write a checkpoint so that `folder` is either whole or not there; return `folder`.
 
-    The folder's mode is 0700. A process that is killed here may leave a hidden folder beside
-    `folder`, which nothing reads. Wrappers (DistributedDataParallel, torch.compile) are taken off.
+    The folder's mode is 0700. It waits for no disk: the system writes the files out, or `seal`. A
+    process that is killed here leaves a hidden folder beside `folder`, which nothing reads and the
+    next one that writes there removes. Wrappers (DistributedDataParallel, torch.compile) are taken
+    off.
 
     Raises:
         CheckpointError: `folder` exists, a value cannot be stored without pickling code, or the
@@ -84,20 +95,17 @@ def write_checkpoint(
         raise CheckpointError(f"checkpoint {folder} exists already: choose another name")
     content = replace(metadata, files={}).to_dict()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        tensors.write_weights(temporary / WEIGHTS, model)
-        at = {"step": metadata.step, "epoch": metadata.epoch}
-        tensors.write_state(temporary / STATE, optimizer, scheduler, **at)
-        (temporary / METADATA).write_text(_json_text(content))
-        for path in (*temporary.iterdir(), temporary):
-            _fsync(path)
-        _rename(temporary, folder)
+        with _unfinished(folder) as temporary:
+            tensors.write_weights(temporary / WEIGHTS, model)
+            at = {"step": metadata.step, "epoch": metadata.epoch}
+            tensors.write_state(temporary / STATE, optimizer, scheduler, **at)
+            content[_WRITTEN] = {one.name: _extent(one) for one in temporary.iterdir()}
+            (temporary / METADATA).write_text(_json_text(content))
+            _rename(temporary, folder)
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"checkpoint {folder} cannot be written: {reason}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
@@ -115,19 +123,20 @@ def read_metadata(folder: Path) -> CheckpointMetadata:
 
 
 def seal(folder: Path, *, run_id: str | None = None) -> CheckpointMetadata:
-    """Hash every file and complete metadata.json; a sealed or dropped one is left as it is.
+    """Bring every file to the disk, hash it and complete metadata.json.
 
-    Two processes may seal the same checkpoint at the same time. `run_id` is filled in where it was
-    not known yet when the checkpoint was written.
+    One that is sealed or dropped is left as it is. Two processes may seal the same checkpoint at
+    the same time. `run_id` is filled in where it was not known yet when the checkpoint was written.
 
     Raises:
-        CheckpointError: Not a checkpoint, a file is missing, or one is a symbolic link.
+        CheckpointError: Not a checkpoint, a file is missing, is not as it was written, or is a
+            symbolic link.
     """
     metadata = read_metadata(folder)
     if is_dropped(folder) or (metadata.sealed and (metadata.run_id or not run_id)):
         return metadata
     try:
-        files = metadata.files or {name: _hashed(folder / name) for name in _names(folder)}
+        files = metadata.files or _flushed(folder)
     except (OSError, CheckpointError):
         # Dropped in this moment.
         if is_dropped(folder):
@@ -250,6 +259,31 @@ def _names(folder: Path) -> Iterable[str]:
             yield path.relative_to(folder).as_posix()
 
 
+def _flushed(folder: Path) -> dict[str, StoredFile]:
+    """Hash what is safe on the disk by then, and is all that was written."""
+    names = list(_names(folder))
+    # Absent in what an earlier release wrote.
+    written = _content(folder / METADATA).get(_WRITTEN)
+    for name, expected in written.items() if isinstance(written, dict) else ():
+        if name not in names or _extent(folder / name) != expected:
+            raise CheckpointError(f"checkpoint {folder} is torn: {name} is not as it was written")
+    for path in (*(folder / name for name in names), folder, folder.parent):
+        _fsync(path)
+    return {name: _hashed(folder / name) for name in names}
+
+
+def _extent(path: Path) -> dict[str, int]:
+    """What tells a file that a power cut has torn from a whole one."""
+    extent = {"size_bytes": path.stat().st_size}
+    if path.name == WEIGHTS:
+        # safetensors gives it its length before its content, which then may be zeros.
+        extent["crc32"] = 0
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                extent["crc32"] = zlib.crc32(chunk, extent["crc32"])
+    return extent
+
+
 def _hashed(path: Path) -> StoredFile:
     digest, size_bytes = hashlib.sha256(), 0
     with path.open("rb") as file:
@@ -308,12 +342,44 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def _unfinished(folder: Path) -> Iterator[Path]:
+    """A hidden folder beside another to write in, gone afterwards."""
+    # Whether a process of another machine still writes can't be told: it has names of its own.
+    suffix = f".{hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]}.unfinished"
+    with _as_writer(folder.parent, suffix):
+        name = tempfile.mkdtemp(suffix, f".{folder.name}-", folder.parent)
+        try:
+            yield Path(name)
+        finally:
+            shutil.rmtree(name, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _as_writer(parent: Path, suffix: str) -> Iterator[None]:
+    """Share the folder with others that write; one that is alone removes what dead ones left."""
+    descriptor = os.open(parent, os.O_RDONLY)
+    try:
+        # Refused while another writes, and where the disk knows no locks.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for left in parent.glob(f".*-*{suffix}"):
+                shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            # A forked process may have the descriptor still.
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
+
+
 def _rename(temporary: Path, folder: Path) -> None:
     try:
         temporary.rename(folder)
     except OSError as error:
         raise CheckpointError(f"cannot create checkpoint {folder}: {error.strerror}") from error
-    _fsync(folder.parent)
 
 
 def _replace_text(path: Path, text: str) -> None:

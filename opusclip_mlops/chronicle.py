@@ -21,15 +21,17 @@ def policy_of(name: str, *, client: MlflowClient | None = None) -> str:
     """The policy that is kept with a registered model, empty where there is none.
 
     Raises:
-        RegistryError: The policy was changed other than by `set_policy`, or MLflow did not answer.
+        RegistryError: The policy was changed other than by `set_policy`, the history that holds it
+            was tampered with, or MLflow did not answer.
     """
-    notes = _notes(name, client)
-    set_by = [record for record in notes.chain.records if record.kind == "policy"]
-    if not set_by:
-        return ""
-    if set_by[-1].policy_digest not in notes.chain.texts:
+    found = _notes(name, client).chain
+    digests = [record.policy_digest for record in found.records if record.kind == "policy"]
+    if digests and digests[-1] not in found.texts:
         raise RegistryError(f"the policy of {name!r} was changed or removed: set it again")
-    return notes.chain.texts[set_by[-1].policy_digest]
+    if found.unsettled:
+        what = "; ".join(map(str, found.unsettled[:3]))
+        raise RegistryError(f"the policy of {name!r} is not known, its history is damaged: {what}")
+    return found.texts[digests[-1]] if digests else ""
 
 
 def history(

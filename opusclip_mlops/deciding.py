@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from opusclip_mlops import chain
 from opusclip_mlops.decisions import HELD, LONGEST_REASON, Decision, Kind
-from opusclip_mlops.errors import RegistryError
+from opusclip_mlops.errors import OpusclipError, RegistryError
+from opusclip_mlops.redaction import one_line
 from opusclip_mlops.settling import Change, Desk, View, let_stand, put_back
 
 _MOST_TIMES = 1_000
@@ -76,23 +77,29 @@ def decide(
     propose: Callable[[View], Decision],
     *,
     forced: bool = False,
+    is_urgent: bool = False,
 ) -> Decision:
     """Have a decision proposed, judged, recorded and carried out; again where others were faster.
+
+    No version that was moved in by hand stands in the way: one that cannot be judged is put back.
 
     Args:
         desk: The registered model.
         judge: The gate, None for no gate.
         propose: Drafts the decision for how things are, or returns one that was made already.
         forced: Whether the gate and the state of the history do not matter.
+        is_urgent: Whether what was moved in by hand is put back without asking the gate, which may
+            take its time; a forced decision is urgent.
 
     Raises:
         GateRefused: The gate does not let the version through.
         RegistryError: What `propose` raises, or MLflow refused or did not answer.
     """
+    of_strangers = _not_asked if judge and (forced or is_urgent) else judge
     for _ in range(_MOST_TIMES):
         view = desk.look(forced=forced)
         if view.changes:
-            _answer(desk, view.changes[0], view, judge)
+            _answer(desk, view.changes[0], view, of_strangers, put_back_at=OpusclipError)
             continue
         try:
             draft = _judged(propose(view), view, judge)
@@ -122,32 +129,40 @@ def note(desk: Desk, propose: Callable[[View], Decision], *, text: str | None = 
     for _ in range(_MOST_TIMES):
         view = desk.look()
         if found := [change for change in view.changes if _stood_before(change, view)]:
-            _answer(desk, found[0], view, None)
+            _answer(desk, found[0], view, None, put_back_at=CannotJudge)
         elif record := desk.append(propose(view), view, text=text, is_move=False):
             desk.close(record)
             return record
     raise _restless(desk.model)
 
 
-def _answer(desk: Desk, change: Change, view: View, judge: Judge | None) -> Decision | None:
-    """Record a change by hand: it stands, or it is to be put back."""
-    decision = let_stand(change, view)
+def _answer(
+    desk: Desk,
+    change: Change,
+    view: View,
+    judge: Judge | None,
+    *,
+    put_back_at: type[OpusclipError],
+) -> Decision | None:
+    """Record a change by hand: it stands, or it is to be put back, as where judging fails so."""
+    decision, back = let_stand(change, view), put_back(change, view, desk.actor)
     if _stood_before(change, view):
         is_first = all(record.nonce == desk.nonce for record in view.records)
         when = ", before this history began" if is_first else ""
         return desk.answer(change, replace(decision, reason=f"{change}{when}"), view)
     if _cannot_stand(change):
-        return desk.answer(change, put_back(change, view, desk.actor), view)
+        return desk.answer(change, back, view)
     try:
-        return desk.answer(change, _judged(decision, view, judge), view)
+        decision = _judged(decision, view, judge)
     except GateRefused as refused:
-        back = put_back(change, view, desk.actor)
-        return desk.answer(change, _with(back, refused.verdict), view)
-    except CannotJudge as lost:
-        back = put_back(change, view, desk.actor)
-        return desk.answer(
-            change, replace(back, reason=f"{back.reason}: {lost}"[:LONGEST_REASON]), view
-        )
+        decision = _with(back, refused.verdict)
+    except put_back_at as error:
+        decision = replace(back, reason=_cut(f"{back.reason}: not judged: {error}"))
+    return desk.answer(change, decision, view)
+
+
+def _not_asked(case: Case) -> Verdict:
+    raise CannotJudge(f"the decision that finds it in {case.to_stage} does not wait")
 
 
 def _stood_before(change: Change, view: View) -> bool:
@@ -172,15 +187,19 @@ def _judged(draft: Decision, view: View, judge: Judge | None) -> Decision:
     kind, model, to = draft.kind, draft.model, draft.to_stage
     try:
         verdict = judge(Case(kind, model, version, to, held, draft.actor, view.records))
-    except CannotJudge as lost:
+    except OpusclipError as error:
         if not draft.forced:
             raise
-        return replace(draft, reason=f"{draft.reason} (not judged: {lost})"[:LONGEST_REASON])
+        return replace(draft, reason=_cut(f"{draft.reason} (not judged: {error})"))
     if not verdict.passed and not draft.forced:
         why = "; ".join(verdict.lines())
         text = f"version {version} of {model!r} may not enter {to}: {why}"
         raise GateRefused(" ".join(text.split()), verdict)
     return _with(draft, verdict)
+
+
+def _cut(reason: str) -> str:
+    return one_line(reason, at_most=LONGEST_REASON)
 
 
 def _with(draft: Decision, verdict: Verdict) -> Decision:
@@ -192,6 +211,7 @@ def answer_changes(desk: Desk, judge: Judge | None) -> tuple[Decision, ...]:
     """Record what was changed by hand, put back what the gate refuses, finish what was left.
 
     Raises:
+        OpusclipError: The gate cannot judge a version now; it is left where it is.
         RegistryError: MLflow refused or did not answer.
     """
     made: list[Decision] = []
@@ -200,7 +220,7 @@ def answer_changes(desk: Desk, judge: Judge | None) -> tuple[Decision, ...]:
         if not view.changes:
             desk.finish(view)
             return tuple(made)
-        if record := _answer(desk, view.changes[0], view, judge):
+        if record := _answer(desk, view.changes[0], view, judge, put_back_at=CannotJudge):
             made.append(record)
     raise _restless(desk.model)
 

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import pwd
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -30,9 +31,13 @@ HELD = (STAGING, PRODUCTION)
 MOVING: tuple[Kind, ...] = ("promotion", "demotion", "rollback", "external")
 UNKNOWN = "unknown"
 
+MOST_DIGITS = 18
 LONGEST_RECORD = 6_000  # characters, the most that a param of MLflow holds
 LONGEST_REASON = 1_000
 _LONGEST_NAME = 200
+_YEAR_10000_MS = 253_402_300_800_000
+# What MLflow's filter language cannot quote matches any character, and is looked at afterwards.
+_UNQUOTABLE = re.compile(r"[^\w .\-]", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +139,8 @@ def from_text(text: str) -> Decision:
         raise RegistryError(f"is no record: {one_line(str(error), at_most=100)}") from error
     if not is_exact:
         raise RegistryError("is not in the form that a record has")
+    if not _is_possible(decision):
+        raise RegistryError("is no record: a number in it cannot be")
     return decision
 
 
@@ -154,6 +161,18 @@ def canonical(value: object) -> str:
 def sha256_of(text: str) -> str:
     """The sha256 of a text in UTF-8, in hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def number_in(text: str) -> int | None:
+    """The number that a text of at most 18 digits says, None for any other text."""
+    is_number = text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
+    return int(text) if is_number else None
+
+
+def like(name: str) -> str:
+    """The end of a filter of MLflow that finds a name, and perhaps others: "= 'clip'"."""
+    pattern = _UNQUOTABLE.sub("_", name)
+    return f"{'=' if pattern == name else 'LIKE'} '{pattern}'"
 
 
 def model_named(name: str) -> str:
@@ -226,6 +245,12 @@ def present_actor() -> Actor:
         return Actor(pwd.getpwuid(os.geteuid()).pw_name, "os user")
     except KeyError:
         return Actor(f"uid {os.geteuid()}", "os user")
+
+
+def _is_possible(decision: Decision) -> bool:
+    numbers = (decision.number, decision.version or 0, decision.previous_holder or 0)
+    is_time = 0 <= decision.timestamp_ms < _YEAR_10000_MS
+    return is_time and all(0 <= one < 10**MOST_DIGITS for one in numbers)
 
 
 def _json(value: object) -> str:

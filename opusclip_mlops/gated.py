@@ -1,7 +1,8 @@
 """Promoting and rolling back past the gate: the policy that is kept with a model is what judges.
 
 Without a policy every version passes. A rollback is judged by what has to hold of any version that
-serves: its weights are those that were registered, and it answers its input example.
+serves: it answers its input example, where it has one or the policy asks for that, and its weights
+are those that were registered, where the policy asks for that.
 """
 
 from __future__ import annotations
@@ -9,20 +10,30 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import yaml
 from mlflow import MlflowClient
 
 from opusclip_mlops import chain, chronicle, promotion
 from opusclip_mlops.candidates import judge_version
 from opusclip_mlops.deciding import Case, Judge
 from opusclip_mlops.decisions import HELD, CameBy, Decision, stage_held, version_named
+from opusclip_mlops.errors import RegistryError
 from opusclip_mlops.faults import attempted
 from opusclip_mlops.gates import Approval, Verdict
+from opusclip_mlops.listing import content
+from opusclip_mlops.patience import connected
 from opusclip_mlops.policy import Policy, StageRules, read_policy
 from opusclip_mlops.redaction import one_line
+from opusclip_mlops.refusals import asking_faults, reason_of
 from opusclip_mlops.registry_rows import Rows
+from opusclip_mlops.version_files import VersionFiles
+
+_ROLLBACK_SMOKE_S = 60.0
+_MODEL_FILE = "MLmodel"
+_MOST_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +78,7 @@ def promote(
         GateRefused: The gate does not let the version through; the verdict has every condition.
         RegistryError: No such model, version or stage, a damaged history, or MLflow did not answer.
     """
-    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=registry_uri)
+    client = connected(tracking_uri=tracking_uri, registry_uri=registry_uri)
     if approve:
         promotion.approve(name, version, to=to, reason=reason, came_by=came_by, client=client)
     return promotion.promote(
@@ -104,7 +115,8 @@ def rollback(
         registry_uri: Where models are, the tracking server when None.
 
     Raises:
-        GateRefused: The version before does not pass the smoke test, or its weights were changed.
+        GateRefused: The version before does not answer its input example, within 60 s where the
+            policy says nothing else, or its weights were changed.
         RegistryError: Nobody held the stage before, or as `promote`.
     """
     return promotion.rollback(
@@ -114,7 +126,7 @@ def rollback(
         reason=reason,
         force=force,
         came_by=came_by,
-        client=MlflowClient(tracking_uri=tracking_uri, registry_uri=registry_uri),
+        client=connected(tracking_uri=tracking_uri, registry_uri=registry_uri),
     )
 
 
@@ -129,9 +141,9 @@ def check(
     """What the gate says of a version now; nothing is changed.
 
     Raises:
-        RegistryError: As `promote`.
+        RegistryError: As `promote`; a damaged history is one that knows no policy.
     """
-    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=registry_uri)
+    client = connected(tracking_uri=tracking_uri, registry_uri=registry_uri)
     stage, number = stage_held(to), version_named(version)
     records = chronicle.history(name, client=client)
     held = chain.holder(records, stage)
@@ -165,7 +177,7 @@ def set_policy(
         RegistryError: As `promote`.
     """
     read_policy(text, source=source).check_model(name)
-    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=registry_uri)
+    client = connected(tracking_uri=tracking_uri, registry_uri=registry_uri)
     return promotion.set_policy(name, text, reason=reason, came_by=came_by, client=client)
 
 
@@ -197,7 +209,7 @@ def watch(
         tracking_uri: Where runs and histories are, MLflow's default when None.
         registry_uri: Where models are, the tracking server when None.
     """
-    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=registry_uri)
+    client = connected(tracking_uri=tracking_uri, registry_uri=registry_uri)
     judge = gate(tracking_uri=tracking_uri, registry_uri=registry_uri)
     rows, problems = Rows(client, names), dict[str, str]()
     for look in itertools.count() if rounds is None else range(rounds):
@@ -233,20 +245,22 @@ def _said(fault: Exception | None) -> str:
 
 
 def _verdict(case: Case, tracking_uri: str | None, registry_uri: str | None) -> Verdict:
-    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=registry_uri)
+    client = connected(tracking_uri=tracking_uri, registry_uri=registry_uri)
     text = chronicle.policy_of(case.model, client=client)
-    if not text:
+    policy = read_policy(text, source=f"the policy of {case.model}") if text else Policy()
+    if case.kind == "rollback":
+        policy = _for_rollback(policy, case, client)
+    if not policy.stages:
         return Verdict(
             model=case.model,
             version=case.version,
             stage=case.to_stage,
             conditions=(),
-            policy_digest="",
+            policy_digest=policy.digest if text else "",
         )
-    policy = read_policy(text, source=f"the policy of {case.model}")
     holders = {stage: chain.holder(case.records, stage) for stage in HELD}
-    return judge_version(
-        _for_rollback(policy) if case.kind == "rollback" else policy,
+    verdict = judge_version(
+        policy,
         case.model,
         case.version,
         to=case.to_stage,
@@ -259,14 +273,32 @@ def _verdict(case: Case, tracking_uri: str | None, registry_uri: str | None) -> 
         tracking_uri=tracking_uri,
         registry_uri=registry_uri,
     )
+    return verdict if text else replace(verdict, policy_digest="")
 
 
-def _for_rollback(policy: Policy) -> Policy:
-    """What has to hold of a version that was let through before."""
-    stages = {
-        stage: StageRules(
-            checkpoint_hash=rules.checkpoint_hash, smoke_timeout_s=rules.smoke_timeout_s
-        )
-        for stage, rules in policy.stages.items()
-    }
+def _for_rollback(policy: Policy, case: Case, client: MlflowClient) -> Policy:
+    """What has to hold of a version that was let through before: no stages if nothing has to."""
+    rules = policy.rules(case.to_stage)
+    timeout_s = rules.smoke_timeout_s
+    if timeout_s is None and _has_example(case, client):
+        timeout_s = _ROLLBACK_SMOKE_S
+    asked = StageRules(checkpoint_hash=rules.checkpoint_hash, smoke_timeout_s=timeout_s)
+    stages = {} if asked == StageRules() else {case.to_stage: asked}
     return replace(policy, stages=stages, order=())
+
+
+def _has_example(case: Case, client: MlflowClient) -> bool:
+    """Whether an input example is kept with a version, as its model's own file says."""
+    try:
+        version = client.get_model_version(case.model, str(case.version))
+        files = VersionFiles.of(client, version)
+        size_bytes = files.sizes.get(_MODEL_FILE)
+        if files.repository is None or size_bytes is None or size_bytes > _MOST_BYTES:
+            return False
+        about = yaml.safe_load(content(files.repository, _MODEL_FILE))
+    except asking_faults() as error:
+        what = f"cannot read version {case.version} of {case.model!r}"
+        raise RegistryError(f"{what}: {reason_of(error)}") from error
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return False
+    return isinstance(about, Mapping) and bool(about.get("saved_input_example_info"))

@@ -10,21 +10,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Any
 
-import msgspec
-
-from opusclip_mlops.errors import RegistryError
 from opusclip_mlops.policy import ANY, ApprovalRule, MetricRule, Policy, StageRules, stage_named
-from opusclip_mlops.redaction import one_line
 from opusclip_mlops.smoke import SmokeResult
+from opusclip_mlops.verdicts import Condition as Condition
+from opusclip_mlops.verdicts import Verdict as Verdict
+from opusclip_mlops.verdicts import condition, shown
 
-_MOST_CHARACTERS = 200
-_NON_FINITE = "non_finite"
+SMOKE_TEST = "smoke test"
+"""The name of the condition that a version answers."""
+
 _ARTIFACTS = "artifacts/"
+_NO_DATASET = "no dataset known"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,26 +42,30 @@ class Candidate:
     Attributes:
         name: The registered model.
         version: The version's number.
-        author: Who made it, "" when nobody knows.
+        author: Whose run it was made in, "" when nobody knows.
+        registered_by: Who made a version of it, an author too; "" when nobody knows.
         metrics: What was measured, by key.
         tags: The version's own tags.
         files: Paths below the version's folder, with sizes in bytes.
         has_signature: Whether the model says what it takes and returns.
         checkpoint_problem: What is wrong with its weights, "" when they are those that were
             registered, None when nobody looked.
-        dataset_digest: The dataset it was made with, "" when nobody knows.
+        dataset_digest: The dataset it was trained on, "" when nobody knows.
+        evaluation_digest: The dataset its metrics were measured on, "" when nobody knows.
         smoke: How the smoke test went, None when there was none.
     """
 
     name: str
     version: int
     author: str = ""
+    registered_by: str = ""
     metrics: Mapping[str, Measure] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, int] = field(default_factory=dict)
     has_signature: bool = False
     checkpoint_problem: str | None = None
     dataset_digest: str = ""
+    evaluation_digest: str = ""
     smoke: SmokeResult | None = None
 
 
@@ -71,77 +75,6 @@ class Approval:
 
     actor: str
     timestamp_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """One thing a policy asks for: what was found, what was wanted, and what explains it."""
-
-    name: str
-    passed: bool
-    measured: float | str | None
-    wanted: float | str | None
-    note: str = ""
-
-    def line(self) -> str:
-        """The condition on one line, for people."""
-        note = f" ({self.note})" if self.note else ""
-        found = f"{_shown(self.measured)}, wanted {_shown(self.wanted)}{note}"
-        return f"{'passed' if self.passed else 'FAILED'}  {self.name}: {found}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """Whether a version may enter a stage, with every condition of the policy."""
-
-    model: str
-    version: int
-    stage: str
-    conditions: tuple[Condition, ...]
-    policy_digest: str
-
-    @property
-    def passed(self) -> bool:
-        """True when every condition passed, also where there are none."""
-        return not self.failed
-
-    @property
-    def failed(self) -> tuple[Condition, ...]:
-        """The conditions that did not pass."""
-        return tuple(one for one in self.conditions if not one.passed)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values only; a number that is not finite is {"non_finite": "nan"}."""
-        content: dict[str, Any] = msgspec.to_builtins(self)
-        for one in content["conditions"]:
-            one["measured"], one["wanted"] = map(_plain, (one["measured"], one["wanted"]))
-        return {**content, "conditions": list(content["conditions"]), "passed": self.passed}
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Verdict:
-        """Read what `to_dict` gave; whether it passed is told by the conditions alone.
-
-        Raises:
-            RegistryError: It is no verdict.
-        """
-        try:
-            conditions = [
-                {**one, "measured": _number(one["measured"]), "wanted": _number(one["wanted"])}
-                for one in content["conditions"]
-            ]
-            return msgspec.convert({**content, "conditions": conditions}, cls)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise RegistryError(f"this is no verdict: {one_line(str(error))}") from error
-
-    def lines(self) -> list[str]:
-        """The verdict for people: what came of it, then a line for each condition."""
-        about = f"{self.model} {self.version} to {self.stage}"
-        if not self.conditions:
-            return [f"{about}: passed, the policy asks for nothing"]
-        count = len(self.conditions)
-        came = f"refused, {len(self.failed)} of {count} conditions failed"
-        first = f"{about}: {f'passed, {count} of {count} conditions' if self.passed else came}"
-        return [first, *(f"  {one.line()}" for one in self.conditions)]
 
 
 def judge(
@@ -169,31 +102,30 @@ def judge(
     policy.check_model(candidate.name)
     stage = stage_named(stage)
     rules = policy.rules(stage)
-    found = [
+    found = (
         *_order(policy, stage, been_in),
         *(one for rule in rules.metrics for one in _metric(rule, candidate, holders)),
         *_contents(rules, candidate),
         *_dataset(rules.same_dataset_as, candidate, holders),
         *_approvals(rules.approvals, policy, candidate, approvals),
-    ]
+    )
     return Verdict(
         model=candidate.name,
         version=candidate.version,
         stage=stage,
-        conditions=tuple(found),
+        conditions=found if candidate.smoke else _untested(found),
         policy_digest=policy.digest,
     )
 
 
-def _condition(
-    name: str,
-    passed: bool,
-    measured: float | str | None,
-    wanted: float | str | None,
-    note: str = "",
-) -> Condition:
-    texts = (_text(name), _value(measured), _value(wanted), _text(note))
-    return Condition(str(texts[0]), passed, texts[1], texts[2], str(texts[3]))
+def _untested(conditions: tuple[Condition, ...]) -> tuple[Condition, ...]:
+    """The same, and why there was no smoke test where another condition failed."""
+    if all(one.passed or one.name == SMOKE_TEST for one in conditions):
+        return conditions
+    said = "not tested: another condition failed"
+    return tuple(
+        replace(one, measured=said) if one.name == SMOKE_TEST else one for one in conditions
+    )
 
 
 def _order(policy: Policy, stage: str, been_in: Collection[str]) -> Iterator[Condition]:
@@ -202,7 +134,7 @@ def _order(policy: Policy, stage: str, been_in: Collection[str]) -> Iterator[Con
     for one in earlier:
         has_been = one.lower() in been
         measured = f"was in {one}" if has_been else f"never was in {one}"
-        yield _condition("order", has_been, measured, f"{one} before {stage}")
+        yield condition("order", has_been, measured, f"{one} before {stage}")
 
 
 # Metrics
@@ -216,10 +148,10 @@ def _metric(
     note = "it was not measured" if measure is None else measure.origin
     if rule.min is not None:
         passed = _is_number(value) and _exact(value) >= _exact(rule.min)
-        yield _condition(f"{rule.key} min", passed, value, rule.min, note)
+        yield condition(f"{rule.key} min", passed, value, rule.min, note)
     if rule.max is not None:
         passed = _is_number(value) and _exact(value) <= _exact(rule.max)
-        yield _condition(f"{rule.key} max", passed, value, rule.max, note)
+        yield condition(f"{rule.key} max", passed, value, rule.max, note)
     if rule.not_worse_than:
         yield _compared(rule, value, note, holders.get(rule.not_worse_than))
 
@@ -231,18 +163,18 @@ def _compared(
     way = f"{rule.better} is better"
     if holder is None:
         why = f"nobody is in {rule.not_worse_than} yet; {note}"
-        return _condition(name, _is_number(value), value, "a number", why)
+        return condition(name, _is_number(value), value, "a number", why)
     held = holder.metrics.get(rule.key)
     who = f"version {holder.version} in {rule.not_worse_than}"
     if held is None or not _is_number(held.value):
-        there = "has no such metric" if held is None else f"has {_shown(held.value)}"
+        there = "has no such metric" if held is None else f"has {shown(held.value)}"
         why = f"{who} {there}, so they cannot be compared; {note}"
-        return _condition(name, False, value, f"a number of {who}", why)
+        return condition(name, False, value, f"a number of {who}", why)
     bound = _bound(held.value, rule)
     better = value is not None and _is_better(value, bound, rule.better)
-    by = f", by {_shown(rule.by)}" if rule.by else ""
-    why = f"{who} has {_shown(held.value)} ({held.origin}){by}; {way}; {note}"
-    return _condition(name, better, value, float(bound), why)
+    by = f", by {shown(rule.by)}" if rule.by else ""
+    why = f"{who} has {shown(held.value)} ({held.origin}){by}; {way}; {note}"
+    return condition(name, better, value, float(bound), why)
 
 
 def _bound(held: float, rule: MetricRule) -> Decimal:
@@ -272,16 +204,16 @@ def _contents(rules: StageRules, candidate: Candidate) -> Iterator[Condition]:
     for tag, wanted in rules.tags.items():
         value = candidate.tags.get(tag, "")
         passed = bool(value) if wanted == ANY else value == wanted
-        yield _condition(f"tag {tag}", passed, value or "no such tag", wanted)
+        yield condition(f"tag {tag}", passed, value or "no such tag", wanted)
     for path in rules.files:
         yield _file(path, candidate.files)
     if rules.checkpoint_hash:
         problem = candidate.checkpoint_problem
         said = "not checked" if problem is None else problem or "verified"
-        yield _condition("checkpoint hash", problem == "", said, "verified")
+        yield condition("checkpoint hash", problem == "", said, "verified")
     if rules.signature:
         said = "present" if candidate.has_signature else "missing"
-        yield _condition("signature", candidate.has_signature, said, "present")
+        yield condition("signature", candidate.has_signature, said, "present")
     if rules.smoke_timeout_s is not None:
         yield _smoke(rules.smoke_timeout_s, candidate.smoke)
 
@@ -289,17 +221,17 @@ def _contents(rules: StageRules, candidate: Candidate) -> Iterator[Condition]:
 def _file(path: str, files: Mapping[str, int]) -> Condition:
     found = next((one for one in (path, _ARTIFACTS + path) if one in files), None)
     if found is None:
-        return _condition(f"file {path}", False, "missing", "present")
+        return condition(f"file {path}", False, "missing", "present")
     said = f"{files[found]} bytes" if files[found] else "present"
-    return _condition(f"file {path}", True, said, "present")
+    return condition(f"file {path}", True, said, "present")
 
 
 def _smoke(timeout_s: float, result: SmokeResult | None) -> Condition:
-    wanted = f"an answer within {_shown(timeout_s)} s"
+    wanted = f"an answer within {shown(timeout_s)} s"
     if result is None:
-        return _condition("smoke test", False, "not tested", wanted)
+        return condition(SMOKE_TEST, False, "not tested", wanted)
     note = f"{result.duration_s:.1f} s"
-    return _condition("smoke test", result.passed, result.reason, wanted, note)
+    return condition(SMOKE_TEST, result.passed, result.reason, wanted, note)
 
 
 def _dataset(
@@ -307,15 +239,17 @@ def _dataset(
 ) -> Iterator[Condition]:
     if not stage:
         return
-    holder, digest = holders.get(stage), candidate.dataset_digest
-    name, measured = f"same dataset as {stage}", digest or "no dataset known"
+    holder, name = holders.get(stage), f"same dataset as {stage}"
     if holder is None:
-        yield _condition(name, True, measured, None, f"nobody is in {stage} yet")
+        known = candidate.evaluation_digest or candidate.dataset_digest or _NO_DATASET
+        yield condition(name, True, known, None, f"nobody is in {stage} yet")
         return
-    passed = bool(digest) and digest == holder.dataset_digest
-    who = f"version {holder.version} in {stage}"
-    known = holder.dataset_digest or "no dataset known"
-    yield _condition(name, passed, measured, known, f"of {who}")
+    mine, theirs = candidate.dataset_digest, holder.dataset_digest
+    what, who = "trained on", f"version {holder.version} in {stage}"
+    if candidate.evaluation_digest and holder.evaluation_digest:
+        mine, theirs, what = candidate.evaluation_digest, holder.evaluation_digest, "evaluated on"
+    passed, note = bool(mine) and mine == theirs, f"{what}; of {who}"
+    yield condition(name, passed, mine or _NO_DATASET, theirs or _NO_DATASET, note)
 
 
 # Who approved
@@ -330,18 +264,18 @@ def _approvals(
     if rule is None:
         return
     given = {_person(one.actor): one.actor.strip() for one in approvals if _person(one.actor)}
-    author = _person(candidate.author)
+    authors = {_person(candidate.author), _person(candidate.registered_by)} - {""}
     counted = {key: name for key, name in given.items() if _may(name, rule, policy)}
     notes = [f"no role for it: {name}" for key, name in given.items() if key not in counted]
-    unknown_author = rule.not_by_author and not author
-    if rule.not_by_author and author in counted:
+    unknown_author = rule.not_by_author and not authors
+    for author in sorted(authors & counted.keys() if rule.not_by_author else ()):
         notes.append(f"the author: {counted.pop(author)}")
     if unknown_author:
         notes.append("the author is unknown, and may not be the one who approves")
     if counted:
         notes.insert(0, f"by {', '.join(counted.values())}")
     passed = len(counted) >= rule.count and not unknown_author
-    yield _condition("approvals", passed, len(counted), _wanted(rule), "; ".join(notes))
+    yield condition("approvals", passed, len(counted), _wanted(rule), "; ".join(notes))
 
 
 def _wanted(rule: ApprovalRule) -> str:
@@ -357,35 +291,3 @@ def _may(actor: str, rule: ApprovalRule, policy: Policy) -> bool:
 
 def _person(name: str) -> str:
     return name.strip().casefold()
-
-
-# Texts and numbers
-
-
-def _text(text: str) -> str:
-    return one_line(text, at_most=_MOST_CHARACTERS)
-
-
-def _value(value: float | str | None) -> float | str | None:
-    if isinstance(value, str):
-        return _text(value)
-    return None if value is None else float(value)
-
-
-def _shown(value: float | str | None) -> str:
-    """A number with all its digits, and nothing for a whole one's fraction."""
-    if value is None:
-        return "nothing"
-    return value if isinstance(value, str) else repr(value).removesuffix(".0")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return {_NON_FINITE: repr(value)}
-    return value
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return float(value[_NON_FINITE])
-    return value

@@ -21,6 +21,7 @@ GENERATION_TAG = "opusclip.generation."
 """Begins the name of the tag that a generation leaves."""
 
 _RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
+_SIZES = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 _MOST_SKEW_MS = 24 * 3600 * 1000
 _NAME_CHARACTERS = 250
 _NO_LIMIT = 2**63
@@ -176,3 +177,9 @@ def rank_in(environment: Mapping[str, str]) -> int | None:
     """The number of this process among those that train together, None for one that is alone."""
     known = next((environment[name] for name in _RANKS if name in environment), "")
     return int(known) if re.fullmatch(r"\d{1,9}", known, re.ASCII) else None
+
+
+def world_size_in(environment: Mapping[str, str]) -> int:
+    """How many processes train together as their launcher says, 1 where none does."""
+    known = next((environment[name] for name in _SIZES if name in environment), "")
+    return max(1, int(known)) if re.fullmatch(r"\d{1,9}", known, re.ASCII) else 1

@@ -137,8 +137,8 @@ class CheckpointKeeper:
         )
         if self.retention is not None:
             kept = {best.checkpoint for best in about.best.values()}
-            if self._earlier and not kept:
-                kept = {self._earlier.marked}
+            if self._earlier and not (kept and self._earlier.is_known):
+                kept.add(self._earlier.marked)
             for name in self.retention.left_out(self._there(), kept):
                 yield records.CheckpointDropped(name)
 

@@ -31,8 +31,8 @@ from mlflow.entities import Experiment, LifecycleStage, Param, Run
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
-from opusclip_mlops.chain import Chain, Problem, key_of, parts_of, read_chain
-from opusclip_mlops.decisions import Decision, to_text
+from opusclip_mlops.chain import Chain, Problem, is_key, key_of, parts_of, read_chain
+from opusclip_mlops.decisions import Decision, like, number_in, to_text
 from opusclip_mlops.errors import RegistryError
 from opusclip_mlops.patience import patiently
 from opusclip_mlops.refusals import MISSING, reason_of
@@ -41,7 +41,8 @@ EXPERIMENT = "opusclip registry"
 _ROOT = "opusclip.root"
 _MODEL = "opusclip.model"
 _SETTLING = "opusclip.settling."
-_FORGOTTEN_MS = 600_000
+_FORGOTTEN_MS = _EARLY_MS = 600_000
+_MOST_NAMESAKES = 20
 _NOTE = "The history of a registered model. Params are its records; nothing here is to be changed."
 
 
@@ -183,6 +184,33 @@ def find_ledger(
     return Ledger(client, model, runs[-1], tuple(runs[:-1])) if runs else None
 
 
+def namesake(client: MlflowClient, model: str, *, created_ms: int) -> str:
+    """The run of another history with records of a model of that name, the newest; empty for none.
+
+    Raises:
+        RegistryError: As `find_ledger`.
+    """
+    what = f"cannot look for histories of {model!r}"
+    experiment = patiently(what, lambda: client.get_experiment_by_name(EXPERIMENT))
+    if experiment is None:
+        return ""
+    runs = patiently(
+        what,
+        lambda: client.search_runs(
+            [experiment.experiment_id],
+            f"tags.`{_MODEL}` {like(model)}",
+            max_results=_MOST_NAMESAKES,
+            order_by=["attributes.start_time DESC"],
+        ),
+    )
+    told = [run for run in runs if any(map(is_key, run.data.params))]
+    found = [run.info.run_id for run in told if run.data.tags.get(_MODEL) == model]
+    # Somebody may have begun the model's own since it was looked for.
+    own = find_ledger(client, model, created_ms=created_ms) if found else None
+    known = (own.run_id, *own.before) if own else ()
+    return next((run_id for run_id in found if run_id not in known), "")
+
+
 def open_ledger(client: MlflowClient, model: str, *, created_ms: int) -> Ledger:
     """The history of a model, made where there is none; any number of processes may do so at once.
 
@@ -258,7 +286,7 @@ def _last(params: Mapping[str, str], model: str) -> str:
     """The key of the model of that name that was created last."""
     start = _key(model, None).removesuffix("None")
     made_ms = [key.removeprefix(start) for key in params if key.startswith(start)]
-    known = [one for one in made_ms if one.isascii() and one.isdigit()]
+    known = [one for one in made_ms if number_in(one) is not None]
     return start + max(known, key=int, default="")
 
 
@@ -299,22 +327,24 @@ def _new_run(client: MlflowClient, what: str, experiment_id: str, model: str) ->
     tags = {_MODEL: model, MLFLOW_RUN_NOTE: _NOTE}
     create = client.create_run
     run: Run = patiently(what, lambda: create(experiment_id, run_name=model, tags=tags))
-    patiently(what, lambda: client.set_terminated(run.info.run_id))
+    # `set_terminated` prints where the run is to be seen.
+    patiently(what, lambda: client.update_run(run.info.run_id, status="FINISHED"))
     return str(run.info.run_id)
 
 
 def _settling(tags: Mapping[str, str]) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Who is settling from which record on, and who said so too long ago to be alive."""
+    """Who is settling from which record on, and whose mark is too old, or rubbish."""
     settling, forgotten = {}, []
     now_ms = time.time_ns() // 1_000_000
     for tag, value in tags.items():
         if not tag.startswith(_SETTLING):
             continue
         nonce = tag.removeprefix(_SETTLING)
-        number, _, said_ms = value.partition(" ")
-        if number.isascii() and number.isdigit():
-            settling[nonce] = int(number)
-        is_old = not (said_ms.isascii() and said_ms.isdigit())
-        if is_old or now_ms - int(said_ms) > _FORGOTTEN_MS:
+        seen, said_ms = map(number_in, (*value.split(" ", 1), "")[:2])
+        if seen is None or said_ms is None or said_ms > now_ms + _EARLY_MS:
+            forgotten.append(nonce)
+            continue
+        settling[nonce] = seen
+        if now_ms - said_ms > _FORGOTTEN_MS:
             forgotten.append(nonce)
     return settling, tuple(forgotten)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opusclip_mlops import checkpoints, tensors
-from opusclip_mlops.checkpoints import METADATA, STATE, WEIGHTS
+from opusclip_mlops.checkpoints import METADATA, STATE, WEIGHTS, place_of
 from opusclip_mlops.errors import CheckpointError
 from opusclip_mlops.metadata import CheckpointMetadata
 from opusclip_mlops.redaction import one_line
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _LISTED = 8
+_WORDS = ("best", "last")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +61,8 @@ def load_checkpoint(
     Args:
         source: An MLflow run id, a checkpoint's folder or a folder of checkpoints, or
             models:/NAME/Production, models:/NAME/3, models:/NAME@production.
-        which: Of a run or a folder of checkpoints: "best", "last", a step, or a name.
+        which: Of a run or a folder of checkpoints: "best", "last", a step, or a name. Of a folder
+            the best and the last are those of its sealed ones, as long as it has any.
         model: Given the weights, on the device and in the dtype it has.
         optimizer: Given its state.
         scheduler: Given its state.
@@ -115,14 +117,21 @@ class _Asked:
     def read(self, folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         """The weights and the training state, as far as they are asked for; nothing is changed."""
         state = tensors.read_state(folder / STATE) if self.for_state else None
+        for what, target in self._targets():
+            tensors.check_state(target, state[what] if state else None, what=what)
         weights = None if self.model is None else tensors.fitting(folder / WEIGHTS, self.model)
         return weights, state
 
+    def _targets(self) -> Iterator[tuple[str, Optimizer | LRScheduler]]:
+        if self.optimizer is not None:
+            yield "optimizer", self.optimizer
+        if self.scheduler is not None:
+            yield "scheduler", self.scheduler
+
     def put_in_place(self, weights: dict[str, Any] | None, state: dict[str, Any] | None) -> None:
         """What may not fit goes first: then the model is left as it was."""
-        for what, target in (("optimizer", self.optimizer), ("scheduler", self.scheduler)):
-            if target is not None and state is not None:
-                tensors.put_back(target, state[what], what=what)
+        for what, target in self._targets():
+            tensors.put_back(target, state[what] if state else None, what=what)
         if self.for_rng and state is not None:
             tensors.restore_rng(state["rng"])
         if self.model is not None and weights is not None:
@@ -198,19 +207,35 @@ def _chosen(folder: Path, which: str | int) -> Path:
         return folder
     places = [path.parent for path in folder.glob(f"[!.]*/{METADATA}")]
     there = [place for place in places if not checkpoints.is_dropped(place)]
-    every = sorted((_named(place) for place in there), key=lambda one: _age(one[1]))
-    if not every:
-        raise CheckpointError(f"{folder} holds no checkpoint")
+    every, unread = _read(there)
+    if which in _WORDS:
+        # One that a crash left unsealed may be torn.
+        every.sort(key=lambda one: one[1].sealed)
     for place, metadata in reversed(every):
         if _is_meant(which, place.name, metadata):
             return place
+    meant = (name for name in unread if which == name or which == (place_of(name) or [None])[0])
+    if error := next((unread[name] for name in meant), None):
+        raise error
+    if not every:
+        raise next(iter(unread.values()), CheckpointError(f"{folder} holds no checkpoint"))
     listed = ", ".join(place.name for place, _ in every[-_LISTED:])
     wanted = f"of step {which}" if isinstance(which, int) else f"marked {which}"
     raise CheckpointError(f"{folder} has no checkpoint {wanted}; it has: {listed}")
 
 
-def _named(place: Path) -> tuple[Path, CheckpointMetadata]:
-    return place, checkpoints.read_metadata(place)
+def _read(
+    places: list[Path],
+) -> tuple[list[tuple[Path, CheckpointMetadata]], dict[str, CheckpointError]]:
+    """The checkpoints that can be read, the oldest first, and what is wrong with the others."""
+    known: list[tuple[Path, CheckpointMetadata]] = []
+    unread: dict[str, CheckpointError] = {}
+    for place in sorted(places):
+        try:
+            known.append((place, checkpoints.read_metadata(place)))
+        except CheckpointError as error:
+            unread[place.name] = error
+    return sorted(known, key=lambda one: _age(one[1])), unread
 
 
 def _age(metadata: CheckpointMetadata) -> tuple[int, int, str]:
@@ -239,7 +264,10 @@ def _private_folder(into: Path | None) -> Iterator[Path]:
 
 
 def _kept(fetched: Path, into: Path, metadata: CheckpointMetadata) -> Path:
-    """Put what was fetched, and is whole, where it is to stay, unless the same is there already."""
+    """Put what was fetched, and is whole, where it is to stay, unless the same is there already.
+
+    A registered version has no training state: what is there of one is completed.
+    """
     folder = into / Path(metadata.name).name
     try:
         fetched.rename(folder)
@@ -248,8 +276,20 @@ def _kept(fetched: Path, into: Path, metadata: CheckpointMetadata) -> Path:
             raise CheckpointError(
                 f"cannot keep the checkpoint in {str(folder)!r}: {one_line(str(error))}"
             ) from error
+        _complete(folder, fetched, metadata)
         checkpoints.verify(folder, only=[n for n in metadata.files if (fetched / n).exists()])
     return folder
+
+
+def _complete(folder: Path, fetched: Path, metadata: CheckpointMetadata) -> None:
+    for name in metadata.files:
+        if (fetched / name).exists() and not (folder / name).exists():
+            try:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (fetched / name).rename(folder / name)
+            except OSError as error:
+                said = f"cannot keep the checkpoint in {str(folder)!r}: {error.strerror}"
+                raise CheckpointError(said) from error
 
 
 def _are_same(folder: Path, fetched: Path) -> bool:

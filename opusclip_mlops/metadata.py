@@ -20,6 +20,12 @@ SCHEMA_VERSION = 1
 FINGERPRINT = "metadata_sha256"
 """The key of metadata.json that holds the hash of all its others, once it is sealed."""
 
+TRAINED_ON = frozenset({"", "training", "train"})
+"""The contexts of a dataset that a model is trained on, in small letters."""
+
+EVALUATED_ON = frozenset({"evaluation", "eval", "validation", "val", "test"})
+"""The contexts of a dataset that its metrics are measured on, in small letters."""
+
 _NonFinite = Literal["nan", "inf", "-inf"]
 
 
@@ -64,6 +70,7 @@ class CheckpointMetadata:
         git_commit: The code's commit, None outside a repository.
         git_dirty: True when the code differed from that commit.
         dataset_digest: Digest of the dataset trained on.
+        evaluation_digest: Digest of the dataset that the metrics are measured on.
         libraries: Versions of the libraries used.
         world_size: Number of processes that trained together.
         files: Relative path to hash and size; empty until sealed.
@@ -82,6 +89,7 @@ class CheckpointMetadata:
     git_commit: str | None = None
     git_dirty: bool | None = None
     dataset_digest: str | None = None
+    evaluation_digest: str | None = None
     libraries: Mapping[str, str] = field(default_factory=dict)
     world_size: int = 1
     files: Mapping[str, StoredFile] = field(default_factory=dict)

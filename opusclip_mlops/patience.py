@@ -1,5 +1,6 @@
 """Asking MLflow again while it has a bad day: a locked database, a server that starts anew."""
 
+import os
 import random
 import time
 from collections.abc import Callable
@@ -16,19 +17,44 @@ WAIT_S = 30.0
 _FIRST_PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 1.0
 
+_BRIEFLY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+
 _Answer = TypeVar("_Answer")
 
 
-def connected(client: MlflowClient | None) -> MlflowClient:
-    """The client, or one that looks where MLflow itself would look.
+def ask_briefly() -> None:
+    """Have this process's MLflow give up soon, where the user has not said when it does.
+
+    MLflow's own seven retries keep back for four minutes that a server is gone; what is asked
+    `patiently` is asked again anyway.
+    """
+    for name, value in _BRIEFLY.items():
+        os.environ.setdefault(name, value)
+
+
+def connected(
+    client: MlflowClient | None = None,
+    /,
+    *,
+    tracking_uri: str | None = None,
+    registry_uri: str | None = None,
+) -> MlflowClient:
+    """The client, or one that looks at these places, else where MLflow itself would look.
 
     Raises:
-        RegistryError: MLflow knows no such place.
+        RegistryError: MLflow knows no such place, or lacks what it needs to go there.
     """
     try:
-        return client or MlflowClient()
-    except MlflowException as error:
+        return client or MlflowClient(tracking_uri=tracking_uri, registry_uri=registry_uri)
+    except _place_faults() as error:
         raise RegistryError(f"cannot reach MLflow: {reason_of(error)}") from error
+
+
+def _place_faults() -> tuple[type[Exception], ...]:
+    """What a place that is none may raise; SQLAlchemy is loaded only where it is one."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, ValueError, ImportError, SQLAlchemyError
 
 
 def patiently(what: str, call: Callable[[], _Answer], *, wait_s: float = WAIT_S) -> _Answer:

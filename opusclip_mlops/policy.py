@@ -12,16 +12,22 @@
           video/lpips: {not_worse_than: Production, by: 0.01, better: lower}
         tags: {reviewed: "yes", dataset: any}               # any: whatever it is, but not empty
         files: [checkpoint/weights.safetensors]             # below the version, or its artifacts/
-        checkpoint_hash: verified                           # the weights are those registered
+        checkpoint_hash: verified                           # weights and metadata as registered
         signature: present
         smoke_test: {timeout_s: 120}                        # up to 3600, 60 when left out
-        same_dataset_as: Production
+        same_dataset_as: Production                         # of the evaluation, if both name it
         approvals: {count: 1, roles: [lead], not_by_author: true}
 
 `by` is how much worse than the holder of the stage still passes, 0 when left out. `better` may be
 left out where a word of the metric's name says it: loss, mse, lpips, fvd … are better lower, psnr,
 ssim, accuracy … higher; elsewhere it has to be given. In `approvals`, `count` is 1 and
-`not_by_author` is true when left out, and without `roles` anybody approves.
+`not_by_author` is true when left out, and without `roles` anybody approves. The authors are the
+user of the version's run and who registered it.
+
+`checkpoint_hash` holds the checkpoint against the version's tags `opusclip.weights_sha256` and
+`opusclip.metadata_sha256`: without both of them it fails. `same_dataset_as` compares the datasets
+that were logged for evaluation where both versions have one, else those that were trained on. The
+smoke test is made last: of a version that something else refuses, no code is run.
 
 Every key is known and given once, and nothing in the file is ever made an object of: no tags, no
 anchors, no aliases.
@@ -101,10 +107,11 @@ class StageRules:
     Attributes:
         tags: Tag to the wanted value, or to `ANY`.
         files: Paths below the version's folder or below its `artifacts/`.
-        checkpoint_hash: Whether the weights must be those that were registered.
+        checkpoint_hash: Whether weights and metadata must be those that were registered.
         signature: Whether the model must say what it takes and returns.
         smoke_timeout_s: How long it may take to load and to answer, None for no smoke test.
-        same_dataset_as: The stage whose holder has to have the same dataset digest, "" for none.
+        same_dataset_as: The stage whose holder has to have the same dataset digest, that of the
+            evaluation where both have one, else that of the training; "" for none.
         approvals: None for no approvals.
     """
 

@@ -24,6 +24,7 @@ from opusclip_mlops.deciding import Verdict as Verdict
 from opusclip_mlops.decisions import (
     HELD,
     PRODUCTION,
+    STAGING,
     Actor,
     CameBy,
     Decision,
@@ -55,7 +56,8 @@ def promote(
 
     Alias `staging` or `production` follows. With `to` Archived or None the version is taken out of
     the stage that it holds, which no gate judges. A version that holds the stage already is left
-    there, and the decision that brought it there is returned.
+    there, and the decision that brought it there is returned. The holder of Production does not go
+    to Staging but by force: nobody would hold Production then.
 
     Args:
         name: The registered model.
@@ -101,8 +103,10 @@ def rollback(
 ) -> Decision:
     """Give a stage back to the version that held it before, the last one that still exists.
 
-    Rolling back again goes back further. Where somebody else changes the holder at the same time,
-    this is an error: two people who roll back at once go back by one.
+    Rolling back again goes back further. A version that a hand has moved into the stage since the
+    last decision is put back unjudged, and the stage goes to whoever held it before that. Where
+    somebody else changes the holder at the same time, this is an error: two people who roll back at
+    once go back by one.
 
     Args:
         name: The registered model.
@@ -131,11 +135,13 @@ def rollback(
             raise RegistryError(
                 f"{held} of {name!r} went {changed} meanwhile: look, and call again"
             )
-        version = _before(view, held)
+        stranger = _put_back_by(desk, view, held)
+        version = _before(view, held) if stranger is None else now
         draft = Decision(kind="rollback", model=name, version=version, to_stage=held, reason=why)
-        return _moved(replace(draft, forced=force), view, desk.actor)
+        moved = _moved(replace(draft, forced=force), view, desk.actor)
+        return moved if stranger is None else replace(moved, previous_holder=stranger)
 
-    return decide(desk, judge, propose, forced=force)
+    return decide(desk, judge, propose, forced=force, is_urgent=True)
 
 
 def approve(
@@ -238,8 +244,10 @@ def _moved(draft: Decision, view: View, actor: Actor) -> Decision:
     place = chain.place_of(view.records, version)
     if to in HELD:
         made = chain.made_holder(view.records, to)
-        if made is not None and made.version == version:
+        if made is not None and made.version == version and draft.kind != "rollback":
             return made
+        if (to, place) == (STAGING, PRODUCTION) and not draft.forced:
+            raise RegistryError(_would_empty(draft))
     elif place not in HELD:
         raise RegistryError(
             f"version {version} of {draft.model!r} holds no stage: it is in {place}"
@@ -248,9 +256,27 @@ def _moved(draft: Decision, view: View, actor: Actor) -> Decision:
     return replace(_told(draft, view, actor), from_stage=place, previous_holder=previous)
 
 
+def _would_empty(draft: Decision) -> str:
+    what = f"version {draft.version} of {draft.model!r} holds {PRODUCTION}, which nobody would hold"
+    return f"{what} then: promote another one to {PRODUCTION} first, or force it with a reason"
+
+
 def _told(draft: Decision, view: View, actor: Actor) -> Decision:
     place = chain.place_of(view.records, draft.version) if draft.version else draft.from_stage
     return replace(draft, from_stage=place, actor=actor.name, actor_known_by=actor.known_by)
+
+
+def _put_back_by(desk: Desk, view: View, stage: str) -> int | None:
+    """The version that this call has put back, so that the holder before it is the holder now."""
+    now = chain.holder(view.records, stage)
+    found = [
+        one.version
+        for one in view.records
+        if (one.nonce, one.kind, one.to_stage) == (desk.nonce, "repair", stage)
+        and now is not None
+        and one.previous_holder == now != one.version
+    ]
+    return found[-1] if found else None
 
 
 def _before(view: View, stage: str) -> int:

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -39,24 +39,32 @@ def earlier_checkpoints(client: MlflowClient, run: Run) -> Earlier:
     repository = _repository(client, run)
     names = checkpoint_names(repository)
     marked = run.data.tags.get(BEST_TAG, "")
+    marked = marked if marked in names else ""
     best: dict[str, BestValue] = {}
+    unread = set()
     for name in {marked, run.data.tags.get(LAST_TAG, "")} & set(names):
-        best = better_of(best, _best_by(repository, name, is_marked=name == marked))
+        if (known := _best_by(repository, name, is_marked=name == marked)) is None:
+            unread.add(name)
+        best = better_of(best, known or {})
     here = {key: one for key, one in best.items() if one.checkpoint in names}
-    return Earlier(names=tuple(names), marked=marked if marked in names else "", best=here)
+    is_known = marked not in unread or marked in {one.checkpoint for one in here.values()}
+    return Earlier(names=tuple(names), marked=marked, best=here, is_known=is_known)
 
 
 def _best_by(
     repository: ArtifactRepository, name: str, *, is_marked: bool
-) -> Mapping[str, BestValue]:
-    """The best values that a checkpoint knows of; one of an earlier release knows its own."""
+) -> Mapping[str, BestValue] | None:
+    """The best values that a checkpoint knows of; one of an earlier release knows its own.
+
+    None where it cannot be read.
+    """
     try:
         about = CheckpointMetadata.from_dict(
             json.loads(content(repository, f"{CHECKPOINTS}/{name}/{_METADATA}"))
         )
     except (CheckpointError, ValueError, AttributeError, RecursionError) as error:
         print(f"checkpoint {name}: {one_line(str(error))}", flush=True)
-        return {}
+        return None
     watched = next((key for key in WATCHED if key in about.metrics), None)
     if about.best or not is_marked or watched is None:
         return about.best
@@ -123,16 +131,22 @@ class Pruning:
 
     The best, the last, and what a registered version is made of are kept. So is everything where
     the registry does not answer.
+
+    Attributes:
+        awaited: Names of the run's checkpoints that MLflow does not take now. Until they are there
+            no attempt to remove another counts: what displaces it is on its way.
     """
 
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self._client, self._run_id = client, run_id
         self._tries: dict[str, int] = {}
+        self.awaited: set[str] = set()
 
     def remove(self, name: str) -> None:
         """Remove a checkpoint; removing it again does nothing.
 
         What can't be removed, however often it is tried, is left, and said once.
+        While a checkpoint is `awaited` it is tried for as long as that takes.
 
         Raises:
             DeliveryError: not now: it is to be tried again.
@@ -140,7 +154,7 @@ class Pruning:
         fault = attempted(lambda: self._remove(name))
         if fault is None:
             return
-        self._tries[name] = self._tries.get(name, 0) + 1
+        self._tries[name] = self._tries.get(name, 0) + (not self.awaited)
         if self._tries[name] < MOST_TRIES:
             raise DeliveryError(f"checkpoint {name} is not removed: {_said(fault)}") from fault
         print(f"checkpoint {name} stays in MLflow: {_said(fault)}", flush=True)
@@ -150,7 +164,7 @@ class Pruning:
         if marks := [tag for tag in (BEST_TAG, LAST_TAG) if run.data.tags.get(tag) == name]:
             # The one that displaces it may be on its way.
             raise DeliveryError(f"it is marked by {marks[0]}")
-        if versions := self._versions_of(name):
+        if versions := self._versions_of(name, run.info.experiment_id):
             print(f"checkpoint {name} stays in MLflow: {versions[0]} is made of it", flush=True)
             return
         repository = _repository(self._client, run)
@@ -161,22 +175,48 @@ class Pruning:
         repository.delete_artifacts(f"{folder}/{_METADATA}")
         repository.delete_artifacts(folder)
 
-    def _versions_of(self, name: str) -> list[str]:
-        """The registered versions that were made of a checkpoint of this run."""
-        found: list[str] = []
+    def _versions_of(self, name: str, experiment_id: str) -> list[str]:
+        """The registered versions that were made of a checkpoint of this run.
+
+        One that was made by hand may name the run in its source alone, or a logged model of it.
+        """
+        its_run = f"run_id = '{self._run_id}'"
+        in_its_files = f"source_path LIKE '%{self._run_id}%'"
+        found = [
+            version
+            for condition in (its_run, in_its_files)
+            for version in self._versions(condition)
+            if _is_made_of(version, name)
+        ]
+        for model_id in self._models_of(name, experiment_id):
+            found += self._versions(f"source_path LIKE '%{model_id}%'")
+        return [f"{one.name} {one.version}" for one in found]
+
+    def _versions(self, condition: str) -> Iterator[ModelVersion]:
         token: str | None = None
         while True:
-            page = self._client.search_model_versions(
-                f"run_id = '{self._run_id}'", _PAGE_VERSIONS, page_token=token
-            )
-            found += [f"{one.name} {one.version}" for one in page if _is_made_of(one, name)]
+            page = self._client.search_model_versions(condition, _PAGE_VERSIONS, page_token=token)
+            yield from page
             token = page.token
             if not token:
-                return found
+                return
+
+    def _models_of(self, name: str, experiment_id: str) -> Iterator[str]:
+        """Ids of the logged models that `register` made of a checkpoint of this run."""
+        token: str | None = None
+        while True:
+            page = self._client.search_logged_models(
+                [experiment_id], f"source_run_id = '{self._run_id}'", page_token=token
+            )
+            yield from (one.model_id for one in page if one.tags.get(_CHECKPOINT_TAG) == name)
+            token = page.token
+            if not token:
+                return
 
 
 def _is_made_of(version: ModelVersion, name: str) -> bool:
-    is_below = f"/{CHECKPOINTS}/{name}/" in f"{version.source}/"
+    source = f"{version.source}/"
+    is_below = f"/{CHECKPOINTS}/{name}/" in source or source.endswith(f"/{CHECKPOINTS}/")
     return is_below or (version.tags or {}).get(_CHECKPOINT_TAG) == name
 
 

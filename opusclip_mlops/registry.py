@@ -9,12 +9,12 @@ copy of this package, and no pickle. The copy is used only where the package is 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,11 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.tracking import MlflowClient
 from safetensors import SafetensorError, safe_open
 
+from opusclip_mlops.asking import client_of, registry_meant, told_in_one_line
 from opusclip_mlops.checkpoints import METADATA, WEIGHTS, CheckpointMetadata, verify
+from opusclip_mlops.decisions import present_actor
 from opusclip_mlops.errors import RegistryError
 from opusclip_mlops.layout import CHECKPOINTS, IMAGES, clip_folder, clip_of
-from opusclip_mlops.refusals import asking_faults, reason_of
 from opusclip_mlops.version_page import Sample, VersionPage, latest_sample
 
 CHECKPOINT_TAG = "opusclip.checkpoint"
@@ -88,7 +89,7 @@ def register(
         CheckpointError: The checkpoint is not sealed, or not as it was sealed.
     """
     _check(name, python_model)
-    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=registry_uri)
+    client = client_of(tracking_uri, registry_uri)
     run = _find_run(client, run_id)
     chosen = _find_checkpoint(client, run, checkpoint)
     content = {
@@ -99,15 +100,15 @@ def register(
         "pip_requirements": list(pip_requirements),
     }
     with tempfile.TemporaryDirectory(prefix="opusclip-") as temporary:
-        with _one_line(f"cannot fetch checkpoint {chosen} of run {run_id}"):
+        with told_in_one_line(f"cannot fetch checkpoint {chosen} of run {run_id}"):
             fetched = Path(client.download_artifacts(run_id, f"{CHECKPOINTS}/{chosen}", temporary))
         metadata = verify(fetched)
         _check_served(metadata, serves)
-        with _one_line(f"cannot read what run {run_id} has besides its checkpoints"):
+        with told_in_one_line(f"cannot read what run {run_id} has besides its checkpoints"):
             page = _page(client, run, metadata, fetched, registry_uri)
-        with _one_line(f"cannot log checkpoint {chosen} of run {run_id} as a model"):
+        with told_in_one_line(f"cannot log checkpoint {chosen} of run {run_id} as a model"):
             logged = _log_model(client, run, page, fetched, content)
-    with _one_line(f"cannot register checkpoint {chosen} of run {run_id} as {name}"):
+    with told_in_one_line(f"cannot register checkpoint {chosen} of run {run_id} as {name}"):
         version = _create_version(client, name, run, page, logged)
     return RegisteredVersion(name, version, f"models:/{name}/{version}", run_id, chosen)
 
@@ -128,16 +129,8 @@ def _check_served(metadata: CheckpointMetadata, serves: Collection[str]) -> None
         )
 
 
-@contextmanager
-def _one_line(what: str) -> Iterator[None]:
-    try:
-        yield
-    except asking_faults() as error:
-        raise RegistryError(f"{what}: {reason_of(error)}") from error
-
-
 def _find_run(client: MlflowClient, run_id: str) -> Run:
-    with _one_line(f"cannot find run {run_id!r}"):
+    with told_in_one_line(f"cannot find run {run_id!r}"):
         run = client.get_run(run_id)
     if run.info.lifecycle_stage != LifecycleStage.ACTIVE:
         raise RegistryError(f"run {run_id} is deleted: restore it to register its checkpoints")
@@ -146,7 +139,7 @@ def _find_run(client: MlflowClient, run_id: str) -> Run:
 
 def _find_checkpoint(client: MlflowClient, run: Run, checkpoint: str) -> str:
     run_id = run.info.run_id
-    with _one_line(f"cannot list the checkpoints of run {run_id}"):
+    with told_in_one_line(f"cannot list the checkpoints of run {run_id}"):
         entries = client.list_artifacts(run_id, CHECKPOINTS)
     names = sorted(Path(entry.path).name for entry in entries if entry.is_dir)
     tag = f"{CHECKPOINT_TAG}.{checkpoint}"
@@ -167,17 +160,17 @@ def _page(
     checkpoint: Path,
     registry_uri: str | None,
 ) -> VersionPage:
-    set_here = mlflow.get_registry_uri()
-    if registry_uri is None and set_here != mlflow.get_tracking_uri():
-        registry_uri = set_here
+    registry_uri = registry_meant(registry_uri)
     datasets = [one.dataset for one in run.inputs.dataset_inputs] if run.inputs else []
     names = [one.name for one in datasets if one.digest == metadata.dataset_digest]
     return VersionPage(
         metadata=metadata,
         weights=metadata.files[WEIGHTS],
+        metadata_sha256=hashlib.sha256((checkpoint / METADATA).read_bytes()).hexdigest(),
         value_count=_value_count(checkpoint / WEIGHTS),
         run_id=run.info.run_id,
         run_name=run.info.run_name or "",
+        registered_by=present_actor().name,
         experiment_id=run.info.experiment_id,
         is_linked=registry_uri in (None, client.tracking_uri),
         dataset_name=names[0] if names else "",

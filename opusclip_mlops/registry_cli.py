@@ -1,5 +1,6 @@
 """The verbs about registered models: one verb, one call of the library."""
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +18,21 @@ _REASON = click.option("--reason", default="", help="Why; it is kept in the hist
 
 
 def _places(verb: Callable[..., None]) -> Callable[..., None]:
-    """The options that say where MLflow is."""
+    """The options that say where MLflow is; a verb with them does not wait long for it."""
+
+    @functools.wraps(verb)
+    def brief(*args: object, **options: object) -> None:
+        from opusclip_mlops import patience
+
+        patience.ask_briefly()
+        verb(*args, **options)
+
     for option in (
         click.option("--registry-uri", help="The MLflow registry, where it is another server."),
         click.option("--tracking-uri", help="The MLflow server or store."),
     ):
-        verb = option(verb)
-    return verb
+        brief = option(brief)
+    return brief
 
 
 _FILE = click.Path(path_type=Path)
@@ -99,11 +108,9 @@ def set_gates(name: str, file: IO[str], reason: str, as_json: bool, **places: st
 @_places
 def show(name: str, **places: str | None) -> None:
     """Print the policy of a model, as it was written."""
-    from mlflow import MlflowClient
+    from opusclip_mlops import chronicle, patience
 
-    from opusclip_mlops import chronicle
-
-    click.echo(chronicle.policy_of(name, client=MlflowClient(**places)), nl=False)
+    click.echo(chronicle.policy_of(name, client=patience.connected(**places)), nl=False)
 
 
 @gates.command()
@@ -185,22 +192,24 @@ def rollback(
 def history(name: str, at: str | None, verifies: bool, as_json: bool, **places: str | None) -> None:
     """Show what was decided about a model, by whom, and who holds each stage.
 
-    With --verify the exit code is 1 when the history is not whole.
+    A history that is not whole is shown, with a word about it on stderr; with --verify the exit
+    code is 1 then.
     """
-    from mlflow import MlflowClient
-
-    from opusclip_mlops import chain, chronicle, registry_console
+    from opusclip_mlops import chain, chronicle, patience, registry_console
     from opusclip_mlops.decisions import HELD
 
-    client = MlflowClient(**places)
+    if at and verifies:
+        raise click.UsageError("--verify looks at the whole history: leave out --at")
+    client = patience.connected(**places)
     at_ms = registry_console.time_ms(at) if at else None
     records = chronicle.history(name, at_ms=at_ms, client=client)
+    problems = chronicle.verify_history(name, client=client)
     if verifies:
-        problems = chronicle.verify_history(name, client=client)
         registry_console.print_problems(problems, len(records), as_json=as_json)
         sys.exit(1 if problems else 0)
     holders = {stage: chain.holder(records, stage) for stage in HELD}
     registry_console.print_history(records, holders, as_json=as_json)
+    registry_console.warn_of_problems(name, problems)
 
 
 @click.command()

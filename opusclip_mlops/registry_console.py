@@ -1,6 +1,7 @@
 """Prints what was decided about registered models: lines for people, JSON for scripts."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
@@ -70,6 +71,14 @@ def print_problems(problems: Sequence[Problem], count: int, *, as_json: bool) ->
     for one in problems:
         print(one)
     print(f"{count} records: {'NOT WHOLE' if problems else 'whole'}")
+
+
+def warn_of_problems(name: str, problems: Sequence[Problem]) -> None:
+    """Say on stderr, in one line, that a history is not whole, when it is not."""
+    if problems:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        text = f"the history of {name!r} is not whole, {count}: --verify lists what is wrong"
+        print(text, file=sys.stderr)
 
 
 def print_sighting(sighting: Sighting, *, as_json: bool) -> None:

@@ -88,14 +88,18 @@ class Earlier:
         names: Of all of them, sorted.
         marked: Of the one that is marked best, empty where there is none.
         best: The best values by metric, and which checkpoint has each.
+        is_known: False where it cannot be read how good the marked one is: it keeps its mark.
     """
 
     names: tuple[str, ...] = ()
     marked: str = ""
     best: Mapping[str, BestValue] = field(default_factory=dict)
+    is_known: bool = True
 
     def is_beaten_by(self, about: CheckpointMetadata) -> bool:
         """Whether a checkpoint that calls itself the best is better than all of these."""
+        if not self.is_known and about.name != self.marked:
+            return False
         own = {key: one for key, one in about.best.items() if one.checkpoint == about.name}
         rivals = {key: one for key, one in self.best.items() if one.checkpoint != about.name}
         return all(key not in rivals or rivals[key].is_beaten_by(own[key]) for key in own)
@@ -104,7 +108,7 @@ class Earlier:
         """Keep it in the run's folder, for the process that trains."""
         write_whole(_path(folder), msgspec.json.encode(_Written(self.names, self.marked, {
             key: (one.checkpoint, repr(one.value), one.mode) for key, one in self.best.items()
-        })))  # fmt: skip
+        }, self.is_known)))  # fmt: skip
 
     @classmethod
     def read(cls, folder: RunFolder) -> Earlier | None:
@@ -114,13 +118,15 @@ class Earlier:
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             return None
         best = {key: BestValue(a, float(b), c) for key, (a, b, c) in written.best.items()}
-        return cls(names=tuple(written.names), marked=written.marked, best=best)
+        names, marked = tuple(written.names), written.marked
+        return cls(names=names, marked=marked, best=best, is_known=written.is_known)
 
 
 class _Written(msgspec.Struct):
     names: tuple[str, ...]
     marked: str
     best: dict[str, tuple[str, str, str]]
+    is_known: bool = True
 
 
 def better_of(

@@ -1,5 +1,6 @@
 """The calls of a tracker that save checkpoints, and say which are kept."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -7,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 from opusclip_mlops import records
 from opusclip_mlops.config import TrackingConfig
 from opusclip_mlops.errors import ConfigError
+from opusclip_mlops.generations import world_size_in
 from opusclip_mlops.keeping import CheckpointKeeper, scheduler_and_epoch
 from opusclip_mlops.loading import LoadedCheckpoint
+from opusclip_mlops.metadata import EVALUATED_ON, TRAINED_ON
 from opusclip_mlops.retention import Retention
 from opusclip_mlops.session import Session
 
@@ -20,9 +23,13 @@ def config_of(resumed: LoadedCheckpoint, config: TrackingConfig) -> TrackingConf
     """The configuration with which the run of a checkpoint goes on.
 
     Raises:
+        TypeError: it is no loaded checkpoint.
         ConfigError: the checkpoint names no run, or the configuration another one.
         RecordError: its step is beyond 64 bits.
     """
+    if not isinstance(resumed, LoadedCheckpoint):
+        given = f"{type(resumed).__name__}: give what load_checkpoint() returns"
+        raise TypeError(f"resume must be a LoadedCheckpoint, not {given}")
     records.to_step(resumed.metadata.step)
     run_id, name = resumed.metadata.run_id, resumed.metadata.name
     if run_id is None and config.run_id is None:
@@ -39,6 +46,7 @@ class CheckpointCalls:
 
     _append: Callable[[records.Record], object]
     _dataset_digest: str | None
+    _evaluation_digest: str | None
     _keeper: CheckpointKeeper
     _session: Session
     _since_ms: int
@@ -97,12 +105,22 @@ class CheckpointCalls:
             config=dict(config or {}),
             model={"class": type(model).__name__, "config": dict(model_config or {})},
             dataset_digest=self._dataset_digest,
+            evaluation_digest=self._evaluation_digest,
+            world_size=world_size_in(os.environ),
             created_ms=max(records.now_ms(), self._since_ms),
         )
         for record in saved.records:
             self._append(record)
         self._keeper.remember(saved)
         return saved.name
+
+    def _used_dataset(self, digest: str, context: str) -> None:
+        """Keep the digests that the next checkpoints name: the last of each use."""
+        use = context.strip().lower()
+        if use in TRAINED_ON:
+            self._dataset_digest = digest
+        elif use in EVALUATED_ON:
+            self._evaluation_digest = digest
 
     def keep_checkpoints(
         self, *, last: int = 1, best: tuple[str, str] | None = None, every: int | None = None

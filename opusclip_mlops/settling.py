@@ -24,13 +24,14 @@ from opusclip_mlops.chain import (
     fitted,
     holder,
     holders_since,
+    moved_since,
     place_of,
     places,
     read_chain,
 )
 from opusclip_mlops.decisions import HELD, Actor, CameBy, Decision, model_named
 from opusclip_mlops.errors import RegistryError
-from opusclip_mlops.ledger import Ledger, Notes, find_ledger, open_ledger, succeed
+from opusclip_mlops.ledger import Ledger, Notes, find_ledger, namesake, open_ledger, succeed
 from opusclip_mlops.standing import (
     HEAD_TAG,
     HISTORY_TAG,
@@ -48,7 +49,6 @@ _MOST_ROUNDS = 100
 _COURTESY_S = 3.0
 _PAUSE_S = (0.05, 0.2)
 _MOST_ADMITTED = 8
-_LONGEST_ADMITTED = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +122,7 @@ class Desk:
     ledger: Ledger | None = None
     nonce: str = field(default_factory=lambda: uuid.uuid4().hex)
     answered: list[Change] = field(default_factory=list)
+    passed_over: dict[str, None] = field(default_factory=dict)
 
     def look(self, *, forced: bool = False) -> View:
         """How things are.
@@ -138,6 +139,7 @@ class Desk:
             )
         if view.chain.unsettled and not forced:
             raise RegistryError(_damaged(view.chain))
+        self.passed_over |= dict.fromkeys(one.short for one in view.chain.unsettled)
         return view
 
     def answer(self, change: Change, decision: Decision, view: View) -> Decision | None:
@@ -168,13 +170,14 @@ class Desk:
         chain = self._begun(view)
         if chain is None or self.ledger is None:
             return None
-        unsettled = chain.unsettled[:_MOST_ADMITTED] if decision.forced else ()
+        self._name_head(view)
+        told = {one.short for one in view.chain.problems}
         full = replace(
             decision,
             came_by=self.came_by,
             nonce=self.nonce,
             timestamp_ms=time.time_ns() // 1_000_000,
-            problems=tuple(str(one)[:_LONGEST_ADMITTED] for one in unsettled),
+            problems=tuple(one for one in self.passed_over if one in told)[:_MOST_ADMITTED],
         )
         draft, verdict = fitted(full)
         record = chain.next(draft)
@@ -210,12 +213,9 @@ class Desk:
 
     def close(self, record: Decision) -> None:
         """Show a decision that moved nothing as the head; settle what was found before."""
-        if self.answered or self.ledger is None:
+        if self.answered:
             return self.settle()
-        tags = {HISTORY_TAG: self.ledger.run_id, HEAD_TAG: f"{record.number} {record.hash}"}
-        for key, value in tags.items():
-            write(self.client, self.model, Write("tag", key, value=value))
-        return None
+        return self._show(f"{record.number} {record.hash}")
 
     def finish(self, view: View) -> None:
         """Settle where this call, or one that was killed, has left something to be done."""
@@ -231,6 +231,17 @@ class Desk:
         last = notes.chain.records[-1:]
         return any(one.nonce != self.nonce and one.nonce in notes.settling for one in last)
 
+    def _name_head(self, view: View) -> None:
+        """Name the head of a call that has not done so, before another one's record is there."""
+        callers = view.chain.callers
+        if len(callers) == 1 and self.nonce not in callers and not view.standing.names_head:
+            self._show(view.chain.head)
+
+    def _show(self, head: str) -> None:
+        tags = {HISTORY_TAG: self.ledger.run_id, HEAD_TAG: head} if self.ledger else {}
+        for key, value in tags.items():
+            write(self.client, self.model, Write("tag", key, value=value))
+
     def _begun(self, view: View) -> Chain | None:
         """The chain to append to; None where somebody else began it since `view`."""
         if self.ledger and not view.notes.is_erased:
@@ -241,7 +252,7 @@ class Desk:
         else:
             self.ledger = open_ledger(self.client, self.model, created_ms=made_ms)
         begun = self.ledger.read().chain
-        return None if begun.last_number else replace(begun, problems=view.chain.problems)
+        return None if begun.last_number else begun
 
     def _announce(self, notes: Notes) -> None:
         if self.ledger and self.nonce not in notes.settling:
@@ -263,7 +274,7 @@ def open_desk(
     """
     standing = read_standing(client, model_named(model))
     if version is not None and version not in standing.stages:
-        raise RegistryError(_no_version(standing, version))
+        raise RegistryError(standing.lack(version))
     return Desk(client, model, actor, came_by)
 
 
@@ -284,12 +295,17 @@ def look(
     first = standing = read_standing(client, model)
     notes = ledger.read() if ledger else Notes(read_chain({}, model=model, run_id=""))
     found = [one for one in changes(first, notes) if one not in answered]
-    if found:
+    is_headless = len(notes.chain.callers) > 1 and not first.names_head
+    if found or is_headless:
         standing = read_standing(client, model)
         lasting = changes(standing, notes)
         found = [one for one in found if one in lasting]
-    problems = (*notes.chain.problems, *_misfits(first, ledger, notes.chain))
-    notes = replace(notes, chain=replace(notes.chain, problems=problems))
+    problems = [*notes.chain.problems, *_misfits(first, ledger, notes.chain)]
+    if is_headless and not standing.names_head:
+        problems.append(Problem(0, "its head is not named: the end may be missing"))
+    if not notes.chain.last_number and not first.tags.get(HISTORY_TAG):
+        problems += _namesakes(client, first)
+    notes = replace(notes, chain=replace(notes.chain, problems=tuple(problems)))
     return View(notes, standing, tuple(found))
 
 
@@ -299,9 +315,15 @@ def _misfits(standing: Standing, ledger: Ledger | None, chain: Chain) -> list[Pr
     known = (ledger.run_id, *ledger.before) if ledger else ()
     if named and named not in known:
         return [Problem(0, f"run {named[:80]} was its history: erased, or the model was renamed")]
-    if ledger and named == ledger.run_id:
+    if ledger and named in ("", ledger.run_id):
         return cut_off(chain, standing.tags.get(HEAD_TAG, ""))
     return []
+
+
+def _namesakes(client: MlflowClient, standing: Standing) -> Iterator[Problem]:
+    if run_id := namesake(client, standing.model, created_ms=standing.created_ms):
+        text = f"run {run_id} is a history of that name: was the model deleted and made again?"
+        yield Problem(0, text)
 
 
 def changes(standing: Standing, notes: Notes) -> list[Change]:
@@ -342,7 +364,8 @@ def let_stand(change: Change, view: View) -> Decision:
 
 def _changes_of(stage: str, standing: Standing, notes: Notes) -> Iterator[Change]:
     records = notes.chain.records
-    present, explained = holder(records, stage), holders_since(records, stage, notes.settled_to)
+    settled_to = notes.settled_to
+    present, explained = holder(records, stage), holders_since(records, stage, settled_to)
     alias = standing.aliases.get(alias_of(stage))
 
     def change(how: How, version: int) -> Change:
@@ -354,7 +377,7 @@ def _changes_of(stage: str, standing: Standing, notes: Notes) -> Iterator[Change
         yield change("alias", alias)
     elif present is not None and present not in standing.stages:
         yield change("deleted", present)
-    elif present is not None and not notes.settling and not strangers:
+    elif present is not None and not strangers and not moved_since(records, stage, settled_to):
         if standing.stages[present] != stage:
             yield change("taken out", present)
         elif alias is None:
@@ -369,10 +392,3 @@ def _ledger_of(client: MlflowClient, model: str) -> Ledger | None:
 def _damaged(chain: Chain) -> str:
     what = "; ".join(str(one) for one in chain.unsettled[:3])
     return f"the history of {chain.model!r} was tampered with: {what}; look into it, or force"
-
-
-def _no_version(standing: Standing, version: int) -> str:
-    there = sorted(standing.stages)
-    known = ", ".join(map(str, there[-10:])) or "none"
-    more = f"{there[0]} to {there[-1]}" if len(there) > 10 else known
-    return f"{standing.model!r} has no version {version}; there are: {more}"

@@ -2,8 +2,9 @@
 
 The process works in a private folder, and its time is limited. When that is over, or an answer is
 there, or the process that asked is gone, it is ended with all that it started. What it runs is the
-model's own code, with the rights of who asks: the process is no fence against a model that means
-harm.
+model's own code, with the rights of who asks, but without the passwords, keys and tokens in its
+environment: what is in files, or in other processes of that user, it may read. The process is no
+fence against a model that means harm.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""The process of a smoke test: it starts another one, in which the model is, and watches that.
+"""The process of a smoke test: it starts others, the last with the model in it, and watches them.
 
 `smoke` writes the task to its stdin and reads what came of it from its stdout. It goes on no longer
-than its stdin is open. Processes that the model starts and leaves behind become children of this
-one, whatever session they are in, so that they are found and ended too.
+than its stdin is open. The first one that it starts fetches the model's files, with the credentials
+of who asks. The second one, whose environment names no secret, loads the model and asks it.
+Processes that the model starts and leaves behind become children of the watcher, whatever session
+they are in, so that they are found and ended too.
 """
 
 from __future__ import annotations
@@ -11,20 +13,27 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import select
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from opusclip_mlops.launch import children_of
-from opusclip_mlops.redaction import one_line
+from opusclip_mlops.redaction import one_line, redacted
 
+_COMMAND = (sys.executable, "-P", "-m", "opusclip_mlops.smoke_worker")
+_FETCHED = "fetched"
+_SECRET = re.compile(
+    r"PASSW|PASSPHRASE|_PWD|SECRET|CREDENTIAL|CONNECTION_STRING|(?:TOKENS?|KEYS?)(?:_|$)",
+    re.IGNORECASE,
+)
 _SET_DEATH_SIGNAL, _SET_SUBREAPER = 1, 36
 _END_S = 10.0
 _TAIL_BYTES = 4096
@@ -33,27 +42,72 @@ _MOST_CHARACTERS = 10_000
 
 
 def main() -> None:
-    """Do the task on stdin."""
-    task = json.loads(sys.stdin.readline())
-    folder = Path(task["folder"])
+    """Watch the task on stdin, or do the part of it that the watcher has started this for."""
+    if len(sys.argv) == 1:
+        _watch(json.loads(sys.stdin.readline()))
+        return
+    part, saying = sys.argv[1:]
+    voice = _Voice(int(saying))
+    sys.excepthook = voice.failed
+    _PARTS[part](json.loads(sys.stdin.read()), voice)
+
+
+def _watch(task: dict[str, Any]) -> None:
+    """Have the files fetched, then the model loaded and asked, by one process each."""
+    folder, timeout_s = Path(task["folder"]), task["timeout_s"]
+    deadline_s = time.monotonic() + timeout_s
     ctypes.CDLL(None).prctl(_SET_SUBREAPER, 1, 0, 0, 0)
-    words, saying = os.pipe()
-    output, printing = os.pipe()
+    try:
+        environment = _environment(folder)
+        came = _came("fetch", task, environment, deadline_s)
+        if came.passed:
+            known = without_secrets(environment)
+            came = _came("answer", {"folder": str(folder)}, known, deadline_s)
+        reason = came.reason or f"no answer within {timeout_s:g} s, while {came.doing}"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    sys.stdout.write(json.dumps({"passed": came.passed, "reason": one_line(reason)}) + "\n")
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    temporary = folder / "tmp"
+    temporary.mkdir()
+    ours = {"TMPDIR": str(temporary), "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+    return {**os.environ, **ours}
+
+
+def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables whose name names no secret, and whose value is no URI with a password."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if not _SECRET.search(name) and not ("://" in value and redacted(value) != value)
+    }
+
+
+def _came(
+    part: str, task: dict[str, Any], environment: Mapping[str, str], deadline_s: float
+) -> _Watch:
+    """What comes of a process for a part of the task; it is ended with all that it started."""
+    (words, saying), (output, printing), (reading, telling) = (os.pipe() for _ in range(3))
     watcher = os.getpid()
     child = os.fork()
     if child == 0:
-        _become_the_model(watcher, printing)
-        _answer(task, folder, saying)
-        return
-    os.close(saying)
-    os.close(printing)
+        try:
+            _become_another(watcher, reading, printing)
+            os.set_inheritable(saying, True)
+            os.execve(sys.executable, [*_COMMAND, part, str(saying)], environment)
+        finally:
+            os._exit(1)
     try:
-        came = _Watch(child, words, output).until(time.monotonic() + task["timeout_s"])
-        reason = came.reason or f"no answer within {task['timeout_s']:g} s, while {came.doing}"
+        os.write(telling, json.dumps(task).encode())
+        for pipe in (saying, printing, reading, telling):
+            os.close(pipe)
+        return _Watch(child, words, output).until(deadline_s)
     finally:
         _end_children()
-        shutil.rmtree(folder, ignore_errors=True)
-    sys.stdout.write(json.dumps({"passed": came.passed, "reason": one_line(reason)}) + "\n")
+        os.close(words)
+        os.close(output)
 
 
 @dataclass
@@ -143,11 +197,11 @@ def _kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-# In the model's process
+# In the processes that fetch and answer
 
 
-def _become_the_model(watcher: int, printing: int) -> None:
-    """A session of its own, no input, all output to the watcher; it dies when the watcher does."""
+def _become_another(watcher: int, reading: int, printing: int) -> None:
+    """A session of its own, all output to the watcher; it dies when the watcher does."""
     os.setsid()
     ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != watcher:
@@ -155,8 +209,7 @@ def _become_the_model(watcher: int, printing: int) -> None:
     with contextlib.suppress(OSError):
         # Where memory runs out, it goes before all others.
         Path("/proc/self/oom_score_adj").write_text("1000")
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for number, descriptor in enumerate((nothing, printing, printing)):
+    for number, descriptor in enumerate((reading, printing, printing)):
         os.dup2(descriptor, number)
 
 
@@ -186,34 +239,8 @@ class _Voice:
         os.write(self.pipe, json.dumps(content).encode() + b"\n")
 
 
-def _answer(task: dict[str, Any], folder: Path, saying: int) -> None:
-    voice = _Voice(saying)
-    sys.excepthook = voice.failed
-    work, temporary = folder / "work", folder / "tmp"
-    work.mkdir()
-    temporary.mkdir()
-    os.environ["TMPDIR"] = str(temporary)
-    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
-    path = _fetched(task, folder, voice)
-    # Only now: a tracking URI may be relative to the folder that the test is asked for in.
-    os.chdir(work)
-    voice.doing_now("its input example was read")
-    example, params = _example(path)
-    if example is None:
-        voice.end(False, "it has no input example: register it with one")
-        return
-    voice.doing_now("it was loading")
-    import mlflow.pyfunc
-
-    model = mlflow.pyfunc.load_model(path)
-    voice.doing_now("it was answering")
-    answer = model.predict(example, params=params) if params else model.predict(example)
-    kind = type(answer).__name__
-    empty = is_empty(answer)
-    voice.end(not empty, f"its answer ({kind}) is empty" if empty else f"it answered ({kind})")
-
-
-def _fetched(task: dict[str, Any], folder: Path, voice: _Voice) -> str:
+def _fetch(task: dict[str, Any], voice: _Voice) -> None:
+    """Fetch the version's files, with the credentials of who asks; nothing of it is run."""
     import mlflow
     import mlflow.artifacts
 
@@ -222,9 +249,35 @@ def _fetched(task: dict[str, Any], folder: Path, voice: _Voice) -> str:
     if task["registry_uri"]:
         mlflow.set_registry_uri(task["registry_uri"])
     voice.doing_now("its files were fetched")
+    folder = Path(task["folder"])
     model = folder / "model"
     model.mkdir()
-    return str(mlflow.artifacts.download_artifacts(task["uri"], dst_path=str(model)))
+    path = mlflow.artifacts.download_artifacts(task["uri"], dst_path=str(model))
+    (folder / _FETCHED).write_text(str(path))
+    voice.end(True, "its files were fetched")
+
+
+def _answer(task: dict[str, Any], voice: _Voice) -> None:
+    """Load what was fetched, and have it answer its input example."""
+    folder = Path(task["folder"])
+    path = (folder / _FETCHED).read_text()
+    work = folder / "work"
+    work.mkdir()
+    os.chdir(work)
+    import mlflow.pyfunc
+
+    voice.doing_now("its input example was read")
+    example, params = _example(path)
+    if example is None:
+        voice.end(False, "it has no input example: register it with one")
+        return
+    voice.doing_now("it was loading")
+    model = mlflow.pyfunc.load_model(path)
+    voice.doing_now("it was answering")
+    answer = model.predict(example, params=params) if params else model.predict(example)
+    kind = type(answer).__name__
+    empty = is_empty(answer)
+    voice.end(not empty, f"its answer ({kind}) is empty" if empty else f"it answered ({kind})")
 
 
 def _example(path: str) -> tuple[Any, dict[str, Any] | None]:
@@ -246,6 +299,8 @@ def is_empty(answer: Any) -> bool:
     except TypeError:
         return False
 
+
+_PARTS = {"fetch": _fetch, "answer": _answer}
 
 if __name__ == "__main__":
     main()

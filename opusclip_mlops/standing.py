@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
-from opusclip_mlops.decisions import DELETED, HELD, NO_STAGE
+from opusclip_mlops.decisions import DELETED, HELD, NO_STAGE, like
 from opusclip_mlops.patience import patiently
 from opusclip_mlops.refusals import MISSING
 
@@ -20,8 +20,6 @@ HISTORY_TAG = "opusclip.history"
 HEAD_TAG = "opusclip.history.head"
 
 _PAGE_VERSIONS = 1_000
-# What MLflow's filter language cannot quote matches any character, and is looked at afterwards.
-_UNQUOTABLE = re.compile(r"[^\w .\-]", re.ASCII)
 _TRIES = 5
 
 
@@ -42,6 +40,18 @@ class Standing:
     stages: Mapping[int, str] = field(default_factory=dict)
     aliases: Mapping[str, int] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def names_head(self) -> bool:
+        """Whether it says which history it has, and where that ends."""
+        return bool(self.tags.get(HISTORY_TAG) and self.tags.get(HEAD_TAG))
+
+    def lack(self, version: int) -> str:
+        """That there is no such version, and which there are, for an error."""
+        there = sorted(self.stages)
+        known = ", ".join(map(str, there[-10:])) or "none"
+        more = f"{there[0]} to {there[-1]}" if len(there) > 10 else known
+        return f"{self.model!r} has no version {version}; there are: {more}"
 
     def stage_of(self, version: int) -> str:
         """Where a version is; "Deleted" where there is none of that number."""
@@ -163,13 +173,11 @@ def _transition(client: MlflowClient, model: str, version: int, stage: str) -> N
 
 
 def _versions(client: MlflowClient, model: str) -> Iterable[ModelVersion]:
-    pattern = _UNQUOTABLE.sub("_", model)
-    comparison = "=" if pattern == model else "LIKE"
     found: list[ModelVersion] = []
     token: str | None = None
     while True:
         page = client.search_model_versions(
-            f"name {comparison} '{pattern}'",
+            f"name {like(model)}",
             max_results=_PAGE_VERSIONS,
             order_by=["version_number ASC"],
             page_token=token,

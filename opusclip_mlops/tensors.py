@@ -13,7 +13,7 @@ import json
 import pickle
 import random
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,24 @@ STATE_PARTS = ("optimizer", "scheduler", "rng", "step", "epoch")
 """What a training state has; optimizer and scheduler may be None."""
 
 _LISTED = 12
+# Options of torch's optimizers that came with later versions of it: an older state lacks them.
+_LATER_OPTIONS = frozenset({
+    "capturable", "decoupled_weight_decay", "differentiable", "foreach", "fused", "maximize",
+})  # fmt: skip
+# Options that tell one kind of optimizer from another.
+_OPTIONS = frozenset({
+    "alpha", "amsgrad", "betas", "centered", "dampening", "etas", "lambd", "lr_decay", "momentum",
+    "momentum_decay", "nesterov", "rho", "step_sizes",
+})  # fmt: skip
+# State that has the shape of its parameter in each of torch's optimizers.
+_LIKE_PARAMETER = frozenset({
+    "acc_delta", "ax", "exp_avg", "exp_avg_sq", "exp_inf", "grad_avg", "max_exp_avg_sq",
+    "momentum_buffer", "prev", "square_avg", "sum",
+})  # fmt: skip
+_OF_TORCH = frozenset({
+    "adadelta", "adagrad", "adam", "adamax", "adamw", "asgd", "nadam", "radam", "rmsprop", "rprop",
+    "sgd",
+})  # fmt: skip
 _ALIASES = "aliases"
 # What torch and pickle raise over bytes that are no training state.
 _RUBBISH = (
@@ -131,14 +149,35 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
+def check_state(target: Optimizer | LRScheduler, stored: Any, *, what: str) -> None:
+    """Check that a stored state is one for an optimizer or a scheduler; nothing is changed.
+
+    Of an optimizer its groups are compared, and of torch's own ones the shapes of the state.
+
+    Raises:
+        CheckpointError: there is none, or it is that of another one; the message says of `what`.
+    """
+    from torch.optim import Optimizer
+
+    if stored is None:
+        raise CheckpointError(f"the checkpoint was saved without {what}: it has none to give back")
+    if not isinstance(target, Optimizer):
+        return
+    try:
+        differences = [*_group_differences(stored, target), *_state_differences(stored, target)]
+    except _RUBBISH as error:
+        raise CheckpointError(f"the {what} does not fit: {_reason(error)}") from error
+    if differences:
+        raise CheckpointError(f"the {what} does not fit: {_listed(differences)}")
+
+
 def put_back(target: Optimizer | LRScheduler, stored: Any, *, what: str) -> None:
     """Give an optimizer or a scheduler its stored state.
 
     Raises:
         CheckpointError: there is none, or it is that of another one; the message says of `what`.
     """
-    if stored is None:
-        raise CheckpointError(f"the checkpoint was saved without {what}: it has none to give back")
+    check_state(target, stored, what=what)
     try:
         target.load_state_dict(stored)
     except _RUBBISH as error:
@@ -238,6 +277,33 @@ def _differences(
         if name in stored and stored[name].shape != tensor.shape
     ]
     return missing + unknown + shapes
+
+
+def _group_differences(stored: Mapping[str, Any], target: Optimizer) -> Iterator[str]:
+    """What groups of parameters lack or have too much; what a scheduler adds is no difference."""
+    groups = list(zip(stored["param_groups"], target.param_groups, strict=True))
+    for number, (group, own) in enumerate(groups):
+        lacking = target.defaults.keys() - _LATER_OPTIONS - group.keys()
+        foreign = (group.keys() - own.keys()) & _OPTIONS
+        yield from (f"group {number} has no {key}" for key in sorted(lacking))
+        yield from (f"group {number} has {key}, the optimizer's has not" for key in sorted(foreign))
+        if len(group["params"]) != (count := len(own["params"])):
+            have = f"{len(group['params'])} parameters, the optimizer's {count}"
+            yield f"group {number} has {have}"
+
+
+def _state_differences(stored: Mapping[str, Any], target: Optimizer) -> Iterator[str]:
+    """The state of a parameter that has another shape."""
+    own_modules = {f"torch.optim.{name}" for name in _OF_TORCH}
+    if not own_modules & {kind.__module__ for kind in type(target).__mro__}:
+        return
+    for group, own in zip(stored["param_groups"], target.param_groups, strict=True):
+        for number, parameter in zip(group["params"], own["params"], strict=False):
+            for key, value in stored["state"].get(number, {}).items():
+                shape = getattr(value, "shape", parameter.shape)
+                if key in _LIKE_PARAMETER and shape != parameter.shape:
+                    shapes = f"{tuple(shape)}, the parameter is {tuple(parameter.shape)}"
+                    yield f"{key} of parameter {number} is {shapes}"
 
 
 def _listed(items: list[str]) -> str:

@@ -81,6 +81,7 @@ class ExperimentTracker(CheckpointCalls):
         self._pid = 0
         self._closed = False
         self._dataset_digest: str | None = None
+        self._evaluation_digest: str | None = None
         self._step = -1
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -201,7 +202,8 @@ class ExperimentTracker(CheckpointCalls):
             digest: Names its exact content; at most 36 characters.
             source: Where it came from, a path or URI.
             source_type: The kind of source, as MLflow names it.
-            context: What it was used for.
+            context: What it was used for. Checkpoints name the last one of "training", and the last
+                one of "evaluation", "validation" or "test".
             profile: Facts about it, such as frame counts; JSON values.
             schema: Its fields; JSON values.
 
@@ -212,7 +214,7 @@ class ExperimentTracker(CheckpointCalls):
         location = json.dumps({"uri": source})
         records.check_dataset(name, digest)
         self._append(records.Dataset(name, digest, source_type, location, context, *about))
-        self._dataset_digest = digest
+        self._used_dataset(digest, context)
 
     def log_video(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import posixpath
 import re
@@ -25,6 +26,9 @@ from opusclip_mlops.metadata import CheckpointMetadata
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.refusals import is_for_good, reason_of
 
+WEIGHTS_TAG = "opusclip.weights_sha256"
+METADATA_TAG = "opusclip.metadata_sha256"
+
 _MODEL_FILE = "MLmodel"
 _MOST_FILES = 10_000
 _MOST_BYTES = 16 * 2**20
@@ -41,6 +45,7 @@ class VersionFiles:
         sizes: Bytes by path, empty where nothing can be listed.
         folder: The checkpoint's folder among them.
         metadata: The checkpoint's, None when there is none.
+        metadata_sha256: Of the file that it was read from, "" when there is none.
         problem: Why there is none, "" when there is one.
     """
 
@@ -50,6 +55,7 @@ class VersionFiles:
     folder: str
     metadata: CheckpointMetadata | None
     problem: str
+    metadata_sha256: str = ""
 
     @classmethod
     def of(cls, client: MlflowClient, version: ModelVersion) -> VersionFiles:
@@ -73,9 +79,8 @@ class VersionFiles:
             )
         path = posixpath.join(folder, METADATA)
         try:
-            return cls(
-                repository, location, sizes, folder, _metadata(repository, path, sizes[path]), ""
-            )
+            metadata, sha256 = _metadata(repository, path, sizes[path])
+            return cls(repository, location, sizes, folder, metadata, "", sha256)
         except CheckpointError as error:
             return cls(repository, location, sizes, folder, None, one_line(f"{path}: {error}"))
 
@@ -89,16 +94,29 @@ class VersionFiles:
             return False
         return isinstance(about, Mapping) and bool(about.get("signature"))
 
-    def hash_problem(self, registered_sha256: str) -> str:
+    def hash_problem(self, tags: Mapping[str, str]) -> str:
         """Fetch all that the checkpoint has a hash of; what is wrong with it, "" for nothing.
 
-        `registered_sha256` is that of the weights, "" when it is not known.
+        `tags` are the version's: they say which weights and which metadata were registered.
 
         Raises:
             MlflowException, OSError: MLflow does not answer now, or the disk is full.
         """
         if self.repository is None or self.metadata is None:
             return self.problem
+        if absent := [tag for tag in (WEIGHTS_TAG, METADATA_TAG) if not tags.get(tag)]:
+            return f"not known: it was registered without the tag {' and '.join(absent)}"
+        if self.metadata_sha256 != tags[METADATA_TAG]:
+            return _not_registered(METADATA, METADATA_TAG)
+        sealed, problem = self._as_sealed()
+        if sealed is None or sealed.files[WEIGHTS].sha256 != tags[WEIGHTS_TAG]:
+            return problem or _not_registered(WEIGHTS, WEIGHTS_TAG)
+        return ""
+
+    def _as_sealed(self) -> tuple[CheckpointMetadata | None, str]:
+        """What the checkpoint was sealed with, or why it is not as it was then."""
+        assert self.repository is not None
+        assert self.metadata is not None
         held = [WEIGHTS, *(one for one in self.metadata.files if one != WEIGHTS)]
         paths = {one: posixpath.join(self.folder, one) for one in held}
         names = [one for one, path in paths.items() if path in self.sizes]
@@ -108,12 +126,13 @@ class VersionFiles:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 download(self.repository, posixpath.join(self.folder, name), target)
             try:
-                metadata = verify(Path(temporary), only=names)
+                return verify(Path(temporary), only=names), ""
             except CheckpointError as error:
-                return one_line(str(error).replace(f"{temporary}/", ""))
-        if registered_sha256 and metadata.files[WEIGHTS].sha256 != registered_sha256:
-            return f"{WEIGHTS} is not the one that was registered: the version's tag has another"
-        return ""
+                return None, one_line(str(error).replace(f"{temporary}/", ""))
+
+
+def _not_registered(name: str, tag: str) -> str:
+    return f"{name} is not the one that was registered: the tag {tag} has another sha256"
 
 
 def _location(client: MlflowClient, version: ModelVersion) -> tuple[str, str]:
@@ -148,13 +167,17 @@ def _checkpoint_folder(sizes: Sizes) -> str | None:
     return min(folders, key=lambda one: (one.count("/"), one), default=None)
 
 
-def _metadata(repository: ArtifactRepository, path: str, size_bytes: int) -> CheckpointMetadata:
+def _metadata(
+    repository: ArtifactRepository, path: str, size_bytes: int
+) -> tuple[CheckpointMetadata, str]:
+    """What a metadata.json says, and its sha256."""
     if size_bytes > _MOST_BYTES:
         raise CheckpointError(f"it has {size_bytes} bytes, which no checkpoint's metadata has")
     try:
-        about: Any = json.loads(content(repository, path))
+        text = content(repository, path)
+        about: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError("it is no JSON") from error
     if not isinstance(about, dict):
         raise CheckpointError("it holds no JSON object")
-    return CheckpointMetadata.from_dict(about)
+    return CheckpointMetadata.from_dict(about), hashlib.sha256(text).hexdigest()

@@ -58,9 +58,11 @@ class VersionPage:
     Attributes:
         metadata: What its checkpoint knows.
         weights: The checkpoint's weights.
+        metadata_sha256: Of its metadata.json, "" when not known.
         value_count: Numbers in them, 0 when not known.
         run_id: Its run.
         run_name: The run's name, "" for none.
+        registered_by: Who makes the version, "" when not known.
         experiment_id: The run's experiment.
         is_linked: Whether the run is on the server that shows the page.
         dataset_name: What the dataset is called, "" when not known.
@@ -72,6 +74,8 @@ class VersionPage:
     run_id: str
     run_name: str
     experiment_id: str
+    registered_by: str = ""
+    metadata_sha256: str = ""
     is_linked: bool = True
     value_count: int = 0
     dataset_name: str = ""
@@ -86,7 +90,7 @@ class VersionPage:
         return _cut("\n\n".join(parts))
 
     def tags(self) -> dict[str, str]:
-        """The version's tags, the first to be read first; the hash alone is long: it is whole."""
+        """The version's tags, the first to be read first; hashes alone are long: they are whole."""
         about = self.metadata
         shown = [key for key in _by_weight(about) if _TAG_KEY.fullmatch(key)][:_TAGGED_METRICS]
         ours = {
@@ -95,8 +99,11 @@ class VersionPage:
             "git_dirty": "true" if about.git_dirty else None,
             "git_commit": about.git_commit and about.git_commit[:_COMMIT_DIGITS],
             "dataset_digest": about.dataset_digest,
+            "evaluation_digest": about.evaluation_digest,
             "checkpoint": about.name,
+            "registered_by": self.registered_by or None,
             "weights_sha256": self.weights.sha256,
+            "metadata_sha256": self.metadata_sha256 or None,
         }
         known = {f"opusclip.{name}": str(one) for name, one in ours.items() if one is not None}
         return {key: f"{about.metrics[key]:.4g}" for key in shown} | known
@@ -117,6 +124,8 @@ class VersionPage:
         if about.dataset_digest:
             name = f"{escaped(self.dataset_name)}, " if self.dataset_name else ""
             yield f"- Dataset {name}digest {escaped(about.dataset_digest)}"
+        if about.evaluation_digest:
+            yield f"- Evaluated on dataset digest {escaped(about.evaluation_digest)}"
         if about.git_commit:
             dirty = {True: ", with uncommitted changes", False: ", nothing uncommitted"}
             state = "" if about.git_dirty is None else dirty[about.git_dirty]

@@ -1,18 +1,19 @@
 """Facts about `opusclip_mlops.candidates`: what MLflow knows of a version, or one error."""
 
+import contextlib
 import json
 import math
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow.data.http_dataset_source import HTTPDatasetSource
-from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import Dataset, DatasetInput
+from mlflow.entities import Dataset, DatasetInput, InputTag
 
 from opusclip_mlops import checkpoints
 from opusclip_mlops.candidates import judge_version, read_candidate, read_holder
+from opusclip_mlops.deciding import CannotJudge
 from opusclip_mlops.errors import RegistryError
 from opusclip_mlops.gates import Approval, Candidate, Measure
 from opusclip_mlops.generations import generation_tag
@@ -170,7 +171,10 @@ def test_weights_are_checked_against_what_was_registered(store: Store) -> None:
     shutil.copyfile(other / "metadata.json", location(store, "hashed") / METADATA)
     problem = read(store, "hashed", checkpoint_hash=True).checkpoint_problem
     assert problem is not None
-    assert "is not the one that was registered" in problem
+    assert problem.startswith("metadata.json is not the one that was registered")
+    store.client.delete_model_version_tag("hashed", "1", "opusclip.weights_sha256")
+    problem = read(store, "hashed", checkpoint_hash=True).checkpoint_problem
+    assert problem == "not known: it was registered without the tag opusclip.weights_sha256"
 
 
 def test_a_version_of_another_tool_is_read_as_far_as_it_goes(store: Store, tmp_path: Path) -> None:
@@ -185,19 +189,34 @@ def test_a_version_of_another_tool_is_read_as_far_as_it_goes(store: Store, tmp_p
     assert found.checkpoint_problem == "it holds no weights.safetensors beside a metadata.json"
 
 
+def test_a_versions_author_is_who_registered_it_and_its_runs_user(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name by which an approver would be known, and that of the machine it was trained on."""
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "anna")
+    run_id = registered(store, "owned")
+    store.client.set_tag(run_id, "mlflow.user", "annak")
+    found = read(store, "owned")
+    assert (found.author, found.registered_by) == ("annak", "anna")
+
+
 def test_of_another_tools_run_the_last_value_counts(store: Store, tmp_path: Path) -> None:
-    """And the dataset is the one that its run has."""
+    """And the datasets are those that its run has, by what they were used for."""
     (tmp_path / "MLmodel").write_text("flavors: {}\n")
     run_id = store.run()
     for step, value in enumerate([1.0, 3.0, 2.0]):
         store.client.log_metric(run_id, "k", value, step=step)
-    dataset = MetaDataset(HTTPDatasetSource("https://example.org/clips"), name="clips", digest="d1")
-    entity = Dataset(dataset.name, dataset.digest, "http", "{}")
-    store.client.log_inputs(run_id, [DatasetInput(entity)])
+    for digest, tags in [
+        ("d1", []),
+        ("d2", [InputTag("mlflow.data.context", "Validation")]),
+        ("d3", [InputTag("mlflow.data.context", "calibration")]),
+    ]:
+        entity = Dataset("clips", digest, "http", "{}")
+        store.client.log_inputs(run_id, [DatasetInput(entity, tags)])
     foreign(store, tmp_path, "others", run_id)
     found = read(store, "others", metrics=asks_for("k"), signature=True)
     assert found.metrics == {"k": Measure(2.0, "run, step 2")}
-    assert found.dataset_digest == "d1"
+    assert (found.dataset_digest, found.evaluation_digest) == ("d1", "d2")
     assert not found.has_signature
 
 
@@ -287,6 +306,36 @@ def test_a_version_that_lost_its_checkpoint_is_an_error(store: Store) -> None:
         read(store, "lost")
 
 
+def test_a_version_whose_registration_failed_cannot_be_judged(store: Store) -> None:
+    """It will never be ready; one whose registration goes on may be."""
+    registered(store, "failed")
+    path = store.uri.removeprefix("sqlite:///")
+    for status, kind in (
+        ("PENDING_REGISTRATION", RegistryError),
+        ("FAILED_REGISTRATION", CannotJudge),
+    ):
+        with contextlib.closing(sqlite3.connect(path)) as rows, rows:
+            rows.execute("UPDATE model_versions SET status = ? WHERE name = 'failed'", (status,))
+        with pytest.raises(RegistryError, match=f"version 1 of failed is {status}") as refused:
+            read(store, "failed")
+        assert type(refused.value) is kind
+
+
+def test_a_store_that_the_client_of_s3_cannot_reach_is_one_line(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its faults are none of MLflow's."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
+    store.client.create_registered_model("far")
+    store.client.create_model_version("far", "s3://bucket/model")
+    with pytest.raises(RegistryError, match=r"^cannot read version 1 of far: .*credentials"):
+        read(store, "far")
+
+
 POLICY = """
 model: {model}
 order: [Staging, Production]
@@ -295,7 +344,6 @@ stages:
   Production:
     metrics:
       val/psnr: {{min: 24, max: 60, not_worse_than: Production}}
-      val/loss: {{max: 1}}
     tags: {{opusclip.checkpoint: any}}
     files: [checkpoint/weights.safetensors]
     checkpoint_hash: verified
@@ -307,7 +355,7 @@ stages:
 
 
 def test_a_version_is_judged_with_all_that_its_policy_asks_for(store: Store) -> None:
-    """A model with an odd name; the one condition that fails is the loss, which is NaN."""
+    """A model with an odd name passes the smoke test too, which is made last."""
     name = 'kite\'s "ü" 100% @1.x'
     run_id = registered(store, name)
     store.client.set_tag(run_id, "mlflow.user", "anna")
@@ -322,8 +370,32 @@ def test_a_version_is_judged_with_all_that_its_policy_asks_for(store: Store) -> 
         been_in=["Staging"],
         tracking_uri=store.uri,
     )
-    assert [one.name for one in verdict.failed] == ["val/loss max"], verdict.lines()
-    assert len(verdict.conditions) == 12
+    assert verdict.passed, verdict.lines()
+    assert len(verdict.conditions) == 11
+
+
+def test_a_version_that_fails_anyway_never_runs_its_code(store: Store, tmp_path: Path) -> None:
+    """The smoke test is made last, where no other condition failed; it keeps its place."""
+    ran = tmp_path / "ran"
+    script = tmp_path / "model.py"
+    script.write_text(f"open({str(ran)!r}, 'w').close()\n{store.scaler.read_text()}")
+    store.register(store.run(FIRST), name="unfit", python_model=script)
+    ran.unlink()
+    text = "{{metrics: {{val/psnr: {{min: {}}}}}, smoke_test: {{timeout_s: 200}}}}"
+    for least, passed, said in [
+        (99, False, "not tested: another condition failed"),
+        (1, True, "it answered (list)"),
+    ]:
+        policy = read_policy(f"stages: {{Staging: {text.format(least)}}}")
+        verdict = judge_version(policy, "unfit", 1, to="Staging", tracking_uri=store.uri)
+        assert ran.exists() is passed
+        assert (verdict.passed, verdict.conditions[1].measured) == (passed, said)
+
+
+def test_a_place_that_mlflow_does_not_know_is_one_line() -> None:
+    """As one that is misspelt."""
+    with pytest.raises(RegistryError, match=r"^cannot reach MLflow: .*bogus"):
+        read_candidate("kite", 1, rules=NOTHING, tracking_uri="bogus://x")
 
 
 def test_a_policy_of_another_model_reads_nothing(store: Store) -> None:

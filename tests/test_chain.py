@@ -145,6 +145,18 @@ def test_a_head_that_names_no_record_is_found() -> None:
     chain = read(stored(WHOLE))
     assert [one.number for one in cut_off(chain, "rubbish")] == [0]
     assert [one.number for one in cut_off(chain, f"3 {WHOLE[3].hash}")] == [3]
+    assert "names no record" in str(cut_off(chain, "9" * 4_400 + " x")[0])
+
+
+def test_numbers_that_cannot_be_are_rubbish() -> None:
+    """Thousands of digits in a key or in a record are no fault of whoever reads them."""
+    assert read({**stored(WHOLE), "9" * 4_400: "x", "9" * 19: "x"}).problems == ()
+    for name, value in (("version", 10**400), ("timestamp_ms", 10**15), ("timestamp_ms", -1)):
+        made = canonical({**json.loads(to_text(WHOLE[0])), name: value})
+        assert "a number in it cannot be" in str(read({"000001": made}).problems[0])
+    full = read({**stored(WHOLE), "9" * 18: "x"})
+    with pytest.raises(RegistryError, match="the history of 'clip' is full"):
+        full.next(WHOLE[0])
 
 
 @given(st.integers(0, 5), st.integers(0, 10_000), st.characters(codec="utf-8"))
@@ -167,6 +179,8 @@ def test_long_texts_are_kept_in_parts() -> None:
     assert all(len(part) <= 6_000 for part in parts.values())
     assert read(parts).texts == {digest: text}
     assert read({**parts, f"{digest}.1": "x"}).texts == {}
+    for surplus in ("9", "99", "00", "100", str(len(parts)), "9" * 4_400, "\u0661"):
+        assert read({**parts, f"{digest}.{surplus}": 'x"'}).texts == {digest: text}
     assert read({f"{digest}.0": parts[f"{digest}.0"]}).texts == {}
     assert read(parts_of("")).texts == {sha256_of(""): ""}
     with pytest.raises(RegistryError, match="too long for a history"):
@@ -209,6 +223,50 @@ def test_a_problem_that_somebody_forced_a_decision_onto_is_settled_but_still_tol
     del params["000002"]
     assert [str(one) for one in read(params).unsettled] == [
         "record 2 is missing, and so are all up to 3"
+    ]
+
+
+def test_a_long_problem_is_settled_by_what_a_record_has_room_for() -> None:
+    """A record keeps the beginning of a problem; that is enough to know it again."""
+    foreign = sealed(
+        Decision(kind="approval", model="\x01" * 80, version=1),
+        number=7, previous_hash=WHOLE[-1].hash,
+    )  # fmt: skip
+    params = {**stored(WHOLE), "000007": to_text(foreign)}
+    (problem,) = read(params).unsettled
+    assert len(str(problem)) > 200 >= len(problem.short)
+    admitting = Decision(kind="promotion", model=MODEL, version=7, problems=(problem.short,))
+    params["000008"] = to_text(read(params).next(admitting))
+    assert read(params).unsettled == ()
+
+
+def policy(text: str, number: int, after: Decision) -> Decision:
+    """A record by which a policy is set, the one behind another record."""
+    draft = Decision(kind="policy", model=MODEL, version=None, policy_digest=sha256_of(text))
+    return sealed(draft, number=number, previous_hash=after.hash)
+
+
+def test_who_enters_a_stage_past_the_policy_is_found() -> None:
+    """Without a verdict, unless it was forced; before a policy and after its end there is none."""
+    first = chain_of(("promotion", 1, "Production"))
+    records = [*first, policy("stages: {}", 2, first[0])]
+    for kind, to_stage, options in (
+        ("promotion", "Production", {}), ("external", "Staging", {}), ("rollback", "Staging", {}),
+        ("promotion", "Production", {"verdict": {"passed": True}}),
+        ("promotion", "Production", {"verdict_sha256": sha256_of("long")}),
+        ("promotion", "Production", {"forced": True}), ("demotion", "Archived", {}),
+        ("external", "Deleted", {}), ("repair", "Production", {}), ("approval", "Production", {}),
+    ):  # fmt: skip
+        draft = Decision(kind=kind, model=MODEL, version=2, to_stage=to_stage, **options)  # type: ignore[arg-type]
+        records.append(sealed(draft, number=len(records) + 1, previous_hash=records[-1].hash))
+    records.append(policy("", len(records) + 1, records[-1]))
+    draft = Decision(kind="promotion", model=MODEL, version=3, to_stage="Production")
+    records.append(sealed(draft, number=len(records) + 1, previous_hash=records[-1].hash))
+    texts = {**parts_of("stages: {}"), **parts_of("long"), **parts_of("")}
+    assert [str(one) for one in read({**stored(tuple(records)), **texts}).problems] == [
+        "record 3 entered Production without a verdict",
+        "record 4 entered Staging without a verdict",
+        "record 5 entered Staging without a verdict",
     ]
 
 
@@ -271,5 +329,16 @@ def test_an_approval_counts_until_the_version_is_moved() -> None:
     )  # fmt: skip
     assert approvals(records[:3], 1, "Production") == records[:1]
     assert approvals(records[:4], 1, "Production") == ()
-    assert approvals(records, 1, "Production") == records[4:]
     assert approvals(records, 2, "Production") == records[2:3]
+
+
+def test_an_approval_of_who_holds_the_stage_counts_for_nothing() -> None:
+    """Nor does one outlive that its version was displaced, from whatever stage it is for."""
+    records = chain_of(
+        ("promotion", 1, "Production"), ("approval", 1, "Production"), ("approval", 1, "Staging"),
+        ("promotion", 2, "Production"), ("approval", 1, "Production"),
+    )  # fmt: skip
+    assert approvals(records[:3], 1, "Production") == ()
+    assert approvals(records[:3], 1, "Staging") == records[2:3]
+    assert approvals(records[:4], 1, "Staging") == ()
+    assert approvals(records, 1, "Production") == records[4:]

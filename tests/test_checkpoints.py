@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -221,6 +222,114 @@ write_checkpoint(Path(sys.argv[1], "c"), model, Killing(model.parameters()), met
     left = [path.name for path in (tmp_path / "runs").iterdir()]
     assert len(left) == 1
     assert left[0].startswith(".c-")
+    checkpoints.write_checkpoint(tmp_path / "runs" / "d", nn.Linear(1, 1), metadata=ABOUT)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["d"]
+
+
+class Looking(torch.optim.SGD):
+    """An optimizer that does something while it is saved."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        super().__init__([nn.Parameter(torch.zeros(1))], lr=0.1)
+        self.act = act
+
+    def state_dict(self) -> dict[str, Any]:
+        self.act()
+        return super().state_dict()
+
+
+def test_what_another_still_writes_is_left_alone(tmp_path: Path) -> None:
+    """Only what dead processes of this machine left goes, and nothing but that."""
+    runs = tmp_path / "runs"
+    for name in (".c.claimed", ".x-abcdefgh", ".c-abcdefgh.01234567.unfinished"):
+        (runs / name).mkdir(parents=True)
+
+    def save_another() -> None:
+        checkpoints.write_checkpoint(runs / "b", nn.Linear(1, 1), metadata=ABOUT)
+
+    before = {*runs.iterdir()}
+    optimizer = Looking(save_another)
+    checkpoints.write_checkpoint(runs / "a", nn.Linear(1, 1), optimizer, metadata=ABOUT)
+    assert {*runs.iterdir()} == before | {runs / "a", runs / "b"}
+    for name in ("a", "b"):
+        assert checkpoints.seal(runs / name).sealed
+
+
+def test_a_disk_without_locks_takes_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then nothing that was left behind is removed, as it may be a living one's."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    def leave() -> None:
+        [unfinished] = runs.glob("*.unfinished")
+        shutil.copytree(unfinished, unfinished.with_name(unfinished.name.replace(".a-", ".z-")))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    runs = tmp_path / "runs"
+    checkpoints.write_checkpoint(runs / "a", nn.Linear(1, 1), Looking(leave), metadata=ABOUT)
+    checkpoints.write_checkpoint(runs / "b", nn.Linear(1, 1), metadata=ABOUT)
+    assert len(list(runs.glob(".z-*.unfinished"))) == 1
+    assert sorted(path.name for path in runs.glob("[!.]*")) == ["a", "b"]
+
+
+def zeroed(path: Path) -> None:
+    """The length that it had, and nothing of its content behind the first half."""
+    size_bytes = path.stat().st_size
+    os.truncate(path, size_bytes // 2)
+    os.truncate(path, size_bytes)
+
+
+@pytest.mark.parametrize(
+    ("name", "tear"),
+    [
+        ("weights.safetensors", lambda path: os.truncate(path, 99)),
+        ("weights.safetensors", zeroed),
+        ("state.pt", lambda path: os.truncate(path, 99)),
+        ("state.pt", lambda path: os.truncate(path, 0)),
+        ("metadata.json", lambda path: os.truncate(path, 99)),
+        ("metadata.json", lambda path: os.truncate(path, 0)),
+    ],
+)
+def test_what_a_power_cut_has_torn_is_not_sealed(
+    tmp_path: Path, name: str, tear: Callable[[Path], object]
+) -> None:
+    """Nothing waits for the disk when it is written, so less may stand there afterwards."""
+    path = checkpoints.write_checkpoint(tmp_path / "c", Network(), metadata=ABOUT)
+    tear(path / name)
+    with pytest.raises(CheckpointError, match=rf"torn: {name} is not as|{name}: cannot read"):
+        checkpoints.seal(path)
+    with pytest.raises(CheckpointError):
+        checkpoints.verify(path)
+
+
+def test_what_an_earlier_release_wrote_is_sealed(tmp_path: Path) -> None:
+    """It noted nothing of its files; a sealed one says it by its hashes alone."""
+    path = checkpoints.write_checkpoint(tmp_path / "c", Network(), metadata=ABOUT)
+    about = json.loads((path / "metadata.json").read_text())
+    assert about.pop("written").keys() == {"weights.safetensors", "state.pt"}
+    for rubbish in ({}, {"written": None}, {"written": []}):
+        (path / "metadata.json").write_text(json.dumps({**about, **rubbish}))
+        assert checkpoints.seal(path) == checkpoints.verify(path)
+        assert "written" not in json.loads((path / "metadata.json").read_text())
+
+
+def test_saving_waits_for_no_disk_and_sealing_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file and both folders are flushed before anything is said to be whole."""
+    flushed: list[str] = []
+
+    def note(descriptor: int) -> None:
+        flushed.append(Path(f"/proc/self/fd/{descriptor}").resolve().name)
+
+    monkeypatch.setattr("os.fsync", note)
+    path = checkpoints.write_checkpoint(tmp_path / "c", Network(), metadata=ABOUT)
+    assert flushed == []
+    checkpoints.seal(path)
+    assert flushed[:4] == ["state.pt", "weights.safetensors", "c", tmp_path.name]
 
 
 def test_sealing_lists_every_file_and_again_changes_nothing(folder: Path) -> None:
@@ -359,6 +468,7 @@ def test_a_state_that_would_execute_code_is_not_loaded(tmp_path: Path) -> None:
             return Path.touch, (tmp_path / "executed",)
 
     (path / "state.pt").write_bytes(pickle.dumps(Harmful(), protocol=2))
+    edit(path, written={})
     checkpoints.seal(path)
     with pytest.raises(CheckpointError, match=r"state\.pt"):
         checkpoints.load_state(path)

@@ -129,6 +129,20 @@ def test_a_changed_policy_or_verdict_is_found(client: MlflowClient, tmp_path: Pa
         verdict_of(made, client=client)
 
 
+def test_a_damaged_history_knows_no_policy(client: MlflowClient) -> None:
+    """That none was set is not said of a history that is not whole, which stays readable."""
+    set_policy(NAME, "stages: {}", client=client)
+    experiment = client.get_experiment_by_name("opusclip registry")
+    client.rename_experiment(experiment.experiment_id, "cleaned up")
+    line = "the policy of 'clip-generator' is not known, its history is damaged: run .* erased"
+    with pytest.raises(RegistryError, match=line):
+        policy_of(NAME, client=client)
+    assert history(NAME, client=client) == ()
+    assert holder_at(NAME, "Production", 10**15, client=client) is None
+    client.rename_experiment(experiment.experiment_id, "opusclip registry")
+    assert policy_of(NAME, client=client) == "stages: {}"
+
+
 def test_a_deleted_history_is_an_error_until_it_is_restored(client: MlflowClient) -> None:
     """It can be read and verified, and MLflow restores it; nothing is begun in its place."""
     run_id = _run_id(client)
@@ -220,3 +234,25 @@ def test_what_was_moved_by_hand_is_told_and_left(client: MlflowClient) -> None:
 
 def _run_id(client: MlflowClient) -> str:
     return str(client.get_registered_model(NAME).tags["opusclip.history"])
+
+
+def test_who_was_promoted_past_the_policy_is_told(client: MlflowClient) -> None:
+    """By whoever writes decisions without a gate; nobody decides further unless by force."""
+    set_policy(NAME, "stages: {}", client=client)
+    promote(NAME, 5, to="Staging", judge=None, client=client)
+    text = "record 6 entered Staging without a verdict"
+    assert [str(one) for one in verify_history(NAME, client=client)] == [text]
+    with pytest.raises(RegistryError, match=text):
+        promote(NAME, 1, to="Staging", judge=Gate(), client=client)
+    assert forced(client).problems == (text,)
+    promote(NAME, 1, to="Staging", judge=Gate(), client=client)
+
+
+def test_rubbish_in_every_tag_stops_nobody(client: MlflowClient) -> None:
+    """Thousands of digits are told for what they are, and removed by a forced decision."""
+    client.set_tag(_run_id(client), "opusclip.settling.x", "9" * 4_400 + " 1")
+    client.set_registered_model_tag(NAME, "opusclip.history.head", "9" * 4_400 + " x")
+    (problem,) = verify_history(NAME, client=client)
+    assert "which names no record" in str(problem)
+    assert forced(client).problems == (problem.short,)
+    assert [one.number for one in verify_history(NAME, client=client)] == [5]

@@ -7,9 +7,12 @@ import pytest
 from mlflow import MlflowClient
 
 from opusclip_mlops import chronicle
-from opusclip_mlops.promotion import GateRefused, promote, reconcile
+from opusclip_mlops.deciding import Case
+from opusclip_mlops.decisions import LONGEST_REASON
+from opusclip_mlops.errors import ConfigError, OpusclipError, RegistryError
+from opusclip_mlops.promotion import GateRefused, promote, reconcile, rollback
 from tests.journeys import store
-from tests.promoters import NAME, Gate, is_settled, make_model, marks, shown
+from tests.promoters import NAME, Gate, Said, is_settled, make_model, marks, shown
 
 Hand = Callable[[MlflowClient], object]
 
@@ -138,3 +141,98 @@ def test_a_refused_promotion_leaves_what_was_done_by_hand_put_right(client: Mlfl
     assert [one.kind for one in chronicle.history(NAME, client=client)[2:]] == ["repair"]
     assert shown(client) == START
     assert marks(client) == []
+
+
+class Blind(Gate):
+    """A gate that cannot read version 3."""
+
+    fault: OpusclipError = RegistryError("cannot read version 3:\nno credentials")
+
+    def __call__(self, case: Case) -> Said:
+        said = super().__call__(case)
+        if case.version == 3:
+            raise self.fault
+        return said
+
+
+def test_a_stranger_that_cannot_be_judged_blocks_no_decision(client: MlflowClient) -> None:
+    """It is put back, and the history says on one line why nobody judged it."""
+    moved(3, "Production", archive=True)(client)
+    made = promote(NAME, 4, to="Production", judge=Blind(), client=client)
+    assert (made.version, made.previous_holder) == (4, 1)
+    back = chronicle.history(NAME, client=client)[2]
+    assert (back.kind, back.version, back.reason) == (
+        "repair", 3, "version 3 was put into Production by hand, and put back: "
+        "not judged: cannot read version 3: no credentials",
+    )  # fmt: skip
+    assert is_settled(client)
+    assert marks(client) == []
+
+
+def test_a_watcher_leaves_what_it_cannot_judge_now(client: MlflowClient) -> None:
+    """An outage undoes nobody's move: it is an error until the gate can be asked."""
+    moved(3, "Production", archive=True)(client)
+    with pytest.raises(RegistryError, match="cannot read version 3"):
+        reconcile(NAME, judge=Blind(), client=client)
+    assert shown(client)["Production"] == [3]
+    (made,) = reconcile(NAME, judge=Gate(), client=client)
+    assert (made.kind, made.version) == ("external", 3)
+
+
+def test_an_emergency_waits_for_no_stranger(client: MlflowClient) -> None:
+    """Forced or rolled back, only the version that goes in is judged; others are put back."""
+    moved(3, "Production", archive=True)(client)
+    moved(4, "Staging", archive=True)(client)
+    gate = Gate()
+    made = promote(
+        NAME, 2, to="Production", judge=gate, force=True, reason="it burns", client=client
+    )
+    assert [(case.kind, case.version) for case in gate.asked] == [("promotion", 2)]
+    repairs = chronicle.history(NAME, client=client)[2:-1]
+    assert sorted((one.kind, one.version) for one in repairs) == [("repair", 3), ("repair", 4)]
+    assert all("not judged" in one.reason for one in repairs)
+    assert (made.version, made.previous_holder) == (2, 1)
+    assert shown(client) == {"Staging": [], "Production": [2], "production": 2}
+
+
+def test_a_rollback_from_a_stranger_goes_to_the_holder_before(client: MlflowClient) -> None:
+    """Not past it; the stranger is not asked about, and rolling back again goes back further."""
+    promote(NAME, 4, to="Production", judge=Gate(), client=client)
+    moved(3, "Production", archive=True)(client)
+    gate = Gate()
+    made = rollback(NAME, judge=gate, reason="3 flickers", client=client)
+    assert (made.kind, made.version, made.previous_holder) == ("rollback", 4, 3)
+    assert [(case.kind, case.version) for case in gate.asked] == [("rollback", 4)]
+    assert shown(client)["Production"] == [4]
+    assert is_settled(client)
+    assert rollback(NAME, judge=Gate(), reason="4 does too", client=client).version == 1
+
+
+def test_a_rollback_is_not_turned_back_by_another_stage_or_an_alias(client: MlflowClient) -> None:
+    """A stranger in Staging and a lost alias are put back; Production goes back as ever."""
+    promote(NAME, 4, to="Production", judge=Gate(), client=client)
+    moved(3, "Staging", archive=True)(client)
+    unnamed("production")(client)
+    made = rollback(NAME, judge=Gate(), reason="4 flickers", client=client)
+    assert (made.version, made.previous_holder) == (1, 4)
+    assert shown(client) == START
+    assert is_settled(client)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [RegistryError("MLflow is\ngone"), ConfigError("no policy"), RegistryError("x" * 2_000)],
+)
+def test_force_gets_past_a_gate_that_fails(client: MlflowClient, fault: OpusclipError) -> None:
+    """Whatever its error, the reason has it; without force nothing is moved."""
+    gate = Blind()
+    gate.fault = fault
+    with pytest.raises(type(fault)):
+        promote(NAME, 3, to="Production", judge=gate, client=client)
+    assert shown(client) == START
+    made = promote(
+        NAME, 3, to="Production", judge=gate, force=True, reason="the demo is today", client=client
+    )
+    line = " ".join(f"the demo is today (not judged: {fault})".split())
+    assert made.reason == line[:LONGEST_REASON]
+    assert shown(client)["Production"] == [3]

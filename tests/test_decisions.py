@@ -12,6 +12,8 @@ from opusclip_mlops.decisions import (
     Decision,
     canonical,
     from_text,
+    like,
+    number_in,
     present_actor,
     reason_given,
     sealed,
@@ -133,6 +135,19 @@ def test_the_actor_is_whom_mlflow_knows_else_the_user(monkeypatch: pytest.Monkey
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "anna")
     assert present_actor().name == "anna"
     assert present_actor().known_by == "MLFLOW_TRACKING_USERNAME"
+
+
+def test_a_number_is_what_a_number_can_be() -> None:
+    """Plain digits, not thousands of them; whoever reads foreign text never fails at it."""
+    assert [number_in(text) for text in ("0", "007", "9" * 18)] == [0, 7, 10**18 - 1]
+    for text in ("", "-1", "1.0", " 1", "\u0661", "\u00b2", "9" * 19, "9" * 4_400):
+        assert number_in(text) is None
+
+
+def test_a_filter_never_holds_what_ends_it() -> None:
+    """A name that cannot be quoted is looked for by what it is like."""
+    assert like("clip generator-1.0") == "= 'clip generator-1.0'"
+    assert like("it's\n%") == "LIKE 'it_s__'"
 
 
 def test_a_line_for_people_says_who_did_what() -> None:

@@ -224,6 +224,18 @@ def test_a_server_gives_registered_versions_too(remote: Place, tmp_path: Path) -
     assert {p.name for p in loaded.folder.iterdir()} == {"weights.safetensors", "metadata.json"}
 
 
+def test_what_is_kept_of_a_version_is_completed_by_its_run(remote: Place, tmp_path: Path) -> None:
+    """One folder has both, in either order; what stands there damaged is not mended by it."""
+    kept, version = tmp_path / "kept", f"models:/twice/{remote.register(SECOND, 'twice')}"
+    for source in (version, remote.run_id, version):
+        loaded = remote.load(source, which=SECOND, into=kept)[1]
+        assert loaded.folder == kept / SECOND
+    checkpoints.verify(loaded.folder)
+    (kept / SECOND / "state.pt").write_bytes(b"rubbish")
+    with pytest.raises(CheckpointError, match=r"state\.pt has 7 bytes"):
+        remote.load(remote.run_id, which=SECOND, into=kept)
+
+
 def test_a_file_that_the_server_lost_is_missed(remote: Place, tmp_path: Path) -> None:
     """A checkpoint that is not whole there is not loaded, and nothing is kept of it."""
     run_id = remote.run(FIRST)

@@ -27,11 +27,12 @@ FLOORS = [
     {"journal", "checkpoints", "video", "performance", "environment", "waiting", "exits"}
     | {"accounting", "backlog", "faults", "launch", "naming", "selection", "timing"}
     | {"points", "words", "references", "mirror_work", "mirror_state", "layout", "refusals"}
-    | {"pictures", "repeats", "event_files", "policy", "retention", "chain", "generations"},
+    | {"pictures", "repeats", "event_files", "policy", "retention", "chain", "generations"}
+    | {"verdicts"},
     {"media", "metrics", "keeping", "sessions", "deaths", "system_metrics", "wandb_layout"}
     | {"events", "watermarks", "tables", "listing", "mirror_processes", "arrivals"}
     | {"smoke", "smoke_worker", "version_page"}
-    | {"patience", "fetching"},
+    | {"patience", "fetching", "asking"},
     {
         "wandb_client",
         "event_log",
@@ -64,6 +65,7 @@ OWNERS = {
         "gated",
         "projects",
         "artifacts",
+        "asking",
         "candidates",
         "chronicle",
         "contents",

@@ -124,6 +124,62 @@ def test_a_rollback_is_not_asked_what_a_promotion_is(client: MlflowClient) -> No
     assert stages(client) == {1: "Production", 2: "Archived", 3: "None"}
 
 
+@pytest.mark.parametrize("policy", ["", POLICY])
+def test_a_rollback_is_smoke_tested_where_there_is_an_example(
+    client: MlflowClient, policy: str
+) -> None:
+    """Without a policy too, or with one that asks for no smoke test; force gets past it."""
+    for version in (1, 2):
+        gated.promote(NAME, version, to="Production")
+    if policy:
+        gated.set_policy(NAME, policy)
+    model = Path(client.get_model_version(NAME, "1").source, "MLmodel")
+    model.write_text("saved_input_example_info: {artifact_path: input_example.json}\n")
+    with pytest.raises(GateRefused, match="smoke test") as refused:
+        gated.rollback(NAME, reason="colours are wrong")
+    asked = refused.value.verdict.to_dict()
+    assert [one["name"] for one in asked["conditions"]] == ["smoke test"]
+    assert bool(asked["policy_digest"]) == bool(policy)
+    assert stages(client)[2] == "Production"
+    made = gated.rollback(NAME, reason="colours are wrong", force=True)
+    assert (made.version, made.forced) == (1, True)
+
+
+@pytest.mark.parametrize("text", ["{}", "a: [", "- 1", "saved_input_example_info:"])
+def test_a_rollback_to_a_version_without_an_example_passes(client: MlflowClient, text: str) -> None:
+    """Whatever its model's own file holds; a policy that asks for a smoke test refuses it."""
+    for version in (1, 2, 3):
+        gated.promote(NAME, version, to="Production")
+    for version in ("1", "2"):
+        Path(client.get_model_version(NAME, version).source, "MLmodel").write_text(text)
+    assert gated.rollback(NAME, reason="colours are wrong").version == 2
+    gated.set_policy(NAME, "stages: {Production: {smoke_test: {}}}\n")
+    with pytest.raises(GateRefused, match="smoke test"):
+        gated.rollback(NAME, reason="colours are wrong")
+
+
+def test_a_damaged_history_is_not_taken_for_one_without_a_policy(client: MlflowClient) -> None:
+    """What the gate says is not known then."""
+    gated.set_policy(NAME, POLICY)
+    experiment = client.get_experiment_by_name("opusclip registry")
+    client.rename_experiment(experiment.experiment_id, "cleaned up")
+    with pytest.raises(RegistryError, match="is not known, its history is damaged"):
+        gated.check(NAME, 3, to="Staging")
+
+
+def test_a_place_that_mlflow_does_not_know_is_one_line() -> None:
+    """Before anything else is done."""
+    for call in (
+        lambda place: gated.promote(NAME, 1, to="Staging", **place),
+        lambda place: gated.rollback(NAME, reason="x", **place),
+        lambda place: gated.check(NAME, 1, to="Staging", **place),
+        lambda place: gated.set_policy(NAME, POLICY, **place),
+        lambda place: gated.watch(rounds=1, show=print, **place),
+    ):
+        with pytest.raises(RegistryError, match=r"^cannot reach MLflow: .*bogus"):
+            call({"tracking_uri": "bogus://x"})
+
+
 def test_what_is_no_policy_is_refused_with_its_line(client: MlflowClient) -> None:
     """Nothing is kept; a policy for another model is refused too."""
     with pytest.raises(PolicyError, match=r"gates\.yaml:2: .*min"):

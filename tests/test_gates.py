@@ -160,8 +160,23 @@ def test_what_was_not_looked_at_does_not_pass() -> None:
     assert [one.line() for one in verdict(rules, version()).conditions] == [
         "FAILED  checkpoint hash: not checked, wanted verified",
         "FAILED  signature: missing, wanted present",
-        "FAILED  smoke test: not tested, wanted an answer within 5 s",
+        "FAILED  smoke test: not tested: another condition failed, wanted an answer within 5 s",
     ]
+    alone = only("{smoke_test: {timeout_s: 5}}", version())
+    assert alone.line() == "FAILED  smoke test: not tested, wanted an answer within 5 s"
+
+
+def test_the_smoke_test_keeps_its_place_where_it_was_not_made() -> None:
+    """Conditions stand in the order of their kinds, also where a later one failed."""
+    rules = "{tags: {a: any}, smoke_test: {}, same_dataset_as: Production, approvals: {}}"
+    found = verdict(rules, version(tags={"a": "b"}, author="anna"))
+    assert [(one.name, one.passed) for one in found.conditions] == [
+        ("tag a", True),
+        ("smoke test", False),
+        ("same dataset as Production", True),
+        ("approvals", False),
+    ]
+    assert found.conditions[1].measured == "not tested: another condition failed"
 
 
 def test_a_smoke_test_says_how_it_went() -> None:
@@ -186,6 +201,31 @@ def test_the_dataset_is_the_holders(mine: str, theirs: str, passed: bool) -> Non
         holders={"Production": holder},
     )
     assert found.passed is passed
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "passed"),
+    [
+        (("t1", "e"), ("t2", "e"), True),
+        (("t", "e1"), ("t", "e2"), False),
+        (("t", "e"), ("t", ""), True),
+        (("t", ""), ("t", "e"), True),
+        (("e", ""), ("t", "e"), False),
+    ],
+)
+def test_what_both_were_evaluated_on_counts_before_what_they_were_trained_on(
+    mine: tuple[str, str], theirs: tuple[str, str], passed: bool
+) -> None:
+    """Where one of them says nothing of its evaluation, the training's counts."""
+    candidate, holder = (
+        version(number, dataset_digest=trained_on, evaluation_digest=evaluated_on)
+        for number, (trained_on, evaluated_on) in ((7, mine), (3, theirs))
+    )
+    rules = "{same_dataset_as: Production}"
+    found = only(rules, candidate, holders={"Production": holder})
+    assert found.passed is passed
+    use = "evaluated on" if mine[1] and theirs[1] else "trained on"
+    assert found.note == f"{use}; of version 3 in Production"
 
 
 def test_a_stage_is_entered_in_order() -> None:
@@ -225,6 +265,25 @@ def test_who_approves_counts_once_by_role_and_not_as_author(case: str) -> None:
     rule, author, actors, passed = APPROVALS[case]
     given = [Approval(actor, 1_000 + at) for at, actor in enumerate(actors)]
     found = only(f"{{approvals: {rule}}}", version(author=author), approvals=given)
+    assert found.passed is passed, found.line()
+
+
+@pytest.mark.parametrize(
+    ("author", "registered_by", "actor", "passed"),
+    [
+        ("annak", "anna", "anna", False),
+        ("annak", "anna", "AnnaK", False),
+        ("annak", "anna", "boris", True),
+        ("", "anna", "boris", True),
+        ("", "anna", "anna", False),
+    ],
+)
+def test_who_registered_a_version_is_its_author_too(
+    author: str, registered_by: str, actor: str, passed: bool
+) -> None:
+    """A run's user and who approves may be known by different names of one person."""
+    candidate = version(author=author, registered_by=registered_by)
+    found = only("{approvals: {}}", candidate, approvals=[Approval(actor, 1)])
     assert found.passed is passed, found.line()
 
 

@@ -17,6 +17,7 @@ from opusclip_mlops.generations import (
     line_of,
     rank_in,
     start_after,
+    world_size_in,
 )
 from opusclip_mlops.metadata import CheckpointMetadata
 
@@ -217,3 +218,19 @@ def test_a_generation_does_not_begin_before_its_checkpoint() -> None:
 def test_the_rank_is_what_the_launcher_says(environment: dict[str, str], rank: int | None) -> None:
     """A process that was not launched with others has none, nor is rubbish one."""
     assert rank_in(environment) == rank
+
+
+@pytest.mark.parametrize(
+    ("environment", "size"),
+    [
+        ({}, 1), ({"WORLD_SIZE": "8"}, 8), ({"SLURM_NTASKS": "4"}, 4),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, 2), ({"WORLD_SIZE": "8", "SLURM_NTASKS": "2"}, 8),
+        ({"WORLD_SIZE": "0"}, 1), ({"WORLD_SIZE": "x"}, 1), ({"WORLD_SIZE": ""}, 1),
+        ({"WORLD_SIZE": "-3"}, 1), ({"WORLD_SIZE": "9" * 40}, 1),
+    ],
+)  # fmt: skip
+def test_how_many_train_together_is_what_the_launcher_says(
+    environment: dict[str, str], size: int
+) -> None:
+    """A process that was not launched with others is alone, and so it is with rubbish."""
+    assert world_size_in(environment) == size

@@ -160,6 +160,17 @@ def test_a_part_that_goes_on_knows_what_the_earlier_ones_left(folder: RunFolder)
     assert save(keeper, 50).dropped == [saved.name]
 
 
+def test_a_marked_best_that_could_not_be_read_is_never_dropped(folder: RunFolder) -> None:
+    """How good it is nobody knows: it stays beside whatever is the best by now."""
+    names = tuple(checkpoints.checkpoint_name(0, step) for step in (10, 20))
+    Earlier(names=names, marked=names[0], is_known=False).write(folder)
+    keeper = CheckpointKeeper(folder, goes_on=True)
+    keeper.retention = Retention()
+    saved = save(keeper, 30, {"val/loss": 0.9})
+    assert saved.dropped == [names[1]]
+    assert save(keeper, 40, {"val/loss": 0.1}).dropped == [saved.name]
+
+
 def test_what_stands_in_mlflow_is_not_waited_for(folder: RunFolder) -> None:
     """Until it is known no name can be one of theirs and none of them goes; then they count."""
     keeper = CheckpointKeeper(folder, session="s", goes_on=True)

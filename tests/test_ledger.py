@@ -1,5 +1,6 @@
 """Histories in MLflow: one run for each model, one record for each number, whoever is first."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from mlflow.entities import ViewType
 
 from opusclip_mlops.decisions import Decision
 from opusclip_mlops.errors import RegistryError
-from opusclip_mlops.ledger import EXPERIMENT, find_ledger, open_ledger, succeed
+from opusclip_mlops.ledger import EXPERIMENT, find_ledger, namesake, open_ledger, succeed
 from tests.journeys import store
 from tests.promoters import erase
 
@@ -92,13 +93,29 @@ def test_who_is_settling_is_seen(client: MlflowClient) -> None:
 
 
 def test_rubbish_in_the_marks_is_taken_away(client: MlflowClient) -> None:
-    """A mark that nobody understands counts as forgotten and explains nothing."""
+    """A mark that nobody understands, or of the future, counts as forgotten, explains nothing."""
     ledger = open_ledger(client, "clip", created_ms=MADE_MS)
-    for number, value in enumerate(("", "x y", "1", "-1 5", "1 2 3")):
+    ledger.append(ledger.read().chain.next(draft("a")))
+    huge, late = "9" * 4_400, time.time_ns() // 1_000_000 + 900_000
+    values = ("", "x y", "0", "-1 5", "0 2 3", f"{huge} 1", f"0 {huge}", f"0 {late}")
+    for number, value in enumerate(values):
         client.set_tag(ledger.run_id, f"opusclip.settling.{number}", value)
     notes = ledger.read()
-    assert len(notes.forgotten) == 5
-    assert notes.settled_to == 0
+    assert (len(notes.forgotten), notes.settling, notes.settled_to) == (len(values), {}, 1)
+
+
+def test_histories_of_the_same_name_are_found(client: MlflowClient) -> None:
+    """With records only, of exactly this name, not deleted, and not the model's own."""
+    for name in ('it\'s "odd" %_\\', "clip_generator"):
+        assert namesake(client, name, created_ms=MADE_MS) == ""
+        old = open_ledger(client, name, created_ms=MADE_MS)
+        assert namesake(client, name, created_ms=MADE_MS + 1) == ""
+        assert old.append(old.read().chain.next(draft("a", name)))
+        assert namesake(client, name, created_ms=MADE_MS + 1) == old.run_id
+        assert namesake(client, name, created_ms=MADE_MS) == ""
+        assert namesake(client, name.replace("_", "x"), created_ms=MADE_MS) == ""
+        client.delete_run(old.run_id)
+        assert namesake(client, name, created_ms=MADE_MS + 1) == ""
 
 
 def test_the_file_store_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

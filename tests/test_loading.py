@@ -107,6 +107,42 @@ def test_one_of_a_folder_of_checkpoints_is_chosen(tmp_path: Path) -> None:
         load_checkpoint(tmp_path, which=7)
 
 
+def test_what_a_crash_left_unsealed_is_passed_over(tmp_path: Path) -> None:
+    """The last and the best are those of the whole ones; asked for by step or name it is said."""
+    given = parts()
+    best = [{"loss": BestValue(checkpoint_name(1, step), 0.1)} for step in (10, 20)]
+    first = save(tmp_path, given, 10, created_ms=1, best=best[0])
+    torn = save(tmp_path, given, 20, created_ms=2, best=best[1])
+    set_fields(torn, files={})
+    for which in ("last", "best", 10, first.name):
+        assert load_checkpoint(tmp_path, which=which).folder == first
+    for which in (20, torn.name):
+        with pytest.raises(CheckpointError, match="000020 is not sealed"):
+            load_checkpoint(tmp_path, which=which)
+    set_fields(first, files={})
+    with pytest.raises(CheckpointError, match="000020 is not sealed"):
+        load_checkpoint(tmp_path, which="last")
+
+
+@pytest.mark.parametrize("rubbish", ['{"schema_version": 9}', "{", "[]"])
+def test_one_that_cannot_be_read_hinders_no_other(tmp_path: Path, rubbish: str) -> None:
+    """It is said where it is the one that was asked for, or the only one there."""
+    odd = tmp_path / checkpoint_name(1, 30)
+    odd.mkdir()
+    (odd / "metadata.json").write_text(rubbish)
+    for which in ("best", "last", 30, odd.name, 31):
+        with pytest.raises(CheckpointError, match=r"000030.metadata\.json: "):
+            load_checkpoint(tmp_path, which=which)
+    path = save(tmp_path, parts(), 10)
+    for which in ("last", 10, path.name):
+        assert load_checkpoint(tmp_path, which=which).folder == path
+    for which in (30, odd.name):
+        with pytest.raises(CheckpointError, match=r"000030.metadata\.json: "):
+            load_checkpoint(tmp_path, which=which)
+    with pytest.raises(CheckpointError, match="no checkpoint of step 31; it has: epoch"):
+        load_checkpoint(tmp_path, which=31)
+
+
 def test_a_folder_without_the_one_meant_says_what_it_has(tmp_path: Path, saved: Path) -> None:
     """No folder, an empty one, none marked best, another step: each is said."""
     (tmp_path / "empty").mkdir()
@@ -196,6 +232,62 @@ def test_parts_of_another_model_change_nothing(saved: Path) -> None:
         load_checkpoint(saved, model=model, optimizer=torch.optim.Adam(other.parameters()))
     assert all(map(torch.equal, weights(model), before))
     load_checkpoint(saved, model=model, optimizer=optimizer, scheduler=scheduler)
+
+
+KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "SGD": (torch.optim.SGD, {"momentum": 0.9}),
+    "Adam": (torch.optim.Adam, {}),
+    "RMSprop": (torch.optim.RMSprop, {}),
+    "Adagrad": (torch.optim.Adagrad, {}),
+    "Adadelta": (torch.optim.Adadelta, {}),
+    "Adamax": (torch.optim.Adamax, {}),
+}
+
+
+def one_of(kind: str, shape: tuple[int, ...] = (2, 3)) -> torch.optim.Optimizer:
+    """An optimizer of one parameter that has done a step."""
+    parameter = nn.Parameter(torch.ones(shape))
+    parameter.grad = torch.ones(shape)
+    optimizer: torch.optim.Optimizer = KINDS[kind][0]([parameter], **KINDS[kind][1])
+    optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_state_of_another_optimizer_is_refused(tmp_path: Path, kind: str) -> None:
+    """Of another kind or other shapes: said which, and nothing is changed; its own is taken."""
+    model = nn.Linear(1, 1)
+    about = CheckpointMetadata(name="c", step=0, epoch=0)
+    path = checkpoints.write_checkpoint(tmp_path / "c", model, one_of(kind), metadata=about)
+    checkpoints.seal(path)
+    random_state = torch.get_rng_state()
+    for other in KINDS:
+        target, shape = (one_of(other), "") if other != kind else (one_of(kind, (5,)), r"\(5,\)")
+        before = repr(target.state_dict())
+        with pytest.raises(CheckpointError, match=f"optimizer does not fit: .*{shape}"):
+            load_checkpoint(path, model=model, optimizer=target)
+        assert repr(target.state_dict()) == before
+    assert torch.equal(torch.get_rng_state(), random_state)
+    load_checkpoint(path, optimizer=one_of(kind))
+
+
+def test_what_other_releases_of_torch_and_schedulers_leave_is_no_difference(
+    tmp_path: Path,
+) -> None:
+    """Options that came later may lack, what a scheduler has added may be there or not."""
+    optimizer = one_of("Adam")
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=5)
+    for later in ("fused", "decoupled_weight_decay"):
+        optimizer.param_groups[0].pop(later, None)
+    about = CheckpointMetadata(name="c", step=0, epoch=0)
+    path = checkpoints.write_checkpoint(tmp_path / "c", nn.Linear(1, 1), optimizer, metadata=about)
+    checkpoints.seal(path)
+    target = one_of("Adam")
+    load_checkpoint(path, optimizer=target)
+    target.step()
+    scheduler = torch.optim.lr_scheduler.ConstantLR(one_of("Adam"))
+    with pytest.raises(CheckpointError, match="saved without scheduler"):
+        load_checkpoint(path, optimizer=target, scheduler=scheduler)
 
 
 def test_state_that_was_not_saved_is_said(tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 """What may pass is asked again; what is for good is an error at once."""
 
+import os
+
 import pytest
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 
 from opusclip_mlops.errors import RegistryError
-from opusclip_mlops.patience import patiently
+from opusclip_mlops.patience import ask_briefly, connected, patiently
 
 BUSY = MlflowException("the database is locked", TEMPORARILY_UNAVAILABLE)
 REFUSED = MlflowException("no such version\nat line 7", INVALID_PARAMETER_VALUE)
@@ -49,3 +52,33 @@ def test_other_errors_are_not_caught() -> None:
     """A mistake of ours is not hidden."""
     with pytest.raises(ZeroDivisionError):
         patiently("cannot read", lambda: 1 // 0)
+
+
+@pytest.mark.parametrize(
+    "uri", ["bogus://x", "http://[bad", "mysql+nothing://anna:hunter22@127.0.0.1/runs"]
+)
+def test_a_place_that_is_none_is_one_line(uri: str) -> None:
+    """No such scheme, no such host, no driver for it; a password is not told."""
+    with pytest.raises(RegistryError, match=r"^cannot reach MLflow: ") as error:
+        connected(tracking_uri=uri)
+    assert len(str(error.value).splitlines()) == 1
+    assert "hunter22" not in str(error.value)
+
+
+def test_a_client_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else one is made for the places, or for where MLflow itself would look."""
+    client = MlflowClient("http://127.0.0.1:9")
+    assert connected(client) is client
+    assert connected(tracking_uri="http://127.0.0.1:9").tracking_uri == "http://127.0.0.1:9"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:8")
+    assert connected().tracking_uri == "http://127.0.0.1:8"
+
+
+def test_mlflows_own_patience_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the user has set stays; the rest is set so that a server that is gone is told soon."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT")
+    ask_briefly()
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "7"
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "30"

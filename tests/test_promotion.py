@@ -135,6 +135,21 @@ def test_a_version_can_be_taken_out_of_its_stage(client: MlflowClient, model: st
         promote(model, 2, to="None", judge=gate, client=client)
 
 
+def test_production_is_not_emptied_without_a_word(client: MlflowClient, model: str) -> None:
+    """Its holder goes to Staging by force only; a rollback of Staging does not take it either."""
+    for version, stage in ((1, "Staging"), (2, "Staging"), (1, "Production")):
+        promote(model, version, to=stage, judge=Gate(), client=client)
+    expected = shown(client)
+    line = "version 1 of 'clip-generator' holds Production.*: promote another one .* or force"
+    with pytest.raises(RegistryError, match=line):
+        promote(model, 1, to="Staging", judge=Gate(), client=client)
+    with pytest.raises(RegistryError, match=line):
+        rollback(model, stage="Staging", judge=Gate(), reason="flicker", client=client)
+    assert shown(client) == expected
+    promote(model, 1, to="Staging", judge=Gate(), force=True, reason="not yet", client=client)
+    assert shown(client) == {"Staging": [1], "Production": [], "staging": 1}
+
+
 def test_a_rollback_goes_back_to_the_holder_before(client: MlflowClient, model: str) -> None:
     """Twice goes back by two; then there is nobody, which is an error and changes nothing."""
     for version in (1, 2, 3):
@@ -296,17 +311,27 @@ def test_a_version_deleted_while_it_is_judged_is_not_promoted(
     assert rollback(model, judge=Gate(), reason="it is gone", client=client).version == 1
 
 
-def test_a_model_deleted_and_made_again_has_a_history_of_its_own(client: MlflowClient) -> None:
-    """Its version 1 is another one; the old history is there while no new model is."""
+def test_a_model_deleted_and_made_again_begins_by_force(client: MlflowClient) -> None:
+    """Its version 1 is another one; the old history is there, and its policy is not passed over."""
     make_model(client, versions=2)
     promote(NAME, 2, to="Production", judge=Gate(), client=client)
+    old_id = client.get_registered_model(NAME).tags["opusclip.history"]
     client.delete_registered_model(NAME)
     assert [one.version for one in chronicle.history(NAME, client=client)] == [2]
-    make_model(client, versions=2)
+    make_model(client, versions=3)
+    client.transition_model_version_stage(NAME, "3", "Staging")
     assert chronicle.history(NAME, client=client) == ()
-    promote(NAME, 1, to="Production", judge=Gate(), client=client)
-    assert [one.version for one in chronicle.history(NAME, client=client)] == [1]
-    assert is_settled(client)
+    options = {"to": "Production", "judge": Gate(), "client": client}
+    text = f"run {old_id} is a history of that name: was the model deleted and made again?"
+    with pytest.raises(RegistryError, match=rf"was tampered with: {text[:-1]}\?; .* or force"):
+        promote(NAME, 1, **options)
+    assert [str(one) for one in chronicle.verify_history(NAME, client=client)] == [text]
+    made = promote(NAME, 1, force=True, reason="it was made anew", **options)
+    assert [one.kind for one in chronicle.history(NAME, client=client)] == ["external", "promotion"]
+    assert (made.forced, made.previous_holder) == (True, None)
+    assert promote(NAME, 2, **options).previous_holder == 1
+    told = [str(one) for one in chronicle.verify_history(NAME, client=client)]
+    assert told == [f"record 1 was forced: {text}"]
 
 
 def test_a_renamed_model_goes_on_in_a_forced_decision(client: MlflowClient, model: str) -> None:

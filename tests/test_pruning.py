@@ -146,6 +146,59 @@ def test_what_a_version_is_made_of_stays(tmp_path: Path, by: str) -> None:
     assert second.name not in names(client(), folder)
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{root}/checkpoints/{name}",
+        "runs:/{run_id}/checkpoints/{name}/weights.safetensors",
+        "mlflow-artifacts:/1/{run_id}/artifacts/checkpoints",
+    ],
+)
+def test_what_a_version_without_a_run_names_as_its_source_stays(
+    tmp_path: Path, source: str
+) -> None:
+    """However it is spelled; a version of another checkpoint or another run hinders not."""
+    folder, (_, middle, _) = delivered(tmp_path, 10, 20, 30)
+    registry, run = client(), client().get_run(run_id(folder))
+    registry.create_registered_model("net")
+    root, here = run.info.artifact_uri, {"run_id": run.info.run_id}
+    others = {"root": root, "run_id": "f" * 32, "name": middle.name}
+    for no_hindrance in (f"{root}/checkpoints/{middle.name}-2", "runs:/{run_id}/checkpoints"):
+        registry.create_model_version("net", no_hindrance.format(**others))
+    asked = Pruning(registry, run.info.run_id)
+    meant = source.format(**here, root=root, name=middle.name)
+    made = registry.create_model_version("net", meant)
+    assert not made.run_id
+    asked.remove(middle.name)
+    assert middle.name in names(client(), folder)
+    registry.delete_model_version("net", made.version)
+    asked.remove(middle.name)
+    assert middle.name not in names(client(), folder)
+
+
+def test_what_a_logged_model_of_the_run_was_made_of_stays_once_it_is_a_version(
+    tmp_path: Path,
+) -> None:
+    """A version that names neither run nor checkpoint, but a model that was made of one."""
+    folder, (_, middle, other, _) = delivered(tmp_path, 10, 20, 30, 40)
+    registry, run = client(), client().get_run(run_id(folder))
+    models = [
+        registry.create_logged_model(
+            run.info.experiment_id,
+            source_run_id=run.info.run_id,
+            tags={"opusclip.checkpoint": one.name},
+        )
+        for one in (middle, other)
+    ]
+    registry.create_registered_model("net")
+    registry.create_model_version("net", models[0].artifact_location)
+    asked = Pruning(registry, run.info.run_id)
+    asked.remove(middle.name)
+    asked.remove(other.name)
+    assert middle.name in names(client(), folder)
+    assert other.name not in names(client(), folder)
+
+
 def test_nothing_goes_while_the_registry_does_not_answer(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +232,41 @@ def test_a_store_that_removes_nothing_ends_the_run_all_the_same(
     assert folder.is_delivered()
 
 
+def test_an_outage_of_the_store_leaves_nothing_behind(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long what displaces a checkpoint waits, the other one is removed afterwards."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr("opusclip_mlops.faults.FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr("opusclip_mlops.faults.LAST_RETRY_S", 0.01)
+    with FaultProxy(server) as proxy:
+        folder = make_run(tmp_path, name="d" * 32, tracking_uri=proxy.address)
+        first, second = (saved(folder, step) for step in (10, 20))
+        outage = 4 * pruning.MOST_TRIES
+        proxy.fail("500", outage, method="PUT", part=second.name)
+        append(folder, [first, second, CheckpointDropped(first.name)])
+        end(folder)
+        deliver(folder, "mlflow")
+        assert proxy.met["500"] == outage
+    assert names(MlflowClient(server), folder) == [second.name]
+    assert folder.is_delivered()
+
+
+def test_what_is_refused_is_not_waited_for(tmp_path: Path) -> None:
+    """Where the one that displaces it cannot come any more, the other one stays, and all ends."""
+    folder = make_run(tmp_path)
+    first, torn = (saved(folder, step) for step in (10, 20))
+    (folder.checkpoints / torn.name / "state.pt").unlink()
+    append(folder, [first, torn, CheckpointDropped(first.name)])
+    end(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("opusclip_mlops.faults.FIRST_RETRY_S", 0.01)
+        deliver(folder, "mlflow")
+    assert names(client(), folder) == [first.name]
+    assert folder.progress("mlflow").rejected == 1
+    assert folder.progress("mlflow").done
+
+
 def test_the_checkpoints_of_a_run_are_counted(tmp_path: Path) -> None:
     """Names, the marked one, and the best value by what that one measured."""
     folder, every = delivered(tmp_path, 10, 20)
@@ -199,7 +287,32 @@ def test_metadata_that_is_rubbish_hinders_no_run(tmp_path: Path) -> None:
     root = Path(run.info.artifact_uri.removeprefix("file://"), "checkpoints", every[0].name)
     for rubbish in ("[]", "{", "[" * 90_000, '{"schema_version": 1}'):
         (root / "metadata.json").write_text(rubbish)
-        assert earlier_checkpoints(client(), run).best == {}
+        earlier = earlier_checkpoints(client(), run)
+        assert (earlier.best, earlier.marked) == ({}, every[0].name)
+
+
+def test_a_marked_best_that_cannot_be_read_keeps_its_mark(tmp_path: Path) -> None:
+    """Of a later release, say: nothing that is saved later takes its mark, so nothing removes it.
+
+    What the last one knows of it is enough to compare.
+    """
+    folder, (best, last) = delivered(tmp_path, 10, 20)
+    run = client().get_run(run_id(folder))
+    root = Path(run.info.artifact_uri.removeprefix("file://"), "checkpoints")
+    written = json.loads((root / last.name / "metadata.json").read_text())
+    (root / best.name / "metadata.json").write_text('{"schema_version": 2}')
+    marks = Marks(client(), run.info.run_id, folder, goes_on=True)
+    about = checkpoints.CheckpointMetadata(
+        name="new", step=30, epoch=0, best={"val/loss": BestValue("new", 0.0)}
+    )
+    later = Checkpoint(T0_MS, 30, 0, "new", {}, best=True)
+    assert marks.at_arrival(later, about) == {LAST_TAG: "new"}
+    assert Earlier.read(folder) == marks.look()
+    assert not marks.look().is_known
+    written["best"] = {"val/loss": {"checkpoint": best.name, "value": 0.1, "mode": "min"}}
+    (root / last.name / "metadata.json").write_text(json.dumps(written))
+    marks = Marks(client(), run.info.run_id, folder, goes_on=True)
+    assert marks.at_arrival(later, about) == {LAST_TAG: "new", BEST_TAG: "new"}
 
 
 def test_the_mark_stays_with_what_an_earlier_part_did_better(tmp_path: Path) -> None:

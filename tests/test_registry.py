@@ -1,5 +1,6 @@
 """Registering: a run's checkpoint becomes a version that can be loaded anywhere, or one error."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -174,14 +175,16 @@ def test_a_version_holds_weights_and_metadata_but_no_pickle(store: Store) -> Non
     assert not [path for path in held if path.endswith((".pkl", ".pickle", ".pt"))]
 
 
-def test_a_version_says_where_it_comes_from(store: Store) -> None:
-    """Tags name checkpoint, metrics, code and data; the description says it in Markdown."""
+def test_a_version_says_where_it_comes_from(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tags name checkpoint, metrics, code, data and who; the description says it in Markdown."""
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "anna")
     run_id = store.run(FIRST)
     used = Dataset("squares", "d1g35t", "local", "/films")
     store.client.log_inputs(run_id, [DatasetInput(used, [])])
     store.register(run_id, name="origin")
     version = store.client.get_model_version("origin", "1")
     weights = store.folder / run_id / FIRST
+    about = weights / "metadata.json"
     assert version.run_id == run_id
     assert version.tags == {
         "val/loss": "nan",
@@ -193,6 +196,8 @@ def test_a_version_says_where_it_comes_from(store: Store) -> None:
         "opusclip.git_commit": "0123456789ab",
         "opusclip.git_dirty": "true",
         "opusclip.dataset_digest": "d1g35t",
+        "opusclip.registered_by": "anna",
+        "opusclip.metadata_sha256": hashlib.sha256(about.read_bytes()).hexdigest(),
     }
     first, *_ = version.description.splitlines()
     assert first.startswith("Scaler, epoch 1, step 20, of run [kite](#/experiments/")

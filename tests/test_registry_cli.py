@@ -10,10 +10,12 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from opusclip_mlops import checkpoints
+from opusclip_mlops import checkpoints, promotion
 from opusclip_mlops.checkpoints import CheckpointMetadata, checkpoint_name
 from opusclip_mlops.cli import main
 from tests.journeys import store
+from tests.promoters import NAME as MODEL
+from tests.promoters import make_model
 from tests.test_registry import SCALER
 
 NAME = checkpoint_name(1, 20)
@@ -66,6 +68,14 @@ def test_a_model_of_ones_own_is_registered_and_passes_a_smoke_test(
     assert said("gates", "set", "scaler", "gates.yaml")[0] == 0
     code, text = said("gates", "check", "scaler", "1", "--to", "Staging")
     assert (code, "FAILED" in text, "smoke test" in text) == (0, False, True)
+    client = MlflowClient()
+    client.create_model_version("scaler", client.get_model_version("scaler", "1").source)
+    for version in ("1", "2"):
+        assert said("promote", "scaler", version, "--to", "Production")[0] == 0
+    code, text = said("rollback", "scaler", "--reason", "2 is odd", "--json")
+    verdict = json.loads(text)["verdict"]
+    assert (code, verdict["passed"]) == (0, True)
+    assert [one["name"] for one in verdict["conditions"]] == ["smoke test"]
 
 
 def test_the_files_of_a_model_of_ones_own_go_together(
@@ -86,3 +96,54 @@ def test_a_model_of_ones_own_is_not_taken_for_a_clip_generator(
     code, text = said("register", run_id, "--checkpoint", NAME, "--as", "scaler")
     assert (code, "is of a Scaler" in text, text.count("\n")) == (2, True, 1)
     assert list(MlflowClient().search_registered_models()) == []
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A registered model with one version, which is in Production."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store(tmp_path))
+    client = MlflowClient()
+    make_model(client, versions=1)
+    promotion.promote(MODEL, 1, to="Production", judge=None, client=client)
+    return MODEL
+
+
+def test_a_history_that_is_not_whole_says_so_on_stderr(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line, with the history on stdout as ever; nothing of it where all is well."""
+    for names, expected in (((), ""), (("000002",), f"the history of {model!r} is not whole, 1 ")):
+        client = MlflowClient()
+        for name in names:
+            run_id = client.get_registered_model(model).tags["opusclip.history"]
+            client.log_param(run_id, name, "rubbish")
+        with pytest.raises(SystemExit) as ended:
+            main(("history", model, "--json"))
+        printed = capsys.readouterr()
+        assert not ended.value.code
+        assert json.loads(printed.out)["holders"]["Production"] == 1
+        assert printed.err.startswith(expected)
+        assert printed.err.count("\n") == bool(expected)
+
+
+def test_a_history_is_verified_as_a_whole(model: str, said: Callable[..., tuple[int, str]]) -> None:
+    """Not up to some time: a change after it would not be told."""
+    code, text = said("history", model, "--verify", "--at", "2026-11-01T12:00")
+    assert (code, "leave out --at" in text, text.count("\n")) == (2, True, 1)
+
+
+def test_a_place_that_mlflow_does_not_know_is_one_line(
+    said: Callable[..., tuple[int, str]],
+) -> None:
+    """Whatever the verb."""
+    for line in (
+        ("history", "clips"),
+        ("gates", "show", "clips"),
+        ("gates", "check", "clips", "1", "--to", "Staging"),
+        ("promote", "clips", "1", "--to", "Staging"),
+        ("rollback", "clips", "--reason", "odd"),
+        ("watch", "--once"),
+    ):
+        code, text = said(*line, "--tracking-uri", "bogus://x")
+        assert (code, text.startswith("error: cannot reach MLflow: ")) == (2, True), text
+        assert text.count("\n") == 1

@@ -59,6 +59,15 @@ def test_a_history_that_is_not_whole_says_where(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == "4 records: whole\n"
 
 
+def test_what_is_not_whole_is_one_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    """However many problems; none where there is none."""
+    registry_console.warn_of_problems("clips", [])
+    registry_console.warn_of_problems("clips", [Problem(3, "was changed"), Problem(4, "is gone")])
+    printed = capsys.readouterr()
+    text = "the history of 'clips' is not whole, 2 problems: --verify lists what is wrong\n"
+    assert (printed.out, printed.err) == ("", text)
+
+
 def test_a_sighting_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     """A record, a problem and its end; in JSON too, for who reads line by line."""
     seen = (Sighting("clips", MADE), Sighting("", problem="no answer"), Sighting("clips"))

@@ -88,6 +88,9 @@ def test_what_stood_in_mlflow_is_kept_for_the_process_that_trains(tmp_path: Path
     assert Earlier.read(folder) is None
     earlier.write(folder)
     assert Earlier.read(folder) == earlier
+    unknown = Earlier(names=("a",), marked="a", is_known=False)
+    unknown.write(folder)
+    assert Earlier.read(folder) == unknown
     [path] = (folder.path / "sinks").glob("earlier.json")
     for rubbish in (b"", b"{", b"[]", b"\xff", b'{"names": 3}'):
         path.write_bytes(rubbish)
@@ -105,3 +108,6 @@ def test_the_mark_moves_to_what_is_better_than_all_before() -> None:
     assert not earlier.is_beaten_by(about("b", 0.3))
     assert earlier.is_beaten_by(about("a", 0.3))
     assert earlier.is_beaten_by(about("b", 9.0, "other"))
+    unknown = Earlier(names=("a",), marked="a", is_known=False)
+    assert not unknown.is_beaten_by(about("b", 0.2))
+    assert unknown.is_beaten_by(about("a", 0.2))

@@ -286,8 +286,12 @@ def test_processes_that_train_together_begin_one_generation(
     resumed = load_checkpoint(first.run_id, which="last", tracking_uri=store(tmp_path))
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
         with ExperimentTracker(config(tmp_path), resume=resumed) as tracker:
             tracker.log_metrics({f"loss/{rank}": 0.5})
+            [name] = save(tracker, {6: 0.1})
+    last = load_checkpoint(first.run_id, which=name, tracking_uri=store(tmp_path))
+    assert (resumed.metadata.world_size, last.metadata.world_size) == (1, 2)
     client = MlflowClient(store(tmp_path))
     known = generations_of(client.get_run(first.run_id).data.tags)
     assert len(known) == 1
@@ -365,3 +369,9 @@ def test_training_goes_on_bit_for_bit(tmp_path: Path, loader: str, save_at: int)
     known = generations_of(client.get_run(run_id).data.tags)
     assert [one.step for one in points if not superseded(known, one)] == list(range(1, 21))
     assert [one.step for one in points if superseded(known, one)] == list(range(save_at + 1, 15))
+
+
+def test_what_is_no_checkpoint_is_not_gone_on_from() -> None:
+    """A run id, or a path: one line that says what to give."""
+    with pytest.raises(TypeError, match=r"not str: give what load_checkpoint\(\) returns"):
+        ExperimentTracker(resume="a" * 32)  # type: ignore[arg-type]

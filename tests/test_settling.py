@@ -1,5 +1,6 @@
 """A process that dies at any step leaves nothing, or a decision that the next call carries out."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ WRITES = (
     "create_experiment", "create_run", "delete_experiment", "delete_run", "delete_tag",
     "delete_registered_model_alias", "log_batch", "log_param", "rename_experiment",
     "set_experiment_tag", "set_registered_model_alias", "set_registered_model_tag", "set_tag",
-    "set_terminated", "transition_model_version_stage",
+    "update_run", "transition_model_version_stage",
 )  # fmt: skip
 
 
@@ -50,6 +51,18 @@ class Mortal:
             return answer
 
         return counted
+
+
+class Doomed(Mortal):
+    """A client that dies when it is to set a tag of a model, or a stage, for the first time."""
+
+    def __init__(self, client: MlflowClient, what: str) -> None:
+        super().__init__(client, 1, after=False)
+        self.what = what
+
+    def __getattr__(self, name: str) -> Any:
+        is_deadly = name.endswith((f"registered_model_{self.what}", f"version_{self.what}"))
+        return super().__getattr__(name) if is_deadly else getattr(self.client, name)
 
 
 class Weak:
@@ -92,7 +105,7 @@ def by_hand(client: MlflowClient) -> object:
 def prepared(tmp_path: Path, work: Callable[..., object]) -> MlflowClient:
     """A store of its own, with what has to stand before the work can begin."""
     client = MlflowClient(store(tmp_path))
-    make_model(client)
+    make_model(client, versions=4)
     if work is not first:
         first(client)
     if work is back_and_out:
@@ -111,8 +124,8 @@ def test_death_at_any_step_is_put_right_by_the_next_call(
         client = prepared(tmp_path / str(step), work)
         is_over = survives(work, client, step)
         assert work is by_hand or chronicle.observe(NAME, client=client) == ()
-        promote(NAME, 2, to="Staging", judge=Gate(refused=frozenset({3})), client=client)
-        assert shown(client)["Staging"] == [2]
+        promote(NAME, 4, to="Staging", judge=Gate(refused=frozenset({3})), client=client)
+        assert shown(client)["Staging"] == [4]
         assert is_settled(client), step
         assert work is by_hand or not _by_hand(client)
         if is_over:
@@ -165,6 +178,47 @@ def test_a_late_write_of_a_dead_process_is_known_for_what_it_is(tmp_path: Path) 
     reconcile(NAME, judge=Gate(), client=client)
     assert shown(client) == {"Staging": [], "Production": [2], "production": 2}
     assert _by_hand(client) == []
+
+
+def test_a_mark_explains_what_was_decided_since_and_nothing_else(tmp_path: Path) -> None:
+    """One from the future nothing at all; one of now nothing in a stage that nobody moved since."""
+    client = MlflowClient(store(tmp_path))
+    make_model(client)
+    first(client)
+    promote(NAME, 2, to="Production", judge=Gate(), client=client)
+    run_id = client.get_registered_model(NAME).tags["opusclip.history"]
+    client.set_tag(run_id, "opusclip.settling.x", "1 99999999999999")
+    client.transition_model_version_stage(NAME, "1", "Production", True)
+    assert [one.version for one in chronicle.observe(NAME, client=client)] == [1]
+    (made,) = reconcile(NAME, judge=Gate(refused=frozenset({1})), client=client)
+    assert (made.kind, marks(client)) == ("repair", [])
+    client.set_tag(run_id, "opusclip.settling.x", f"3 {time.time_ns() // 1_000_000}")
+    client.transition_model_version_stage(NAME, "2", "Archived")
+    assert [one.how for one in chronicle.observe(NAME, client=client)] == ["taken out"]
+
+
+def test_a_head_that_nobody_names_is_found(tmp_path: Path) -> None:
+    """A call that died before it named the head is fine, the next one names it; not so later."""
+    client = MlflowClient(store(tmp_path))
+    make_model(client)
+    for version, deadly, made in ((1, "tag", 1), (2, "tag", 1), (2, "stage", 2)):
+        with pytest.raises(Died):
+            promote(NAME, version, to="Staging", judge=Gate(), client=Doomed(client, deadly))  # type: ignore[arg-type]
+        assert len(chronicle.history(NAME, client=client)) == made
+        assert chronicle.verify_history(NAME, client=client) == []
+    reconcile(NAME, judge=Gate(), client=client)
+    text = "its head is not named: the end may be missing"
+    tags = dict(client.get_registered_model(NAME).tags)
+    for tag, value in tags.items():
+        client.delete_registered_model_tag(NAME, tag)
+        assert [str(one) for one in chronicle.verify_history(NAME, client=client)] == [text]
+        with pytest.raises(RegistryError, match=text):
+            promote(NAME, 3, to="Staging", judge=Gate(), client=client)
+        client.set_registered_model_tag(NAME, tag, value)
+    client.delete_registered_model_tag(NAME, "opusclip.history.head")
+    options = {"force": True, "reason": "known", "client": client}
+    assert promote(NAME, 3, to="Staging", judge=Gate(), **options).problems == (text,)
+    promote(NAME, 1, to="Staging", judge=Gate(), client=client)
 
 
 def test_writes_that_are_done_and_seem_to_fail_are_done_once(tmp_path: Path) -> None:

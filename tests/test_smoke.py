@@ -115,6 +115,23 @@ def test_a_relative_database_is_found_from_where_it_is_asked(register: Register)
     assert not Path("mine").exists()
 
 
+def test_the_model_is_given_no_secret_of_who_asks(
+    register: Register, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither in its environment nor in that which its process began with; all else is there."""
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2-secret")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2-secret")
+    monkeypatch.setenv("KITE", "red")
+    told = "[*os.environ.values(), Path('/proc/self/environ').read_text()]"
+    result = ask(
+        register(
+            f"found = {told}; assert 'red' in found, 'empty';"
+            " assert not any('hunter2' in one for one in found), 'it knows'; return [1]"
+        )
+    )
+    assert result.passed, result.reason
+
+
 FAILURES = {
     "raises": (
         {"predict": "raise ValueError('no\\nkite')"},

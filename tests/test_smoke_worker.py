@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from opusclip_mlops.smoke_worker import is_empty
+from opusclip_mlops.smoke_worker import is_empty, without_secrets
 
 EMPTY: list[Any] = [
     None, [], {}, (), "", b"", np.zeros((0, 3)), pd.DataFrame({"x": []}), pd.Series([]),
@@ -33,6 +33,25 @@ def test_nothing_and_what_has_no_elements_is_empty(answer: Any) -> None:
 def test_anything_else_is_an_answer(answer: Any) -> None:
     """A zero and a false too."""
     assert not is_empty(answer)
+
+
+def test_what_names_a_secret_or_holds_a_password_does_not_go_to_the_model() -> None:
+    """By a variable's name, and by what a URI holds; all else does."""
+    kept = {
+        "PATH": "/bin", "TMPDIR": "/tmp", "AWS_PROFILE": "team", "TOKENIZERS_PARALLELISM": "false",
+        "MLFLOW_S3_ENDPOINT_URL": "http://store:9000", "KEYBOARD": "us", "PWD": "/", "OLDPWD": "/",
+    }  # fmt: skip
+    secret = dict.fromkeys(
+        [
+            "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY",
+            "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "GOOGLE_APPLICATION_CREDENTIALS",
+            "AZURE_STORAGE_CONNECTION_STRING", "WANDB_API_KEY", "wandb_apikey", "PGPASSWORD",
+            "MYSQL_PWD", "AWS_WEB_IDENTITY_TOKEN_FILE",
+        ],
+        "x",
+    )  # fmt: skip
+    database = {"MLFLOW_TRACKING_URI": "postgresql://anna:pw1234@db/mlflow"}
+    assert without_secrets({**kept, **secret, **database}) == kept
 
 
 def test_a_watcher_that_nobody_listens_to_ends_what_it_started(tmp_path: Path) -> None:

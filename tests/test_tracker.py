@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from opusclip_mlops import (
     TrackingConfig,
     checkpoints,
 )
+from opusclip_mlops.checkpoints import CheckpointMetadata
 from opusclip_mlops.errors import OpusclipError, RecordError
+from opusclip_mlops.loading import load_checkpoint
 from opusclip_mlops.shipper import end_with_children
 from tests.journeys import store, wait_until
 from tests.reading import (
@@ -428,3 +431,22 @@ def test_the_public_names_are_there() -> None:
         assert getattr(opusclip_mlops, name) is not None
     with pytest.raises(AttributeError, match="nothing_of_this_name"):
         opusclip_mlops.nothing_of_this_name  # noqa: B018
+
+
+def test_a_checkpoint_names_the_last_dataset_of_each_use(mlflow_only: TrackingConfig) -> None:
+    """What is logged for an evaluation does not become what was trained on."""
+    with ExperimentTracker(mlflow_only) as tracker:
+        for digest, context in [
+            ("t1", "training"),
+            ("e1", "evaluation"),
+            ("t2", "Train"),
+            ("e2", "val"),
+            ("c1", "calibration"),
+        ]:
+            tracker.log_dataset(name="films", digest=digest, source="/films", context=context)
+        tracker.save_checkpoint(torch.nn.Linear(1, 1), step=1)
+        run_id = tracker.run_id
+    about = load_checkpoint(run_id, which="last", tracking_uri=mlflow_only.tracking_uri).metadata
+    assert (about.dataset_digest, about.evaluation_digest) == ("t2", "e2")
+    older = {key: one for key, one in about.to_dict().items() if key != "evaluation_digest"}
+    assert CheckpointMetadata.from_dict(older) == replace(about, evaluation_digest=None)

@@ -1,5 +1,6 @@
 """Facts about `opusclip_mlops.version_files`: the checkpoint of a version, and if it is whole."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from opusclip_mlops import checkpoints
 from opusclip_mlops.checkpoints import CheckpointMetadata
-from opusclip_mlops.version_files import VersionFiles
+from opusclip_mlops.version_files import METADATA_TAG, WEIGHTS_TAG, VersionFiles
 from tests.journeys import store
 
 
@@ -36,6 +37,13 @@ def checkpoint(folder: Path, step: int) -> Path:
     return folder
 
 
+def registered(folder: Path) -> dict[str, str]:
+    """The tags of a version that a checkpoint was registered as."""
+    about = (folder / "metadata.json").read_bytes()
+    weights = checkpoints.read_metadata(folder).files["weights.safetensors"].sha256
+    return {WEIGHTS_TAG: weights, METADATA_TAG: hashlib.sha256(about).hexdigest()}
+
+
 def test_the_checkpoint_nearest_to_the_root_counts(client: MlflowClient, tmp_path: Path) -> None:
     """Whatever the folder is called."""
     checkpoint(tmp_path / "model" / "a" / "b" / "c", 1)
@@ -52,12 +60,49 @@ def test_a_version_may_be_a_checkpoint_and_nothing_else(
 ) -> None:
     """All that it has a hash of is checked, the training state too."""
     folder = checkpoint(tmp_path / "model", 3)
-    found = files(client, folder)
+    found, tags = files(client, folder), registered(folder)
     assert found.folder == ""
-    assert found.hash_problem("") == ""
-    assert "is not the one that was registered" in found.hash_problem("0" * 64)
+    assert found.hash_problem(tags) == ""
     (folder / "state.pt").write_bytes(b"x")
-    assert "state.pt has 1 bytes" in found.hash_problem("")
+    assert "state.pt has 1 bytes" in found.hash_problem(tags)
+
+
+def test_weights_and_metadata_are_those_that_the_tags_name(
+    client: MlflowClient, tmp_path: Path
+) -> None:
+    """Each is told by its own name."""
+    folder = checkpoint(tmp_path / "model", 3)
+    found = files(client, folder)
+    for tag, name in ((WEIGHTS_TAG, "weights.safetensors"), (METADATA_TAG, "metadata.json")):
+        problem = found.hash_problem({**registered(folder), tag: "0" * 64})
+        assert problem == (
+            f"{name} is not the one that was registered: the tag {tag} has another sha256"
+        )
+
+
+@pytest.mark.parametrize("absent", [{WEIGHTS_TAG}, {METADATA_TAG}, {WEIGHTS_TAG, METADATA_TAG}])
+def test_without_a_tag_nothing_is_known(
+    client: MlflowClient, tmp_path: Path, absent: set[str]
+) -> None:
+    """Removing one makes nothing pass; versions of earlier releases have the first only."""
+    folder = checkpoint(tmp_path / "model", 3)
+    tags = {tag: value for tag, value in registered(folder).items() if tag not in absent}
+    problem = files(client, folder).hash_problem(tags)
+    assert problem.startswith("not known: it was registered without the tag opusclip.")
+    assert all(tag in problem for tag in absent)
+
+
+def test_metadata_that_was_edited_is_found(client: MlflowClient, tmp_path: Path) -> None:
+    """Also where its own hash was taken out, as in what earlier releases sealed."""
+    folder = checkpoint(tmp_path / "model", 3)
+    tags = registered(folder)
+    content = json.loads((folder / "metadata.json").read_text())
+    content.pop("metadata_sha256")
+    content["metrics"] = {"video/psnr": 40.0}
+    (folder / "metadata.json").write_text(json.dumps(content))
+    found = files(client, folder)
+    assert found.metadata is not None
+    assert found.hash_problem(tags).startswith("metadata.json is not the one that was registered")
 
 
 def test_metadata_that_names_files_elsewhere_fetches_none(
@@ -70,16 +115,16 @@ def test_metadata_that_names_files_elsewhere_fetches_none(
     for other in ("/etc/passwd", "../../mlflow.db"):
         content["files"] = {**content["files"], other: content["files"]["state.pt"]}
     (folder / "metadata.json").write_text(json.dumps(content))
-    assert files(client, folder).hash_problem("") == ""
+    assert files(client, folder).hash_problem(registered(folder)) == ""
 
 
 def test_a_file_that_goes_away_meanwhile_is_an_error(client: MlflowClient, tmp_path: Path) -> None:
     """It was listed, and can't be fetched."""
     folder = checkpoint(tmp_path / "model", 3)
-    found = files(client, folder)
+    found, tags = files(client, folder), registered(folder)
     shutil.rmtree(folder)
     with pytest.raises((OSError, MlflowException), match="No such"):
-        found.hash_problem("")
+        found.hash_problem(tags)
 
 
 def test_a_folder_with_too_many_files_is_not_searched(client: MlflowClient, tmp_path: Path) -> None:

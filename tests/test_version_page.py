@@ -1,5 +1,7 @@
 """The page of a version: Markdown that MLflow's UI shows as meant, whatever names there are."""
 
+from dataclasses import replace
+
 import pytest
 
 from opusclip_mlops.metadata import BestValue, CheckpointMetadata, StoredFile
@@ -92,7 +94,7 @@ def test_a_run_on_another_server_is_named_and_not_linked() -> None:
     assert "](" not in text
 
 
-def test_a_tag_is_short_but_the_hash() -> None:
+def test_a_tag_is_short_but_a_hash() -> None:
     """Commit in 12 digits, metrics in 4; three metrics, what the best is chosen by first."""
     metrics = {f"a/{number}": number / 3 for number in range(9)}
     odd = {"no tag, says MLflow": 1.0, "opusclip.checkpoint": 1.0, "": 1.0}
@@ -109,6 +111,22 @@ def test_a_tag_is_short_but_the_hash() -> None:
         ("opusclip.checkpoint", "epoch_0001_step_00000020"),
         ("opusclip.weights_sha256", "f" * 64),
     ]
+    more = replace(
+        page(evaluation_digest="e1"), registered_by="anna", metadata_sha256="a" * 64
+    ).tags()
+    assert list(more.items())[-5:] == [
+        ("opusclip.evaluation_digest", "e1"),
+        ("opusclip.checkpoint", "epoch_0001_step_00000020"),
+        ("opusclip.registered_by", "anna"),
+        ("opusclip.weights_sha256", "f" * 64),
+        ("opusclip.metadata_sha256", "a" * 64),
+    ]
+
+
+def test_what_it_was_evaluated_on_is_named_where_that_is_known() -> None:
+    """Beside what it was trained on."""
+    text = page(evaluation_digest="e_1").description()
+    assert "digest d1g35t\n- Evaluated on dataset digest e_1\n" in text
 
 
 def test_many_metrics_are_twenty_and_a_number() -> None:

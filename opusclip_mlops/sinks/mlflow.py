@@ -217,6 +217,8 @@ class MlflowSink:
 
     def _refuse(self, records_: Record | list[records.Metrics], reason: str) -> None:
         for record in records_ if isinstance(records_, list) else [records_]:
+            if isinstance(record, records.Checkpoint) and not self._no_run:
+                self._pruning.awaited.discard(record.name)
             if not isinstance(record, records.RunStarted | records.RunEnded):
                 self._refused.append(Refusal(record, reason))
 
@@ -250,7 +252,9 @@ class MlflowSink:
                 path = layout.text_path(record.key, record.step, record.timestamp_ms, record.text)
                 self._client.log_text(self._run_id, record.text, path)
             case records.Checkpoint():
+                self._pruning.awaited.add(record.name)
                 self._send_checkpoint(record)
+                self._pruning.awaited.discard(record.name)
             case records.CheckpointDropped():
                 with contextlib.suppress(FileNotFoundError):
                     checkpoints.drop(self._checkpoint_folder(record.name))
