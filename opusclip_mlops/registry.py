@@ -38,6 +38,8 @@ from opusclip_mlops.version_page import Sample, VersionPage, latest_sample
 CHECKPOINT_TAG = "opusclip.checkpoint"
 
 _PACKAGE = Path(__file__).parent
+# What every database that MLflow knows can hold in its index.
+_LONGEST_NAME = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +116,12 @@ def register(
 
 
 def _check(name: str, python_model: Path) -> None:
-    if not name.strip() or name in (".", "..") or "/" in name or ":" in name:
-        raise RegistryError(f"bad model name {name!r}: it must not be empty, nor hold / or :")
+    is_long = len(name) > _LONGEST_NAME
+    if not name.strip() or name in (".", "..") or not name.isprintable() or is_long:
+        rule = f"one line of at most {_LONGEST_NAME} characters that can be seen"
+        raise RegistryError(f"bad model name {name!r:.80}: it must be {rule}")
+    if "/" in name or ":" in name:
+        raise RegistryError(f"bad model name {name!r}: it must not hold / or :")
     if python_model.suffix != ".py" or not python_model.is_file():
         raise RegistryError(f"python_model {python_model} is no Python file")
 

@@ -285,6 +285,9 @@ ERRORS = {
     "slash": (None, {"name": "a/b"}, "bad model name 'a/b'"),
     "colon": (None, {"name": "a:b"}, "bad model name 'a:b'"),
     "empty": (None, {"name": " "}, "bad model name ' '"),
+    "two lines": (None, {"name": "a\nb"}, r"bad model name 'a\\nb': it must be one line"),
+    "an escape": (None, {"name": "a\x1b[31m"}, "it must be one line of .* can be seen"),
+    "too long": (None, {"name": "a" * 257}, "it must be one line of at most 256 characters"),
     "no file": (None, {"python_model": Path("gone.py")}, r"gone\.py is no Python file"),
 }
 
