@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from opusclip_mlops.amounts import size_text
 from opusclip_mlops.operating import Recovery, RunProgress, SinkRecovery
 from opusclip_mlops.run_status import RunStatus, SessionStatus, SinkStatus
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _COLOURS = {"training": "green", "ended": "cyan", "crashed": "red", "unreadable": "yellow"}
-_KIB = 1024
 
 
 def tell(line: str) -> None:
@@ -65,7 +65,7 @@ def _about(run: RunStatus) -> Iterator[str]:
     if run.end_reason:
         yield f"ended because: {run.end_reason}"
     shipper = "at work" if run.is_shipped else "not running"
-    to_deliver = f"{_size(run.backlog_bytes)} to deliver" if run.backlog_bytes else "no backlog"
+    to_deliver = f"{size_text(run.backlog_bytes)} to deliver" if run.backlog_bytes else "no backlog"
     yield f"began {_time(run.start_time_ms or 0)}, {to_deliver}, shipper {shipper}"
     for one in run.sessions:
         yield f"trainer {_whereabouts(one)}"
@@ -209,12 +209,3 @@ def _duration(length_s: float) -> str:
         if length_s >= 2 * unit_s:
             return f"{length_s / unit_s:.0f} {name}"
     return f"{length_s:.0f} s"
-
-
-def _size(size_bytes: int) -> str:
-    size: float = size_bytes
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < _KIB or unit == "GiB":
-            break
-        size /= _KIB
-    return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"

@@ -10,30 +10,25 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import yaml
 from mlflow import MlflowClient
 
 from opusclip_mlops import chain, chronicle, promotion
+from opusclip_mlops.asking import told_in_one_line
 from opusclip_mlops.candidates import judge_version
 from opusclip_mlops.deciding import Case, Judge
 from opusclip_mlops.decisions import HELD, CameBy, Decision, stage_held, version_named
-from opusclip_mlops.errors import RegistryError
 from opusclip_mlops.faults import attempted
 from opusclip_mlops.gates import Approval, Verdict
-from opusclip_mlops.listing import content
-from opusclip_mlops.patience import connected
+from opusclip_mlops.patience import connected, patiently
 from opusclip_mlops.policy import Policy, StageRules, read_policy
 from opusclip_mlops.redaction import one_line
-from opusclip_mlops.refusals import asking_faults, reason_of
 from opusclip_mlops.registry_rows import Rows
 from opusclip_mlops.version_files import VersionFiles
 
 _ROLLBACK_SMOKE_S = 60.0
-_MODEL_FILE = "MLmodel"
-_MOST_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +140,8 @@ def check(
     """
     client = connected(tracking_uri=tracking_uri, registry_uri=registry_uri)
     stage, number = stage_held(to), version_named(version)
+    what = f"cannot read version {number} of {name!r}"
+    patiently(what, lambda: client.get_model_version(name, str(number)))
     records = chronicle.history(name, client=client)
     held = chain.holder(records, stage)
     case = Case("promotion", name, number, stage, held, "", records)
@@ -288,17 +285,7 @@ def _for_rollback(policy: Policy, case: Case, client: MlflowClient) -> Policy:
 
 
 def _has_example(case: Case, client: MlflowClient) -> bool:
-    """Whether an input example is kept with a version, as its model's own file says."""
-    try:
+    what = f"cannot read version {case.version} of {case.model!r}"
+    with told_in_one_line(what):
         version = client.get_model_version(case.model, str(case.version))
-        files = VersionFiles.of(client, version)
-        size_bytes = files.sizes.get(_MODEL_FILE)
-        if files.repository is None or size_bytes is None or size_bytes > _MOST_BYTES:
-            return False
-        about = yaml.safe_load(content(files.repository, _MODEL_FILE))
-    except asking_faults() as error:
-        what = f"cannot read version {case.version} of {case.model!r}"
-        raise RegistryError(f"{what}: {reason_of(error)}") from error
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return False
-    return isinstance(about, Mapping) and bool(about.get("saved_input_example_info"))
+        return VersionFiles.of(client, version).has_example()

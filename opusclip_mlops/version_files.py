@@ -86,13 +86,21 @@ class VersionFiles:
 
     def has_signature(self) -> bool:
         """Whether the model's own file has one."""
+        return bool(self._model().get("signature"))
+
+    def has_example(self) -> bool:
+        """Whether an input example is kept with it, as the model's own file says."""
+        return bool(self._model().get("saved_input_example_info"))
+
+    def _model(self) -> Mapping[str, Any]:
+        """What the model's own file says; empty where there is none that can be read."""
         if self.repository is None or not 0 < self.sizes.get(_MODEL_FILE, 0) <= _MOST_BYTES:
-            return False
+            return {}
         try:
             about = yaml.safe_load(content(self.repository, _MODEL_FILE))
         except (yaml.YAMLError, ValueError, RecursionError):
-            return False
-        return isinstance(about, Mapping) and bool(about.get("signature"))
+            return {}
+        return about if isinstance(about, Mapping) else {}
 
     def hash_problem(self, tags: Mapping[str, str]) -> str:
         """Fetch all that the checkpoint has a hash of; what is wrong with it, "" for nothing.

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from opusclip_mlops.amounts import size_text
 from opusclip_mlops.layout import CHECKPOINTS, image_of
 from opusclip_mlops.metadata import CheckpointMetadata, StoredFile
 from opusclip_mlops.redaction import one_line
@@ -23,7 +24,6 @@ _MOST_METRICS = 20
 _TAGGED_METRICS = 3
 _LONGEST_NAME = 80
 _COMMIT_DIGITS = 12
-_KIB = 1024
 _MOVING = "+compressed.webp"
 _CLIP_MARK = 8  # characters; MLflow's own pictures have longer ones
 _TAG_KEY = re.compile(r"(?!opusclip\.|mlflow\.)[\w\-. :/]{1,100}", re.ASCII)
@@ -131,7 +131,7 @@ class VersionPage:
             state = "" if about.git_dirty is None else dirty[about.git_dirty]
             yield f"- Code at commit {escaped(about.git_commit[:_COMMIT_DIGITS])}{state}"
         values = f", {self.value_count:,} values" if self.value_count else ""
-        yield f"- Weights {_size(self.weights.size_bytes)}{values}"
+        yield f"- Weights {size_text(self.weights.size_bytes)}{values}"
 
     def _pictures(self) -> Iterator[str]:
         if self.sample and self.is_linked:
@@ -183,15 +183,6 @@ def _by_weight(about: CheckpointMetadata) -> list[str]:
 
 def _in_address(text: str) -> str:
     return quote(text, safe="")
-
-
-def _size(size_bytes: int) -> str:
-    size: float = size_bytes
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < _KIB or unit == "GiB":
-            break
-        size /= _KIB
-    return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
 
 
 def _cut(text: str) -> str:

@@ -1,7 +1,7 @@
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -56,3 +56,19 @@ def _no_client_of_another_file() -> Iterator[None]:
     yield
     if "wandb" in sys.modules:
         sys.modules["wandb"].teardown()
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Runs the command: its exit code and what it printed, on stderr where nothing else."""
+
+    def run(*line: str) -> tuple[int, str]:
+        # Not above: most tests need no command, and each worker would load it.
+        from opusclip_mlops.cli import main
+
+        with pytest.raises(SystemExit) as ended:
+            main(line)
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out or printed.err
+
+    return run

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "opusclip_mlops"
 
 FLOORS = [
-    {"errors", "redaction", "slots", "lean_mlflow"},
+    {"errors", "redaction", "slots", "lean_mlflow", "amounts"},
     {
         "config",
         "records",

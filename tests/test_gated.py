@@ -9,7 +9,6 @@ import pytest
 from mlflow import MlflowClient
 
 from opusclip_mlops import chronicle, gated
-from opusclip_mlops.cli import main
 from opusclip_mlops.errors import RegistryError
 from opusclip_mlops.policy import PolicyError
 from opusclip_mlops.promotion import GateRefused
@@ -50,19 +49,6 @@ def stages(client: MlflowClient) -> dict[int, str]:
     """Where each version is."""
     found = client.search_model_versions(f"name = '{NAME}'")
     return {int(one.version): str(one.current_stage) for one in found}
-
-
-@pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """The command's exit code, and what it printed."""
-
-    def run(*line: str) -> tuple[int, str]:
-        with pytest.raises(SystemExit) as ended:
-            main(line)
-        printed = capsys.readouterr()
-        return int(ended.value.code or 0), printed.out + printed.err
-
-    return run
 
 
 def test_a_version_goes_through_its_stages(
@@ -229,6 +215,7 @@ def test_the_command_does_it_all(tmp_path: Path, said: Callable[..., tuple[int, 
     code, text = said("promote", NAME, "1", "--to", "Production", "--json")
     assert (code, json.loads(text)["passed"]) == (1, False)
     assert said("promote", NAME, "9", "--to", "Staging")[0] == 2
+    assert said("gates", "check", NAME, "9", "--to", "Staging")[0] == 2
     code, text = said("history", NAME)
     assert (code, "Staging: version 1" in text, "first" in text) == (0, True, True)
     code, text = said("history", NAME, "--verify", "--json")
@@ -299,3 +286,10 @@ def test_what_is_moved_after_the_history_began_is_not_said_to_be_older(
         "version 1 was put into Staging by hand, before this history began",
         "version 1 was put into Production by hand",
     ]
+
+
+@pytest.mark.usefixtures("client")
+def test_a_version_that_is_not_there_passes_no_check() -> None:
+    """Without a policy too, which asks for nothing."""
+    with pytest.raises(RegistryError, match=f"cannot read version 9 of '{NAME}'"):
+        gated.check(NAME, 9, to="Staging")

@@ -23,19 +23,6 @@ OWN = ("--model-file", "scaler.py", "--input-example", "example.json")
 
 
 @pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """The command's exit code, and what it printed, on stderr where it printed nothing else."""
-
-    def run(*line: str) -> tuple[int, str]:
-        with pytest.raises(SystemExit) as ended:
-            main(line)
-        printed = capsys.readouterr()
-        return int(ended.value.code or 0), printed.out or printed.err
-
-    return run
-
-
-@pytest.fixture
 def run_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A run with the checkpoint of a layer that multiplies by 3, and what serves it."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store(tmp_path))
