@@ -1,0 +1,117 @@
+"""Sends checkpoints to a run's artifacts: hashed on the way, and none is seen before it is whole.
+
+A checkpoint is there when its metadata is, which goes last; until then what lies in its folder is
+taken for nothing. Large files go to S3 in parts, past MLflow's server where that lets them.
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+# Smaller than MLflow's own: a file of 400 MB would pass through the server's disk.
+os.environ.setdefault("MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE", str(64 * 2**20))
+os.environ.setdefault("MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE", str(16 * 2**20))
+
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
+
+from opusclip_mlops import checkpoints, layout, object_storage
+from opusclip_mlops.begun_uploads import BegunUploads, WatchedProxy
+from opusclip_mlops.errors import CheckpointError
+from opusclip_mlops.faults import attempted
+from opusclip_mlops.folder import RunFolder
+from opusclip_mlops.metadata import CheckpointMetadata
+
+
+class CheckpointUploads:
+    """Sends the checkpoints of one run.
+
+    Args:
+        run_id: The MLflow run.
+        folder: The run's folder on this machine.
+        artifact_uri: Where the run's artifacts lie.
+        tracking_uri: The MLflow server or store.
+    """
+
+    def __init__(
+        self, run_id: str, folder: RunFolder, *, artifact_uri: str, tracking_uri: str
+    ) -> None:
+        self._run_id = run_id
+        self._begun = BegunUploads(folder.path / "uploads")
+        self._repository = _repository(artifact_uri, tracking_uri, self._begun)
+        self._arrived: set[tuple[str, str]] = set()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Take back the parts of files that were not sent to their end."""
+        self._begun.abandon(self._repository)
+
+    def send(self, source: Path) -> CheckpointMetadata | None:
+        """Seal a checkpoint and send it, both at once; None for one that was dropped meanwhile.
+
+        Sent again after a fault, files that arrived before are not sent twice.
+
+        Raises:
+            CheckpointError: it is none, or torn: then nothing of it stays there.
+            Any fault of the artifact store.
+        """
+        checkpoints.read_metadata(source)
+        if checkpoints.is_dropped(source):
+            return None
+        self.abandon()
+        about, fault = self._seal_and_send_data(source)
+        if checkpoints.is_dropped(source):
+            return None
+        if fault:
+            raise fault
+        self._send(source, source / checkpoints.METADATA)
+        self._arrived = {one for one in self._arrived if one[0] != source.name}
+        return about
+
+    def _seal_and_send_data(self, source: Path) -> tuple[CheckpointMetadata, Exception | None]:
+        """What was sealed, and the fault of what was sent meanwhile."""
+        with ThreadPoolExecutor(1) as beside:
+            sealing = beside.submit(checkpoints.seal, source, run_id=self._run_id)
+            fault = attempted(lambda: self._send_data(source))
+            try:
+                return sealing.result(), fault
+            except CheckpointError:
+                attempted(lambda: self._repository.delete_artifacts(_place(source)))
+                raise
+
+    def _send_data(self, source: Path) -> None:
+        for path in _data_files(source):
+            mark = source.name, str(path)
+            if mark not in self._arrived:
+                self._send(source, path)
+                self._arrived.add(mark)
+
+    def _send(self, source: Path, path: Path) -> None:
+        below = path.parent.relative_to(source).as_posix()
+        folder = _place(source) if below == "." else f"{_place(source)}/{below}"
+        with object_storage.waiting_for(path.stat().st_size):
+            self._repository.log_artifact(str(path), folder)
+
+
+def _place(source: Path) -> str:
+    return f"{layout.CHECKPOINTS}/{source.name}"
+
+
+def _data_files(source: Path) -> Iterator[Path]:
+    """All files but the metadata; a link is no part of a checkpoint, `seal` refuses it."""
+    for path in sorted(source.rglob("*")):
+        if path.is_file() and not path.is_symlink() and path != source / checkpoints.METADATA:
+            yield path
+
+
+def _repository(artifact_uri: str, tracking_uri: str, begun: BegunUploads) -> ArtifactRepository:
+    if artifact_uri.startswith("s3:"):
+        session = object_storage.session()
+        begun.watch(session)
+        object_storage.use(session)
+    found = get_artifact_repository(artifact_uri, tracking_uri=tracking_uri)
+    if type(found) is MlflowArtifactsRepository:
+        return WatchedProxy(artifact_uri, tracking_uri, begun=begun)
+    return found
