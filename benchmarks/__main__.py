@@ -16,7 +16,10 @@ from benchmarks.machine import facts
 from benchmarks.processes import HERE, QUIET, end_leftovers
 
 _FOREIGN = ("OPUSCLIP_", "MLFLOW_", "WANDB_", "TRACKIO_")
-PARTS = ("cost", "loop", "delivery", "memory", "freshness", "mirror_history", "mirroring")
+PARTS = (
+    "cost", "loop", "staging", "delivery", "memory", "freshness", "mirror_history", "mirroring",
+    "scoring", "storing", "uploading", "serving",
+)  # fmt: skip
 
 
 def main() -> int:
