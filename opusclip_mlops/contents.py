@@ -2,10 +2,12 @@
 
 import functools
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from mlflow import MlflowClient
@@ -142,14 +144,30 @@ def _completed(
     if isinstance(record, Image):
         return msgspec.structs.replace(record, file=path.name)
     said = media.said_in(path)
-    return msgspec.structs.replace(record, file=path.name, fps=said.fps, caption=said.caption)
+    return msgspec.structs.replace(
+        record,
+        file=path.name,
+        fps=said.fps,
+        caption=said.caption,
+        origin=_origin(said.comment),
+        codec=media.codec_of(path.name),
+    )
+
+
+def _origin(comment: str) -> dict[str, Any]:
+    """Where a clip comes from, out of its file; nothing where another tool wrote the comment."""
+    try:
+        said = json.loads(comment or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def _local_name(run_id: str, record: Video | Image, artifact: str) -> str:
     """A name of our own: what a server calls a file never leads out of the folder."""
     mark = hashlib.sha256(f"{run_id}\0{artifact}".encode()).hexdigest()[:24]
     if isinstance(record, Video):
-        return media.delivered_name(mark)
+        return media.delivered_name(mark, media.CLIP_KINDS[media.codec_of(artifact)])
     return f"{mark}.png" if artifact.endswith(".png") else f"{mark}.webp"
 
 

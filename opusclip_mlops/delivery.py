@@ -189,7 +189,8 @@ class _Delivery:
             records=records,
             last_step=last_step,
             rejected=progress.rejected + len(refused),
-            error="",
+            faults=progress.faults + written.faults,
+            error=written.fault,
         )
 
     def _keep(self, **changes: object) -> None:

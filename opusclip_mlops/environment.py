@@ -21,10 +21,15 @@ WITHOUT_LINK = "use `mlflow run . --env-manager local`"
 
 @dataclass(frozen=True)
 class EnvironmentLink:
-    """Where MLflow looks for a project's environment, and the one it finds there."""
+    """Where MLflow looks for a project's environment, and the one it finds there.
+
+    `replaced` is another environment that it found until now and that is still there, such as that
+    of a second clone; None for none.
+    """
 
     path: Path
     target: Path
+    replaced: Path | None = None
 
 
 def link_environment(project: Path) -> EnvironmentLink:
@@ -41,7 +46,9 @@ def link_environment(project: Path) -> EnvironmentLink:
             that is not a link stands in the way; or this MLflow keeps environments elsewhere.
     """
     target = _running_environment()
-    link = EnvironmentLink(path=mlflow_environment_path(project), target=target)
+    path = mlflow_environment_path(project)
+    before = path.readlink() if path.is_symlink() and path.exists() else target
+    link = EnvironmentLink(path, target, before if before != target else None)
     if link.path.exists() and not link.path.is_symlink():
         raise ConfigError(
             f"{link.path} is an environment MLflow built itself: "

@@ -7,7 +7,10 @@ OpusclipError
 ├── DataError         a dataset that holds nothing to train on
 ├── CheckpointError   a checkpoint that is not whole, or not of this model
 ├── DeliveryError     something logged has not arrived (yet)
-└── RegistryError     a model that cannot be registered
+├── RegistryError     a model that cannot be registered
+├── WeightsError      a network's weights that are not there, or not those meant
+├── PassportError     values that were not measured alike, and cannot be compared
+└── PanelError        a panel, or its samples, that do not fit each other
 """
 
 
@@ -41,3 +44,15 @@ class DeliveryError(OpusclipError):
 
 class RegistryError(OpusclipError):
     """A model that cannot be registered."""
+
+
+class WeightsError(OpusclipError):
+    """A network's weights that are not there, or not those that were meant."""
+
+
+class PassportError(OpusclipError, ValueError):
+    """Values that were not measured alike, and so cannot be compared."""
+
+
+class PanelError(OpusclipError, ValueError):
+    """A panel that is malformed, or samples and runs that do not fit it."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from opusclip_mlops.errors import DeliveryError
+from opusclip_mlops.object_storage import advice_on, code_of
 from opusclip_mlops.records import Checkpoint, Record
 
 FIRST_RETRY_S, LAST_RETRY_S = 1.0, 60.0
@@ -35,6 +36,9 @@ class PutOff:
 
     Args:
         encoded: What `encoded` gave, when this goes on after a restart.
+
+    Attributes:
+        faults: How often one could not be sent.
     """
 
     def __init__(self, encoded: Sequence[str] = ()) -> None:
@@ -42,11 +46,21 @@ class PutOff:
         self._encoded = deque(encoded)
         self._wait_s = FIRST_RETRY_S
         self._not_before_s = 0.0
+        self.faults = 0
+        self._fault = ""
 
     @property
     def is_empty(self) -> bool:
         """Whether everything was sent."""
         return not self._records
+
+    @property
+    def fault(self) -> str:
+        """Why something waits, on one line without a secret; empty when nothing does."""
+        if self.is_empty or not self._fault:
+            return ""
+        count = len(self._records)
+        return f"{count} file{' waits' if count == 1 else 's wait'}: {self._fault}"
 
     def encoded(self) -> list[str]:
         """What is put off, as JSON can hold it."""
@@ -100,7 +114,16 @@ class PutOff:
                 del queue[place]
                 queue.appendleft(other)
 
-    @staticmethod
-    def _tell(record: Record, fault: Exception) -> None:
+    def _tell(self, record: Record, fault: Exception) -> None:
+        self.faults += 1
+        self._fault = advice_on(fault) or _called(fault)
         kind = type(record).__name__
-        print(f"{kind} put off: {type(fault).__name__}", flush=True)
+        print(f"{kind} put off: {_called(fault)}", flush=True)
+
+
+def _called(fault: Exception) -> str:
+    """The kind of a fault, with S3's code for it; its text may hold what is secret."""
+    for one in (fault, fault.__cause__ or fault.__context__):
+        if code := code_of(one):
+            return f"{type(fault).__name__} ({code})"
+    return type(fault).__name__

@@ -4,6 +4,8 @@ A run keeps them under `checkpoints/<name>/`; two of its tags name the best and 
 that `register` made holds the weights and their metadata alone.
 """
 
+import contextlib
+import itertools
 import os
 import posixpath
 import warnings
@@ -20,8 +22,10 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 
-from opusclip_mlops.checkpoints import place_of
+from opusclip_mlops import object_storage
+from opusclip_mlops.checkpoints import METADATA, place_of
 from opusclip_mlops.errors import CheckpointError
 from opusclip_mlops.faults import attempted
 from opusclip_mlops.layout import BEST_TAG, CHECKPOINTS, LAST_TAG
@@ -39,6 +43,7 @@ _MARKS = {"best": BEST_TAG, "last": LAST_TAG}
 _LISTED = 8
 
 
+@object_storage.asking_briefly()
 def fetch_from_run(
     run_id: str, which: Which, into: Path | None, *, tracking_uri: str | None = None
 ) -> Path | None:
@@ -60,19 +65,30 @@ def fetch_from_run(
     if run.info.lifecycle_stage != LifecycleStage.ACTIVE:
         raise CheckpointError(f"run {run_id} is deleted: restore it to load its checkpoints")
     repository = _repository(run.info.artifact_uri, client.tracking_uri)
-    what = f"cannot list the checkpoints of run {run_id}"
-    chosen = _choice(run, _asked(what, lambda: checkpoint_names(repository)), which)
+    chosen = _choice(
+        run, _Listed(repository, f"cannot list the checkpoints of run {run_id}"), which
+    )
     what = f"cannot fetch checkpoint {chosen} of run {run_id}"
     return _fetched(repository, f"{CHECKPOINTS}/{chosen}", into, what)
 
 
 def checkpoint_names(repository: ArtifactRepository) -> list[str]:
-    """Names of a run's checkpoints as they stand in its artifacts, sorted."""
+    """Names of the folders of a run's checkpoints, sorted.
+
+    An object store may list one for minutes, or for good, after all in it was removed.
+    """
     entries = repository.list_artifacts(CHECKPOINTS)
     names = (posixpath.basename(entry.path) for entry in entries if entry.is_dir)
     return sorted(name for name in names if name not in ("", ".", ".."))
 
 
+def is_there(repository: ArtifactRepository, name: str) -> bool:
+    """Whether a folder holds a checkpoint: its metadata, which goes first and is sent with it."""
+    entries = repository.list_artifacts(f"{CHECKPOINTS}/{name}")
+    return any(posixpath.basename(entry.path) == METADATA for entry in entries)
+
+
+@object_storage.asking_briefly()
 def fetch_registered(
     uri: str,
     into: Path | None,
@@ -119,23 +135,40 @@ def _asked(what: str, action: Callable[[], T]) -> T:
     raise CheckpointError(f"{one_line(what)}: {reason_of(fault)}") from fault
 
 
-def _choice(run: Run, names: list[str], which: Which) -> str:
+class _Listed:
+    """The checkpoints of a run, each looked for when it is asked about."""
+
+    def __init__(self, repository: ArtifactRepository, what: str) -> None:
+        self._repository, self._what = repository, what
+        self.names = _asked(what, lambda: checkpoint_names(repository))
+
+    def has(self, name: str) -> bool:
+        """Whether it is there."""
+        return name in self.names and _asked(self._what, lambda: is_there(self._repository, name))
+
+    def newest(self) -> str:
+        """The last of their names, for an error."""
+        found = itertools.islice(filter(self.has, reversed(self.names)), _LISTED)
+        return ", ".join([*found][::-1]) or "none"
+
+
+def _choice(run: Run, listed: _Listed, which: Which) -> str:
     """The name of the checkpoint that is meant."""
-    run_id, listed = run.info.run_id, ", ".join(names[-_LISTED:]) or "none"
     if isinstance(which, int):
-        places = {name: place for name in names if (place := place_of(name))}
-        found = [name for name, place in places.items() if place[0] == which]
-        chosen = max(found, key=lambda name: places[name], default=None)
+        places = {name: place for name in listed.names if (place := place_of(name))}
+        of_step = [name for name, place in places.items() if place[0] == which]
+        meant = sorted(of_step, key=lambda name: places[name], reverse=True)
         wanted = f"no checkpoint of step {which}"
     else:
         tag = _MARKS.get(which)
-        chosen = run.data.tags.get(tag) if tag else which
-        wanted = f"no checkpoint {chosen!r:.80}"
-        if chosen is None:
+        marked = run.data.tags.get(tag) if tag else which
+        meant = [] if marked is None else [marked]
+        wanted = f"no checkpoint {marked!r:.80}"
+        if marked is None:
             wanted = f"no checkpoint marked {which} (tag {tag})"
-    if chosen not in names:
-        raise CheckpointError(f"run {run_id} has {wanted}; it has: {listed}")
-    return chosen
+    for name in filter(listed.has, meant):
+        return name
+    raise CheckpointError(f"run {run.info.run_id} has {wanted}; it has: {listed.newest()}")
 
 
 def _parsed(uri: str) -> tuple[str, str, bool]:
@@ -183,4 +216,19 @@ def _fetched(
     if into is None and not isinstance(repository, LocalArtifactRepository):
         return None
     where = None if into is None else str(into)
-    return Path(_asked(what, lambda: repository.download_artifacts(path, where)))
+    return Path(_asked(what, lambda: _downloaded(repository, path, where)))
+
+
+def _downloaded(repository: ArtifactRepository, path: str, where: str | None) -> str:
+    is_within_reach = _reaches_s3(repository, f"{path}/{METADATA}")
+    with contextlib.nullcontext() if is_within_reach else object_storage.through_the_server():
+        return str(repository.download_artifacts(path, where))
+
+
+def _reaches_s3(repository: ArtifactRepository, path: str) -> bool:
+    """Whether the S3 that MLflow's server would send us to answers; MLflow finds out in minutes."""
+    signed: list[str] = []
+    if isinstance(repository, MlflowArtifactsRepository):
+        # A server that keeps files on its own disk signs none.
+        attempted(lambda: signed.append(repository._get_presigned_download_url(path).url))
+    return all(map(object_storage.is_reachable, signed))

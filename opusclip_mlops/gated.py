@@ -1,5 +1,7 @@
 """Promoting and rolling back past the gate: the policy that is kept with a model is what judges.
 
+A guarded registry is asked instead, see `guarded`; it decides as the user who is logged in there.
+
 Without a policy every version passes. A rollback is judged by what has to hold of any version that
 serves: it answers its input example, where it has one or the policy asks for that, and its weights
 are those that were registered, where the policy asks for that.
@@ -17,11 +19,12 @@ from mlflow import MlflowClient
 
 from opusclip_mlops import chain, chronicle, promotion
 from opusclip_mlops.asking import told_in_one_line
-from opusclip_mlops.candidates import judge_version
+from opusclip_mlops.candidates import Bench, judge_version
 from opusclip_mlops.deciding import Case, Judge
 from opusclip_mlops.decisions import HELD, CameBy, Decision, stage_held, version_named
 from opusclip_mlops.faults import attempted
 from opusclip_mlops.gates import Approval, Verdict
+from opusclip_mlops.guarded import Ask, guard_of
 from opusclip_mlops.patience import connected, patiently
 from opusclip_mlops.policy import Policy, StageRules, read_policy
 from opusclip_mlops.redaction import one_line
@@ -74,6 +77,13 @@ def promote(
         RegistryError: No such model, version or stage, a damaged history, or MLflow did not answer.
     """
     client = connected(tracking_uri=tracking_uri, registry_uri=registry_uri)
+    if guard := guard_of(client):
+        number = str(version_named(version))
+        told = Ask(what="promote", name=name, version=number, to=to, reason=reason, force=force)
+        ask = replace(told, came_by=came_by)
+        if approve:
+            guard.decide(replace(ask, what="approve", force=False))
+        return guard.decide(ask)[0]
     if approve:
         promotion.approve(name, version, to=to, reason=reason, came_by=came_by, client=client)
     return promotion.promote(
@@ -114,6 +124,10 @@ def rollback(
             policy says nothing else, or its weights were changed.
         RegistryError: Nobody held the stage before, or as `promote`.
     """
+    client = connected(tracking_uri=tracking_uri, registry_uri=registry_uri)
+    if guard := guard_of(client):
+        told = Ask(what="rollback", name=name, to=stage, reason=reason, force=force)
+        return guard.decide(replace(told, came_by=came_by))[0]
     return promotion.rollback(
         name,
         judge=gate(tracking_uri=tracking_uri, registry_uri=registry_uri),
@@ -121,7 +135,7 @@ def rollback(
         reason=reason,
         force=force,
         came_by=came_by,
-        client=connected(tracking_uri=tracking_uri, registry_uri=registry_uri),
+        client=client,
     )
 
 
@@ -175,12 +189,26 @@ def set_policy(
     """
     read_policy(text, source=source).check_model(name)
     client = connected(tracking_uri=tracking_uri, registry_uri=registry_uri)
+    if guard := guard_of(client):
+        ask = Ask(what="policy", name=name, text=text, reason=reason, came_by=came_by)
+        return guard.decide(ask)[0]
     return promotion.set_policy(name, text, reason=reason, came_by=came_by, client=client)
 
 
-def gate(*, tracking_uri: str | None = None, registry_uri: str | None = None) -> Judge:
-    """What judges versions: the policy that is kept with their model at that moment."""
-    return lambda case: _verdict(case, tracking_uri, registry_uri)
+def gate(
+    *,
+    tracking_uri: str | None = None,
+    registry_uri: str | None = None,
+    bench: Bench | None = None,
+) -> Judge:
+    """What judges versions: the policy that is kept with their model at that moment.
+
+    Args:
+        tracking_uri: Where runs and histories are, MLflow's default when None.
+        registry_uri: Where models are, the tracking server when None.
+        bench: Reads and tests instead of what the URIs lead to.
+    """
+    return lambda case: _verdict(case, tracking_uri, registry_uri, bench)
 
 
 def watch(
@@ -234,19 +262,25 @@ def _looked(rows: Rows, judge: Judge, client: MlflowClient) -> Iterator[Sighting
 
 
 def _reconcile(name: str, judge: Judge, client: MlflowClient, made: list[Decision]) -> None:
-    made += promotion.reconcile(name, judge=judge, client=client)
+    if guard := guard_of(client):
+        made += guard.decide(Ask(what="reconcile", name=name, came_by="watch"))
+    else:
+        made += promotion.reconcile(name, judge=judge, client=client)
 
 
 def _said(fault: Exception | None) -> str:
     return one_line(str(fault)) if fault else ""
 
 
-def _verdict(case: Case, tracking_uri: str | None, registry_uri: str | None) -> Verdict:
-    client = connected(tracking_uri=tracking_uri, registry_uri=registry_uri)
+def _verdict(
+    case: Case, tracking_uri: str | None, registry_uri: str | None, bench: Bench | None = None
+) -> Verdict:
+    given = bench.client if bench else None
+    client = connected(given, tracking_uri=tracking_uri, registry_uri=registry_uri)
     text = chronicle.policy_of(case.model, client=client)
     policy = read_policy(text, source=f"the policy of {case.model}") if text else Policy()
     if case.kind == "rollback":
-        policy = _for_rollback(policy, case, client)
+        policy = _for_rollback(policy, case, client, bench is None or bench.runs_examples)
     if not policy.stages:
         return Verdict(
             model=case.model,
@@ -269,15 +303,16 @@ def _verdict(case: Case, tracking_uri: str | None, registry_uri: str | None) -> 
         been_in=chain.been_in(case.records, case.version),
         tracking_uri=tracking_uri,
         registry_uri=registry_uri,
+        bench=bench,
     )
     return verdict if text else replace(verdict, policy_digest="")
 
 
-def _for_rollback(policy: Policy, case: Case, client: MlflowClient) -> Policy:
+def _for_rollback(policy: Policy, case: Case, client: MlflowClient, runs_examples: bool) -> Policy:
     """What has to hold of a version that was let through before: no stages if nothing has to."""
     rules = policy.rules(case.to_stage)
     timeout_s = rules.smoke_timeout_s
-    if timeout_s is None and _has_example(case, client):
+    if timeout_s is None and runs_examples and _has_example(case, client):
         timeout_s = _ROLLBACK_SMOKE_S
     asked = StageRules(checkpoint_hash=rules.checkpoint_hash, smoke_timeout_s=timeout_s)
     stages = {} if asked == StageRules() else {case.to_stage: asked}

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from types import MappingProxyType
 
+from opusclip_mlops.passports import Passport, differences
 from opusclip_mlops.policy import ANY, ApprovalRule, MetricRule, Policy, StageRules, stage_named
 from opusclip_mlops.smoke import SmokeResult
 from opusclip_mlops.verdicts import Condition as Condition
@@ -29,10 +30,11 @@ _NO_DATASET = "no dataset known"
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A metric's value, and where it was found: "checkpoint", "run, step 120"."""
+    """A metric's value, where it was found ("checkpoint", "run, step 120"), how it was measured."""
 
     value: float
     origin: str = ""
+    passport: Passport | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,7 @@ class Candidate:
         version: The version's number.
         author: Whose run it was made in, "" when nobody knows.
         registered_by: Who made a version of it, an author too; "" when nobody knows.
+        made_by: Who was logged in when the run was made, an author too; "" when nobody knows.
         metrics: What was measured, by key.
         tags: The version's own tags.
         files: Paths below the version's folder, with sizes in bytes.
@@ -59,6 +62,7 @@ class Candidate:
     version: int
     author: str = ""
     registered_by: str = ""
+    made_by: str = ""
     metrics: Mapping[str, Measure] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, int] = field(default_factory=dict)
@@ -152,13 +156,18 @@ def _metric(
     if rule.max is not None:
         passed = _is_number(value) and _exact(value) <= _exact(rule.max)
         yield condition(f"{rule.key} max", passed, value, rule.max, note)
+    if rule.passport:
+        known = None if measure is None else measure.passport
+        said = known.digest if known else "no passport"
+        yield condition(f"{rule.key} passport", said == rule.passport, said, rule.passport)
     if rule.not_worse_than:
-        yield _compared(rule, value, note, holders.get(rule.not_worse_than))
+        yield _compared(rule, measure, note, holders.get(rule.not_worse_than))
 
 
 def _compared(
-    rule: MetricRule, value: float | None, note: str, holder: Candidate | None
+    rule: MetricRule, measure: Measure | None, note: str, holder: Candidate | None
 ) -> Condition:
+    value = None if measure is None else measure.value
     name = f"{rule.key} not worse than {rule.not_worse_than}"
     way = f"{rule.better} is better"
     if holder is None:
@@ -170,11 +179,20 @@ def _compared(
         there = "has no such metric" if held is None else f"has {shown(held.value)}"
         why = f"{who} {there}, so they cannot be compared; {note}"
         return condition(name, False, value, f"a number of {who}", why)
+    if unlike := _unlike(rule, measure, held):
+        why = f"{who} has {shown(held.value)}; {'; '.join(unlike)}"
+        return condition(name, False, value, "a value that was measured alike", why)
     bound = _bound(held.value, rule)
     better = value is not None and _is_better(value, bound, rule.better)
     by = f", by {shown(rule.by)}" if rule.by else ""
     why = f"{who} has {shown(held.value)} ({held.origin}){by}; {way}; {note}"
     return condition(name, better, value, float(bound), why)
+
+
+def _unlike(rule: MetricRule, measure: Measure | None, held: Measure) -> tuple[str, ...]:
+    if measure is None or rule.allow_unlike:
+        return ()
+    return differences(measure.passport, held.passport)
 
 
 def _bound(held: float, rule: MetricRule) -> Decimal:
@@ -264,7 +282,8 @@ def _approvals(
     if rule is None:
         return
     given = {_person(one.actor): one.actor.strip() for one in approvals if _person(one.actor)}
-    authors = {_person(candidate.author), _person(candidate.registered_by)} - {""}
+    known = (candidate.author, candidate.registered_by, candidate.made_by)
+    authors = {_person(one) for one in known} - {""}
     counted = {key: name for key, name in given.items() if _may(name, rule, policy)}
     notes = [f"no role for it: {name}" for key, name in given.items() if key not in counted]
     unknown_author = rule.not_by_author and not authors

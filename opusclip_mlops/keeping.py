@@ -11,16 +11,19 @@ import math
 import numbers
 import os
 import time
+import warnings
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from opusclip_mlops import checkpoints, provenance, records
-from opusclip_mlops.errors import CheckpointError, RecordError
+from opusclip_mlops.errors import CheckpointError, PassportError, RecordError
 from opusclip_mlops.folder import RunFolder
 from opusclip_mlops.generations import rank_in
 from opusclip_mlops.metadata import BestValue, CheckpointMetadata
+from opusclip_mlops.passports import Passport
+from opusclip_mlops.redaction import one_line
 from opusclip_mlops.retention import WATCHED as WATCHED
 from opusclip_mlops.retention import Earlier, Retention, better_of, check_mode
 
@@ -84,12 +87,15 @@ class CheckpointKeeper:
         metrics: Mapping[str, float],
         monitor: str | None = None,
         mode: str = "min",
+        passports: Mapping[str, Passport] | None = None,
+        allow_unlike: bool = False,
         **facts: Any,
     ) -> Saved:
         """Write a checkpoint; what comes of it counts once it is given to `remember`.
 
         `facts` are further fields of its metadata. The best is chosen by `monitor`, else by what
-        the retention names, else by a watched metric; NaN beats nothing.
+        the retention names, else by a watched metric; NaN beats nothing. A value that was not
+        measured as the best one was is not ranked with it, and warned of, unless that is allowed.
 
         Raises:
             TypeError: the network is no module.
@@ -101,13 +107,18 @@ class CheckpointKeeper:
         watched, mode = self._watched(metrics, monitor, mode)
         self._look()
         with self._named(checkpoints.checkpoint_name(epoch, step)) as name:
-            best = {} if watched is None else {watched: BestValue(name, metrics[watched], mode)}
-            best = {key: value for key, value in best.items() if self._is_best(key, value)}
+            best = {}
+            if watched is not None:
+                known = (passports or {}).get(watched)
+                digest = known.digest if known else ""
+                value = BestValue(name, metrics[watched], mode, digest, bool(allow_unlike))
+                best = {watched: value} if self._is_best(watched, value, known) else {}
             about = CheckpointMetadata(
                 name=name,
                 step=step,
                 epoch=epoch,
                 metrics=metrics,
+                passports={key: one.to_dict() for key, one in (passports or {}).items()},
                 git_commit=provenance.git_commit(Path.cwd()),
                 git_dirty=provenance.git_dirty(Path.cwd()),
                 libraries=provenance.library_versions(),
@@ -157,9 +168,29 @@ class CheckpointKeeper:
             raise RecordError(f"monitor is {monitor!r}, and keep_checkpoints names {asked[0]!r}")
         return (asked[0] if asked[0] in values else None), asked[1]
 
-    def _is_best(self, key: str, value: BestValue) -> bool:
-        worst = BestValue("", float("inf") if value.mode == "min" else -float("inf"))
-        return self._best.get(key, worst).is_beaten_by(value)
+    def _is_best(self, key: str, value: BestValue, passport: Passport | None) -> bool:
+        worst = float("inf") if value.mode == "min" else -float("inf")
+        best = self._best.get(key, replace(value, checkpoint="", value=worst))
+        if best.is_unlike(value):
+            warnings.warn(
+                f"{key} of {value.checkpoint} and of {best.checkpoint}, the best so far, were not "
+                f"measured alike and are not ranked: {self._difference(key, best, passport)}; "
+                "measure them alike, or pass allow_unlike=True",
+                stacklevel=4,
+            )
+        return best.is_beaten_by(value)
+
+    def _difference(self, key: str, best: BestValue, passport: Passport | None) -> str:
+        """In what a value was measured otherwise than the best; digests where no more is known."""
+        if not best.passport or passport is None:
+            return "passport: one has none"
+        found: tuple[str, ...] = ()
+        # A name from elsewhere may be none that the disk can have.
+        with contextlib.suppress(CheckpointError, PassportError, KeyError, OSError, ValueError):
+            folder = self._folder.checkpoints / Path(best.checkpoint).name
+            known = Passport.from_dict(checkpoints.read_metadata(folder).passports[key])
+            found = known.differences(passport)
+        return one_line("; ".join(found)) or f"passports {best.passport} and {passport.digest}"
 
     def _look(self) -> None:
         """Learn what earlier parts of the run, here or elsewhere, have saved, once it is known."""

@@ -1,9 +1,13 @@
 """Where things of ours lie in an MLflow run: its tags and the names of its files, there and back.
 
-    media/video/<key>/step_<step>-<mark>.mp4                     a clip
+    media/video/<key>/step_<step>-<mark>.mp4 or .webm            a clip
     images/<key>+step+<step>+timestamp+<ms>+<mark>.png           its still, for MLflow's image grid
     images/<key>+step+<step>+timestamp+<ms>+<mark>+compressed.webp   the clip moving there
     text/<key>/step_<step>-<ms>-<digest>.txt                     a text
+    panels/<panel>-<digest>/step_<step>-<ms>-<mark>.json         the samples of a panel at a step
+    panels/<panel>-<digest>.html                                 all of them on one page
+    datasets/<name>-<digest>-<mark>.json                         the films a dataset is made of
+    origins/step_<step>-<mark>.json                              where a clip comes from
     checkpoints/<name>/                                          a checkpoint
 
 In folders a key is exact: `:` is written `~`, and a part too long for a file system goes on in the
@@ -24,11 +28,21 @@ LAST_TAG = "opusclip.checkpoint.last"
 REASON_TAG = "opusclip.end_reason"
 
 CLIPS, TEXTS, IMAGES, CHECKPOINTS = "media/video", "text", "images", "checkpoints"
+PANELS = "panels"
+DATASETS, ORIGINS = "datasets", "origins"
 
 _PART_BYTES = 200
 _IMAGE_KEY_CHARACTERS = 160
-_CLIP = re.compile(rf"{CLIPS}/(.+)/step_(-?\d+)-([^/]{{1,8}})\.mp4")
+_PLAIN_CHARACTERS = 60
+_MARK_DIGITS = 12
+_ACCOUNT_DIGITS = 8
+_CLIP = re.compile(rf"{CLIPS}/(.+)/step_(-?\d+)-([^/]{{1,8}})\.(?:mp4|webm)")
 _TEXT = re.compile(rf"{TEXTS}/(.+)/step_(-?\d+)-(\d+)-([0-9a-f]{{12}})\.txt")
+_SAMPLES = re.compile(
+    rf"{PANELS}/([^/]+)/step_(-?\d{{1,19}})-(\d{{1,19}})(?:-([0-9a-f]{{8}}))?\.json"
+)
+_SOURCES = re.compile(rf"{DATASETS}/[A-Za-z0-9_\-]+-[0-9a-f]{{12}}\.json")
+_ORIGIN = re.compile(rf"{ORIGINS}/step_(-?\d{{1,19}})-([^/]{{1,8}})\.json")
 # MLflow has written `%` for `+`, and `#` for `~`, in earlier versions.
 _IMAGE = re.compile(
     rf"{IMAGES}/([^/]+?)([+%])step\2(-?\d+)\2timestamp\2(\d+)\2([^/+%]+)"
@@ -97,6 +111,45 @@ def text_of(path: str) -> Named | None:
     if not found:
         return None
     return Named(key_of_folder(found[1]), int(found[2]), int(found[3]), found[4])
+
+
+def samples_path(title: str, step: int, timestamp_ms: int, content: str = "") -> str:
+    """Where the account of a panel's samples at a step lies; what is in it tells two apart."""
+    mark = _digest(content)[:_ACCOUNT_DIGITS]
+    return f"{PANELS}/{title}/step_{step:08d}-{timestamp_ms}-{mark}.json"
+
+
+def samples_of(path: str) -> Named | None:
+    """What the name of such an account says, its key the panel's title; None for any other file."""
+    found = _SAMPLES.fullmatch(path)
+    return Named(found[1], int(found[2]), int(found[3]), found[4] or "") if found else None
+
+
+def wall_path(title: str) -> str:
+    """Where the page lies that shows all samples of a panel."""
+    return f"{PANELS}/{title}.html"
+
+
+def sources_path(name: str, digest: str, sha256: str) -> str:
+    """Where the list lies of the films that a dataset is made of; the last is the list's hash."""
+    plain = (re.sub(r"[^A-Za-z0-9_\-]+", "-", part)[:_PLAIN_CHARACTERS] for part in (name, digest))
+    return f"{DATASETS}/{'-'.join(plain)}-{sha256[:_MARK_DIGITS]}.json"
+
+
+def is_sources(path: str) -> bool:
+    """Whether such a list lies there."""
+    return bool(_SOURCES.fullmatch(path))
+
+
+def origin_path(step: int, mark: str) -> str:
+    """Where it is written where a clip comes from; the mark is that of the clip's own name."""
+    return f"{ORIGINS}/step_{step:08d}-{mark}.json"
+
+
+def origin_of(path: str) -> Named | None:
+    """What the name of such a file says, but key and time; None for any other file."""
+    found = _ORIGIN.fullmatch(path)
+    return Named("", int(found[1]), 0, found[2]) if found else None
 
 
 def _pieces(part: str) -> Iterator[str]:

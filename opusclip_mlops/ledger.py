@@ -38,8 +38,8 @@ from opusclip_mlops.patience import patiently
 from opusclip_mlops.refusals import MISSING, reason_of
 
 EXPERIMENT = "opusclip registry"
-_ROOT = "opusclip.root"
-_MODEL = "opusclip.model"
+ROOT_TAG = "opusclip.root"
+MODEL_TAG = "opusclip.model"
 _SETTLING = "opusclip.settling."
 _FORGOTTEN_MS = _EARLY_MS = 600_000
 _MOST_NAMESAKES = 20
@@ -198,13 +198,13 @@ def namesake(client: MlflowClient, model: str, *, created_ms: int) -> str:
         what,
         lambda: client.search_runs(
             [experiment.experiment_id],
-            f"tags.`{_MODEL}` {like(model)}",
+            f"tags.`{MODEL_TAG}` {like(model)}",
             max_results=_MOST_NAMESAKES,
             order_by=["attributes.start_time DESC"],
         ),
     )
     told = [run for run in runs if any(map(is_key, run.data.params))]
-    found = [run.info.run_id for run in told if run.data.tags.get(_MODEL) == model]
+    found = [run.info.run_id for run in told if run.data.tags.get(MODEL_TAG) == model]
     # Somebody may have begun the model's own since it was looked for.
     own = find_ledger(client, model, created_ms=created_ms) if found else None
     known = (own.run_id, *own.before) if own else ()
@@ -222,7 +222,7 @@ def open_ledger(client: MlflowClient, model: str, *, created_ms: int) -> Ledger:
         return found
     if urlsplit(client.tracking_uri).scheme in ("", "file"):
         raise RegistryError("a history needs MLflow on a database: its file store lets two write")
-    experiment = _experiment(client)
+    experiment = the_experiment(client)
     if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
         raise RegistryError(f"experiment {EXPERIMENT!r} is deleted: restore it in MLflow")
     root = Ledger(client, model, _root_of(experiment))
@@ -235,7 +235,7 @@ def succeed(erased: Ledger, *, created_ms: int) -> Ledger:
     Raises:
         RegistryError: As `open_ledger`.
     """
-    experiment = _experiment(erased.client)
+    experiment = the_experiment(erased.client)
     root = Ledger(erased.client, erased.model, _root_of(experiment))
     before = (*erased.before, erased.run_id)
     made = _begun(root, _numbered(_key(erased.model, created_ms), len(before) + 1))
@@ -270,10 +270,10 @@ def _numbered(key: str, number: int) -> str:
 
 
 def _root_of(experiment: Experiment) -> str:
-    root_id = experiment.tags.get(_ROOT)
+    root_id = experiment.tags.get(ROOT_TAG)
     if not root_id:
         raise RegistryError(
-            f"experiment {EXPERIMENT!r} holds no histories: it has no tag {_ROOT}; rename it"
+            f"experiment {EXPERIMENT!r} holds no histories: it has no tag {ROOT_TAG}; rename it"
         )
     return str(root_id)
 
@@ -290,7 +290,7 @@ def _last(params: Mapping[str, str], model: str) -> str:
     return start + max(known, key=int, default="")
 
 
-def _experiment(client: MlflowClient) -> Experiment:
+def the_experiment(client: MlflowClient) -> Experiment:
     """The experiment of all histories, made where there is none."""
     what = f"cannot make the experiment {EXPERIMENT!r}"
 
@@ -319,12 +319,12 @@ def _made_experiment(client: MlflowClient, what: str) -> str:
     create = client.create_experiment
     experiment_id: str = patiently(what, lambda: create(f"{EXPERIMENT} {uuid.uuid4().hex}"))
     root_id = _new_run(client, what, experiment_id, "which run holds which history")
-    patiently(what, lambda: client.set_experiment_tag(experiment_id, _ROOT, root_id))
+    patiently(what, lambda: client.set_experiment_tag(experiment_id, ROOT_TAG, root_id))
     return experiment_id
 
 
 def _new_run(client: MlflowClient, what: str, experiment_id: str, model: str) -> str:
-    tags = {_MODEL: model, MLFLOW_RUN_NOTE: _NOTE}
+    tags = {MODEL_TAG: model, MLFLOW_RUN_NOTE: _NOTE}
     create = client.create_run
     run: Run = patiently(what, lambda: create(experiment_id, run_name=model, tags=tags))
     # `set_terminated` prints where the run is to be seen.

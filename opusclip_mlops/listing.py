@@ -15,6 +15,7 @@ from mlflow.entities import FileInfo
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
+from opusclip_mlops.layout import CHECKPOINTS
 from opusclip_mlops.records import Record
 from opusclip_mlops.refusals import asking_faults, is_for_good, reason_of
 
@@ -93,17 +94,19 @@ def _listing(
             raise
         left_out.append(LeftOut(folder or "artifacts", reason_of(error)))
         return
-    if folder and not entries:
+    # An object store goes on listing a checkpoint that was removed.
+    if folder and not entries and posixpath.dirname(folder) != CHECKPOINTS:
         left_out.append(LeftOut(folder, "MLflow lists nothing in this folder"))
     for entry in entries:
-        problem = _problem_with(entry, folder)
+        problem = problem_with(entry, folder)
         if problem:
             left_out.append(LeftOut(entry.path, problem))
         else:
             yield entry
 
 
-def _problem_with(entry: FileInfo, folder: str) -> str:
+def problem_with(entry: FileInfo, folder: str) -> str:
+    """Why an entry cannot lie in the folder that was listed, "" where it can."""
     parent, name = posixpath.split(entry.path)
     if parent != folder or name in ("", ".", "..") or "\0" in name:
         return f"the server lists it in {folder or 'the artifact root'}, where it can't be"

@@ -167,11 +167,11 @@ class Lookout:
     def _registered(self) -> dict[str, str]:
         """What the registry says about each run's versions, as a text to compare."""
         aliases: dict[tuple[str, str], list[str]] = {}
-        for model in _pages(self._client.search_registered_models):
+        for model in pages(self._client.search_registered_models):
             for alias, version in dict(model.aliases).items():
                 aliases.setdefault((model.name, str(version)), []).append(alias)
         said: dict[str, list[str]] = {}
-        for one in _pages(self._client.search_model_versions):
+        for one in pages(self._client.search_model_versions):
             if one.run_id:
                 about = (one.name, str(one.version), one.current_stage, one.status, one.description)
                 of_version = sorted(aliases.get((one.name, str(one.version)), []))
@@ -179,7 +179,8 @@ class Lookout:
         return {run_id: "\n".join(sorted(lines)) for run_id, lines in said.items()}
 
 
-def _pages(search: Callable[..., Any]) -> Iterator[Any]:
+def pages(search: Callable[..., Any]) -> Iterator[Any]:
+    """All that a search of MLflow's client finds, however many pages it fills."""
     token = None
     while True:
         page = search(page_token=token)

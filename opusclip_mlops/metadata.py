@@ -17,6 +17,9 @@ from opusclip_mlops.redaction import one_line
 
 SCHEMA_VERSION = 1
 
+WEIGHTS = "weights.safetensors"
+"""The file of a checkpoint that holds the model's tensors."""
+
 FINGERPRINT = "metadata_sha256"
 """The key of metadata.json that holds the hash of all its others, once it is sealed."""
 
@@ -39,14 +42,26 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class BestValue:
-    """The best value of a metric so far, and the checkpoint that has it; `mode` is min or max."""
+    """The best value of a metric so far, and the checkpoint that has it; `mode` is min or max.
+
+    `passport` is the digest of the passport that the value was measured under, "" where it has
+    none; with `allows_unlike` it may be better than a value that was measured otherwise.
+    """
 
     checkpoint: str
     value: float
     mode: str = "min"
+    passport: str = ""
+    allows_unlike: bool = False
+
+    def is_unlike(self, other: BestValue) -> bool:
+        """Whether the other was measured otherwise, and is not to be ranked with this one."""
+        return self.passport != other.passport and not other.allows_unlike
 
     def is_beaten_by(self, other: BestValue) -> bool:
-        """Whether the other value is better; NaN is better than nothing but NaN."""
+        """Whether the other value is better and measured alike; NaN is better than nothing."""
+        if self.is_unlike(other) and self.value == self.value:
+            return False
         if self.value != self.value or other.value != other.value:
             return self.value != self.value and other.value == other.value
         return other.value < self.value if other.mode == "min" else other.value > self.value
@@ -65,6 +80,7 @@ class CheckpointMetadata:
         epoch: Epochs done or under way, from 0.
         run_id: The MLflow run, None while it is not known.
         metrics: Values measured at this step.
+        passports: How they were measured, by metric, as `Passport.to_dict` says it.
         config: The training configuration, JSON values only.
         model: {"class": name, "config": what builds the model again}.
         git_commit: The code's commit, None outside a repository.
@@ -84,6 +100,7 @@ class CheckpointMetadata:
     epoch: int
     run_id: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    passports: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
     git_commit: str | None = None
@@ -102,6 +119,11 @@ class CheckpointMetadata:
     def sealed(self) -> bool:
         """True once every file's hash is known."""
         return bool(self.files)
+
+    @property
+    def weights_sha256(self) -> str:
+        """SHA-256 of the weights' file, "" until sealed."""
+        return self.files[WEIGHTS].sha256 if WEIGHTS in self.files else ""
 
     @property
     def config_sha256(self) -> str:
@@ -145,11 +167,16 @@ class _WrittenBest(msgspec.Struct):
     checkpoint: str
     value: float | _NonFinite
     mode: Literal["min", "max"]
+    passport: str = ""
+    allows_unlike: bool = False
 
 
 def _read_best(content: Any) -> dict[str, BestValue]:
     written = msgspec.convert(content, dict[str, _WrittenBest])
-    return {k: BestValue(one.checkpoint, float(one.value), one.mode) for k, one in written.items()}
+    return {
+        key: BestValue(one.checkpoint, float(one.value), one.mode, one.passport, one.allows_unlike)
+        for key, one in written.items()
+    }
 
 
 def fingerprint(content: Mapping[str, Any]) -> str:

@@ -67,7 +67,7 @@ def packing(python_model: Path, *, input_example: Path, requirements: Path) -> P
     Raises:
         RegistryError: A file cannot be read, or does not hold what it should.
     """
-    table = _table(input_example)
+    table = rows_of(input_example)
     lines = [_COMMENT.sub("", line).strip() for line in _text(requirements).splitlines()]
     return Packing(
         python_model=python_model,
@@ -77,7 +77,20 @@ def packing(python_model: Path, *, input_example: Path, requirements: Path) -> P
     )
 
 
-def _table(path: Path) -> pd.DataFrame:
+_ROWS = '[{"prompt": "a kite"}]'
+_BODIES = {"dataframe_records", "dataframe_split"}
+"""What the rows are in, in the body of a request; as a row its name would be a column."""
+
+
+def rows_of(path: Path) -> pd.DataFrame:
+    """The rows of requests that a file holds, a column for each key.
+
+    Args:
+        path: JSON: a list of objects; an object alone is one row.
+
+    Raises:
+        RegistryError: It cannot be read, or holds no rows.
+    """
     import pandas as pd
 
     try:
@@ -85,9 +98,11 @@ def _table(path: Path) -> pd.DataFrame:
     except (ValueError, RecursionError) as error:
         raise RegistryError(f"{path} is no JSON: {one_line(str(error))}") from None
     if isinstance(rows, dict):
+        if wrapped := _BODIES & set(rows):
+            raise RegistryError(f"{path}: rows alone, such as {_ROWS}, without {min(wrapped)}")
         rows = [rows]
     if not isinstance(rows, list) or not rows or not all(rows):
-        raise RegistryError(f'{path} holds no request: give rows like [{{"prompt": "a kite"}}]')
+        raise RegistryError(f"{path} holds no request: give rows like {_ROWS}")
     if not all(isinstance(row, dict) for row in rows):
         raise RegistryError(f"{path}: each row of a request is an object of columns")
     return pd.DataFrame(rows)

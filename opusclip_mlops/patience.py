@@ -3,7 +3,9 @@
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 from mlflow import MlflowClient
@@ -11,7 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from opusclip_mlops.errors import RegistryError
 from opusclip_mlops.redaction import one_line
-from opusclip_mlops.refusals import asking_faults, is_for_good, reason_of
+from opusclip_mlops.refusals import asking_faults, is_for_good, is_shut_out, reason_of
 
 WAIT_S = 30.0
 _FIRST_PAUSE_S = 0.02
@@ -20,6 +22,22 @@ _LONGEST_PAUSE_S = 1.0
 _BRIEFLY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 
 _Answer = TypeVar("_Answer")
+_holding_up: ContextVar[bool] = ContextVar("holding_up", default=False)
+
+
+@contextmanager
+def without_waiting() -> Iterator[None]:
+    """Nothing is waited for in the block: a lock is held there, and others wait for it."""
+    token = _holding_up.set(True)
+    try:
+        yield
+    finally:
+        _holding_up.reset(token)
+
+
+def may_wait() -> bool:
+    """Whether waiting holds up nobody else."""
+    return not _holding_up.get()
 
 
 def ask_briefly() -> None:
@@ -73,7 +91,8 @@ def patiently(what: str, call: Callable[[], _Answer], *, wait_s: float = WAIT_S)
         try:
             return call()
         except asking_faults() as error:
-            if is_for_good(error) or time.monotonic() > end_s:
+            is_final = is_for_good(error) or is_shut_out(error)
+            if is_final or not may_wait() or time.monotonic() > end_s:
                 raise RegistryError(f"{one_line(what, at_most=200)}: {reason_of(error)}") from error
         # Processes that met at a lock do not meet again.
         time.sleep(pause_s * random.uniform(0.5, 1.5))

@@ -10,6 +10,7 @@
         metrics:
           video/psnr: {min: 24, max: 60}                    # a value at the bound passes
           video/lpips: {not_worse_than: Production, by: 0.01, better: lower}
+          video/fid: {max: 40, passport: 5f0c1d2e3a4b}      # measured in this one way only
         tags: {reviewed: "yes", dataset: any}               # any: whatever it is, but not empty
         files: [checkpoint/weights.safetensors]             # below the version, or its artifacts/
         checkpoint_hash: verified                           # weights and metadata as registered
@@ -20,9 +21,10 @@
 
 `by` is how much worse than the holder of the stage still passes, 0 when left out. `better` may be
 left out where a word of the metric's name says it: loss, mse, lpips, fvd … are better lower, psnr,
-ssim, accuracy … higher; elsewhere it has to be given. In `approvals`, `count` is 1 and
-`not_by_author` is true when left out, and without `roles` anybody approves. The authors are the
-user of the version's run and who registered it.
+ssim, accuracy … higher; elsewhere it has to be given. A value that was not measured as the holder's
+was fails, with what differs, unless `unlike_passports: allowed` is given. In `approvals`, `count`
+is 1 and `not_by_author` is true when left out, and without `roles` anybody approves. The authors
+are the user of the version's run and who registered it.
 
 `checkpoint_hash` holds the checkpoint against the version's tags `opusclip.weights_sha256` and
 `opusclip.metadata_sha256`: without both of them it fails. `same_dataset_as` compares the datasets
@@ -54,7 +56,8 @@ ANY = "any"
 _DEFAULT_TIMEOUT_S, _LONGEST_TIMEOUT_S = 60.0, 3600.0
 _MOST_APPROVALS = 100
 _EXAMPLE = "metrics: {video/psnr: {min: 24}}"
-_METRIC_KEYS = ("min", "max", "not_worse_than", "by", "better")
+_METRIC_KEYS = ("min", "max", "not_worse_than", "by", "better", "unlike_passports", "passport")
+_DIGEST = re.compile(r"[0-9a-f]{12}")
 _STAGE_KEYS = (
     "metrics", "tags", "files", "checkpoint_hash", "signature", "smoke_test", "same_dataset_as",
     "approvals",
@@ -62,7 +65,8 @@ _STAGE_KEYS = (
 _LOWER = frozenset(
     [
         "loss", "losses", "error", "err", "mse", "rmse", "mae", "nll", "perplexity", "latency",
-        "lpips", "dists", "niqe", "fvd", "fid", "kid", "kvd",
+        "lpips", "dists", "niqe", "fvd", "fid", "kid", "kvd", "frechet", "flicker", "warping",
+        "pumping", "seam",
     ]
 )  # fmt: skip
 _HIGHER = frozenset(
@@ -81,6 +85,8 @@ class MetricRule:
         not_worse_than: The stage whose holder it is compared with, "" for none.
         by: How much worse than the holder passes, 0 or more.
         better: "lower" or "higher", "" where it is compared with no holder.
+        allow_unlike: Whether it is compared though it was measured otherwise than the holder's.
+        passport: Digest of the only passport under which it counts, "" for any.
     """
 
     key: str
@@ -89,6 +95,13 @@ class MetricRule:
     not_worse_than: str = ""
     by: float = 0.0
     better: str = ""
+    allow_unlike: bool = False
+    passport: str = ""
+
+    @property
+    def asks_how(self) -> bool:
+        """Whether it matters how the value was measured."""
+        return bool(self.passport or (self.not_worse_than and not self.allow_unlike))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,15 +263,32 @@ def _metric(key: str, given: Written) -> MetricRule:
         raise known["min"].error(f"it is above max, {numbers['max']:g}")
     if numbers.get("by", 0.0) < 0:
         raise known["by"].error("it must be 0 or more")
+    passport = _passport(known["passport"]) if "passport" in known else ""
     if "not_worse_than" not in known:
-        for name in sorted({"by", "better"} & known.keys()):
+        for name in sorted({"by", "better", "unlike_passports"} & known.keys()):
             raise known[name].error("it goes with not_worse_than, which is not there")
-        return MetricRule(key=key, min=numbers.get("min"), max=numbers.get("max"))
+        return MetricRule(
+            key=key, min=numbers.get("min"), max=numbers.get("max"), passport=passport
+        )
     stage = known["not_worse_than"].one_of(*STAGES)
     better = known["better"].one_of("lower", "higher") if "better" in known else better_of(key)
     if not better:
         raise given.error("give better: lower or better: higher, its name does not say it")
-    return MetricRule(key=key, not_worse_than=stage, better=better, **numbers)
+    return MetricRule(
+        key=key,
+        not_worse_than=stage,
+        better=better,
+        allow_unlike="unlike_passports" in known and known["unlike_passports"].only("allowed"),
+        passport=passport,
+        **numbers,
+    )
+
+
+def _passport(given: Written) -> str:
+    digest = given.text()
+    if not _DIGEST.fullmatch(digest):
+        raise given.error("it must be a passport's digest, 12 hexadecimal digits in quotes")
+    return digest
 
 
 def better_of(key: str) -> str:

@@ -12,7 +12,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from opusclip_mlops.errors import CheckpointError, DeliveryError
 from opusclip_mlops.faults import attempted
-from opusclip_mlops.fetching import checkpoint_names
+from opusclip_mlops.fetching import checkpoint_names, is_there
 from opusclip_mlops.folder import RunFolder
 from opusclip_mlops.generations import generation_of, generations_of
 from opusclip_mlops.layout import BEST_TAG, CHECKPOINTS, LAST_TAG
@@ -37,12 +37,15 @@ def earlier_checkpoints(client: MlflowClient, run: Run) -> Earlier:
         Any fault of the artifact store.
     """
     repository = _repository(client, run)
-    names = checkpoint_names(repository)
+    names = [name for name in checkpoint_names(repository) if is_there(repository, name)]
     marked = run.data.tags.get(BEST_TAG, "")
     marked = marked if marked in names else ""
     best: dict[str, BestValue] = {}
     unread = set()
-    for name in {marked, run.data.tags.get(LAST_TAG, "")} & set(names):
+    # The marked one first: of values that were not measured alike the first holds.
+    for name in dict.fromkeys([marked, run.data.tags.get(LAST_TAG, "")]):
+        if name not in names:
+            continue
         if (known := _best_by(repository, name, is_marked=name == marked)) is None:
             unread.add(name)
         best = better_of(best, known or {})

@@ -8,12 +8,20 @@ from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos.databricks_pb2 import (
     BAD_REQUEST,
     INVALID_PARAMETER_VALUE,
+    PERMISSION_DENIED,
     RESOURCE_ALREADY_EXISTS,
     RESOURCE_DOES_NOT_EXIST,
+    UNAUTHENTICATED,
     ErrorCode,
 )
 
 from opusclip_mlops.redaction import one_line
+
+LOG_IN = (
+    "nobody is logged in there: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, and "
+    "look whether they are right"
+)
+"""What a server that asks for a password means by its 401."""
 
 EXISTS = ErrorCode.Name(RESOURCE_ALREADY_EXISTS)
 MISSING = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
@@ -60,6 +68,24 @@ def is_for_good(error: Exception) -> bool:
     )
 
 
+def is_shut_out(error: Exception) -> bool:
+    """Whether this user is not let in, or may not: who waits there waits in vain.
+
+    It is not for good: who has something to deliver may be let in later.
+    """
+    if isinstance(error, requests.HTTPError):
+        return error.response is not None and error.response.status_code in (401, 403)
+    named = {ErrorCode.Name(UNAUTHENTICATED), ErrorCode.Name(PERMISSION_DENIED)}
+    return isinstance(error, MlflowException) and error.error_code in named
+
+
+def _is_login_missing(error: Exception) -> bool:
+    if isinstance(error, requests.HTTPError):
+        return error.response is not None and error.response.status_code == 401
+    code = ErrorCode.Name(UNAUTHENTICATED)
+    return isinstance(error, MlflowException) and error.error_code == code
+
+
 def _s3_code(error: Exception) -> str:
     """The code in an answer of S3, empty when it is none."""
     answer = getattr(error, "response", None)
@@ -77,5 +103,7 @@ def _answered(error: requests.HTTPError) -> str:
 
 def reason_of(error: Exception) -> str:
     """What the fault says, on one line and without credentials."""
+    if _is_login_missing(error):
+        return LOG_IN
     text = str(error.message) if isinstance(error, MlflowException) else str(error)
     return one_line(text) or type(error).__name__

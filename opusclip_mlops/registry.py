@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import mlflow
 import mlflow.pyfunc
@@ -25,19 +25,24 @@ from mlflow.entities import LifecycleStage, LoggedModel, LoggedModelOutput, Logg
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 from safetensors import SafetensorError, safe_open
 
 from opusclip_mlops.asking import client_of, registry_meant, told_in_one_line
 from opusclip_mlops.checkpoints import METADATA, WEIGHTS, CheckpointMetadata, verify
 from opusclip_mlops.decisions import present_actor
+from opusclip_mlops.drift import InputReference
 from opusclip_mlops.errors import RegistryError
+from opusclip_mlops.fetching import checkpoint_names, is_there
 from opusclip_mlops.layout import CHECKPOINTS, IMAGES, clip_folder, clip_of
 from opusclip_mlops.version_page import Sample, VersionPage, latest_sample
+from opusclip_mlops.watchable import make_watchable, reference_of
 
 CHECKPOINT_TAG = "opusclip.checkpoint"
 
 _PACKAGE = Path(__file__).parent
+Content: TypeAlias = tuple[dict[str, Any], InputReference | None]
 # What every database that MLflow knows can hold in its index.
 _LONGEST_NAME = 256
 
@@ -63,6 +68,7 @@ def register(
     signature: ModelSignature,
     pip_requirements: Sequence[str],
     serves: Collection[str] = (),
+    input_reference: Any = None,
     tracking_uri: str | None = None,
     registry_uri: str | None = None,
 ) -> RegisteredVersion:
@@ -82,6 +88,9 @@ def register(
         signature: What the model takes and returns.
         pip_requirements: What serving needs to have installed.
         serves: Classes of the models that `python_model` serves; any when empty.
+        input_reference: Rows as they are usual, 100 or more, a data frame or an object of columns:
+            what is served is compared with them where it is watched. Numbers and values that come
+            often are kept with the version.
         tracking_uri: Where the run is, MLflow's default when None.
         registry_uri: Where the model goes, the tracking server when None.
 
@@ -89,8 +98,10 @@ def register(
         RegistryError: No such run or checkpoint, a bad name, a model that is not served, or MLflow
             refused or did not answer.
         CheckpointError: The checkpoint is not sealed, or not as it was sealed.
+        RecordError: `input_reference` holds nothing that can be compared.
     """
     _check(name, python_model)
+    reference = reference_of(input_reference)
     client = client_of(tracking_uri, registry_uri)
     run = _find_run(client, run_id)
     chosen = _find_checkpoint(client, run, checkpoint)
@@ -109,7 +120,7 @@ def register(
         with told_in_one_line(f"cannot read what run {run_id} has besides its checkpoints"):
             page = _page(client, run, metadata, fetched, registry_uri)
         with told_in_one_line(f"cannot log checkpoint {chosen} of run {run_id} as a model"):
-            logged = _log_model(client, run, page, fetched, content)
+            logged = _log_model(client, run, page, fetched, (content, reference))
     with told_in_one_line(f"cannot register checkpoint {chosen} of run {run_id} as {name}"):
         version = _create_version(client, name, run, page, logged)
     return RegisteredVersion(name, version, f"models:/{name}/{version}", run_id, chosen)
@@ -144,18 +155,17 @@ def _find_run(client: MlflowClient, run_id: str) -> Run:
 
 
 def _find_checkpoint(client: MlflowClient, run: Run, checkpoint: str) -> str:
-    run_id = run.info.run_id
-    with told_in_one_line(f"cannot list the checkpoints of run {run_id}"):
-        entries = client.list_artifacts(run_id, CHECKPOINTS)
-    names = sorted(Path(entry.path).name for entry in entries if entry.is_dir)
-    tag = f"{CHECKPOINT_TAG}.{checkpoint}"
+    run_id, tag = run.info.run_id, f"{CHECKPOINT_TAG}.{checkpoint}"
     chosen = run.data.tags.get(tag) if checkpoint in ("best", "last") else checkpoint
+    with told_in_one_line(f"cannot list the checkpoints of run {run_id}"):
+        files = get_artifact_repository(run.info.artifact_uri, tracking_uri=client.tracking_uri)
+        names = checkpoint_names(files)
+        if chosen in names and is_there(files, chosen):
+            return chosen
+        names = [name for name in names if is_there(files, name)]
+    wanted = f"no checkpoint {chosen}"
     if chosen is None:
         wanted = f"no checkpoint marked {checkpoint} (tag {tag})"
-    elif chosen in names:
-        return chosen
-    else:
-        wanted = f"no checkpoint {chosen}"
     raise RegistryError(f"run {run_id} has {wanted}; it has: {', '.join(names) or 'none'}")
 
 
@@ -211,7 +221,7 @@ def _log_model(
     run: Run,
     page: VersionPage,
     checkpoint: Path,
-    content: dict[str, Any],
+    content: Content,
 ) -> LoggedModel:
     metadata = page.metadata
     logged = client.create_logged_model(
@@ -233,9 +243,7 @@ def _log_model(
     return logged
 
 
-def _save_model(
-    logged: LoggedModel, checkpoint: Path, folder: Path, content: dict[str, Any]
-) -> None:
+def _save_model(logged: LoggedModel, checkpoint: Path, folder: Path, content: Content) -> None:
     served = folder / "checkpoint"
     served.mkdir()
     # The training state is left out: it is most of a checkpoint, and serving does not read it.
@@ -248,8 +256,9 @@ def _save_model(
         model_id=logged.model_id,
     )
     artifacts = {"checkpoint": str(served)}
-    path = str(folder / "model")
-    mlflow.pyfunc.save_model(path=path, mlflow_model=model, artifacts=artifacts, **content)
+    path, (given, reference) = folder / "model", content
+    mlflow.pyfunc.save_model(path=str(path), mlflow_model=model, artifacts=artifacts, **given)
+    make_watchable(path, model, reference)
 
 
 def _create_version(

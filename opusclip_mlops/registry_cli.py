@@ -45,6 +45,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--model-file", type=_FILE, help="Serves a model of your own: models from code.")
 @click.option("--input-example", type=_FILE, help="With it: rows of a request, in JSON.")
 @click.option("--requirements", type=_FILE, help="With it: what serving needs, as pip reads it.")
+@click.option("--input-reference", type=_FILE, help="Usual rows in JSON, 100 or more, for drift.")
 @_places
 @_JSON
 def register(
@@ -54,6 +55,7 @@ def register(
     model_file: Path | None,
     input_example: Path | None,
     requirements: Path | None,
+    input_reference: Path | None,
     as_json: bool,
     **places: str | None,
 ) -> None:
@@ -78,6 +80,7 @@ def register(
         signature=packed.signature,
         pip_requirements=packed.pip_requirements,
         serves=packed.serves,
+        input_reference=packing.rows_of(input_reference) if input_reference else None,
         **places,
     )
     registry_console.print_version(made, as_json=as_json)
@@ -230,18 +233,27 @@ def watch(
 ) -> None:
     """Record what is moved by hand in MLflow, and put back what a gate refuses.
 
-    NAME are registered models, all of them by default. It goes on until it is stopped.
+    NAME are registered models, all of them by default. It goes on until it is stopped. With --once
+    the exit code is 1 where the registry or a model could not be looked at.
     """
     from opusclip_mlops import gated, mirror_console, registry_console
+
+    problems: list[str] = []
+
+    def show(one: gated.Sighting) -> None:
+        problems.append(one.problem)
+        registry_console.print_sighting(one, as_json=as_json)
 
     with mirror_console.until_stopped():
         gated.watch(
             names,
             poll_s=poll_s,
-            show=lambda one: registry_console.print_sighting(one, as_json=as_json),
+            show=show,
             rounds=1 if once else None,
             **places,
         )
+    if once and any(problems):
+        sys.exit(1)
 
 
 def _decide(decide: Callable[[], "Decision"], *, as_json: bool) -> None:

@@ -107,7 +107,8 @@ class Earlier:
     def write(self, folder: RunFolder) -> None:
         """Keep it in the run's folder, for the process that trains."""
         write_whole(_path(folder), msgspec.json.encode(_Written(self.names, self.marked, {
-            key: (one.checkpoint, repr(one.value), one.mode) for key, one in self.best.items()
+            key: _Best(one.checkpoint, repr(one.value), one.mode, one.passport, one.allows_unlike)
+            for key, one in self.best.items()
         }, self.is_known)))  # fmt: skip
 
     @classmethod
@@ -115,17 +116,28 @@ class Earlier:
         """What was kept in the run's folder; None where nothing was."""
         try:
             written = msgspec.json.decode(_path(folder).read_bytes(), type=_Written)
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            best = {
+                key: BestValue(one.name, float(one.value), one.mode, one.passport, one.allows)
+                for key, one in written.best.items()
+            }
+        except (OSError, msgspec.DecodeError, ValueError):
             return None
-        best = {key: BestValue(a, float(b), c) for key, (a, b, c) in written.best.items()}
         names, marked = tuple(written.names), written.marked
         return cls(names=names, marked=marked, best=best, is_known=written.is_known)
+
+
+class _Best(msgspec.Struct, array_like=True):
+    name: str
+    value: str
+    mode: str
+    passport: str = ""
+    allows: bool = False
 
 
 class _Written(msgspec.Struct):
     names: tuple[str, ...]
     marked: str
-    best: dict[str, tuple[str, str, str]]
+    best: dict[str, _Best]
     is_known: bool = True
 
 

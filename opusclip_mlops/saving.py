@@ -12,6 +12,7 @@ from opusclip_mlops.generations import world_size_in
 from opusclip_mlops.keeping import CheckpointKeeper, scheduler_and_epoch
 from opusclip_mlops.loading import LoadedCheckpoint
 from opusclip_mlops.metadata import EVALUATED_ON, TRAINED_ON
+from opusclip_mlops.passports import passports_of
 from opusclip_mlops.retention import Retention
 from opusclip_mlops.session import Session
 
@@ -48,6 +49,7 @@ class CheckpointCalls:
     _dataset_digest: str | None
     _evaluation_digest: str | None
     _keeper: CheckpointKeeper
+    _saved: tuple[int, str] | None
     _session: Session
     _since_ms: int
 
@@ -68,6 +70,7 @@ class CheckpointCalls:
         model_config: Mapping[str, Any] | None = None,
         monitor: str | None = None,
         mode: str = "min",
+        allow_unlike: bool = False,
     ) -> str:
         """Save a checkpoint and send it to MLflow; returns its name.
 
@@ -78,13 +81,15 @@ class CheckpointCalls:
             model: Its weights are written as safetensors.
             optimizer: Its state is kept beside them.
             scheduler: The scheduler, or the epoch: `save_checkpoint(model, optimizer, 3, {…})`.
-            metrics: What was measured at this point.
+            metrics: What was measured at this point; a `Score` keeps its passport.
             epoch: Epochs done.
             step: Steps done; the last one logged otherwise.
             config: The training configuration, JSON values.
             model_config: What builds the model again, JSON values.
             monitor: The metric by which the best is chosen; `val/loss` or `val_loss` otherwise.
             mode: `min` or `max`.
+            allow_unlike: Rank a value with the best so far though they were not measured alike;
+                otherwise it is saved, warned of and not marked best.
 
         Raises:
             TypeError: a third argument that is neither an epoch nor a scheduler.
@@ -92,15 +97,18 @@ class CheckpointCalls:
             CheckpointError: it cannot be written, as on a full disk.
         """
         scheduler, epoch = scheduler_and_epoch(scheduler, epoch)
+        at = max(0, self._current_step(step))
         saved = self._keeper.save(
             model,
             optimizer,
             scheduler,
             epoch=epoch or 0,
-            step=max(0, self._current_step(step)),
+            step=at,
             metrics=records.to_values(metrics) if metrics else {},
             monitor=monitor,
             mode=mode,
+            passports=passports_of(metrics or {}),
+            allow_unlike=allow_unlike,
             run_id=self._session.known_run_id(),
             config=dict(config or {}),
             model={"class": type(model).__name__, "config": dict(model_config or {})},
@@ -112,6 +120,7 @@ class CheckpointCalls:
         for record in saved.records:
             self._append(record)
         self._keeper.remember(saved)
+        self._saved = at, saved.name
         return saved.name
 
     def _used_dataset(self, digest: str, context: str) -> None:

@@ -32,6 +32,7 @@ from opusclip_mlops.chain import (
 from opusclip_mlops.decisions import HELD, Actor, CameBy, Decision, model_named
 from opusclip_mlops.errors import RegistryError
 from opusclip_mlops.ledger import Ledger, Notes, find_ledger, namesake, open_ledger, succeed
+from opusclip_mlops.patience import may_wait
 from opusclip_mlops.standing import (
     HEAD_TAG,
     HISTORY_TAG,
@@ -192,7 +193,8 @@ class Desk:
         Raises:
             RegistryError: MLflow refused, or something else moves the versions all the time.
         """
-        ledger, end_s = self.ledger, time.monotonic() + _COURTESY_S
+        ledger, courtesy_s = self.ledger, _COURTESY_S if may_wait() else 0.0
+        end_s = time.monotonic() + courtesy_s
         for _ in range(_MOST_ROUNDS if ledger else 0):
             view = look(self.client, self.model, ledger, answered=self.answered)
             if view.changes:

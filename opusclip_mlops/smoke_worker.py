@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import Any
 
 from opusclip_mlops.launch import children_of
+from opusclip_mlops.lean_mlflow import load_mlflow
 from opusclip_mlops.redaction import one_line, redacted
 
 _COMMAND = (sys.executable, "-P", "-m", "opusclip_mlops.smoke_worker")
@@ -241,6 +242,7 @@ class _Voice:
 
 def _fetch(task: dict[str, Any], voice: _Voice) -> None:
     """Fetch the version's files, with the credentials of who asks; nothing of it is run."""
+    load_mlflow()
     import mlflow
     import mlflow.artifacts
 

@@ -20,7 +20,7 @@ class Timing(msgspec.Struct, gc=False):
     """
 
     key: str
-    log: Callable[[dict[str, float]], None]
+    log: Callable[[dict[str, float]], object]
     started_ns: int = 0
 
     def __enter__(self) -> None:

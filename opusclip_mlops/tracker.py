@@ -10,22 +10,26 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
-from opusclip_mlops import media, provenance, records
+from opusclip_mlops import object_storage, provenance, records
 from opusclip_mlops.config import TrackingConfig
 from opusclip_mlops.errors import DeliveryError, OpusclipError, RecordError
 from opusclip_mlops.exits import ExitWatch, end_declared, end_of, traceback_of
 from opusclip_mlops.keeping import CheckpointKeeper
 from opusclip_mlops.loading import LoadedCheckpoint
 from opusclip_mlops.naming import checked_config
+from opusclip_mlops.passports import PASSPORTS_KEY, Passport, encoded, passports_of
 from opusclip_mlops.performance import PerformanceMeter
 from opusclip_mlops.records import now_ms
+from opusclip_mlops.samples import SourceClip
+from opusclip_mlops.sampling import SampleCalls
 from opusclip_mlops.saving import CheckpointCalls, config_of
 from opusclip_mlops.session import JoinedSession, Session
+from opusclip_mlops.sources import Sources
 from opusclip_mlops.timing import Timing
 
 _RESUME_WAIT_S = 15.0
@@ -34,7 +38,7 @@ _RESUME_WAIT_S = 15.0
 _here: "dict[tuple[Path, int], ExperimentTracker]" = {}
 
 
-class ExperimentTracker(CheckpointCalls):
+class ExperimentTracker(CheckpointCalls, SampleCalls):
     """Tracks one run: metrics, params, clips, datasets and checkpoints.
 
     A context manager: leaving it closes the run FINISHED, an exception FAILED with the reason.
@@ -52,6 +56,8 @@ class ExperimentTracker(CheckpointCalls):
         self, config: TrackingConfig | None = None, *, resume: LoadedCheckpoint | None = None
     ) -> None:
         self.config = checked_config(config)
+        for line in object_storage.feed(os.environ):
+            print(f"opusclip: {line}", file=sys.stderr, flush=True)
         if resume is not None:
             self.config = config_of(resume, self.config)
         tags = {**provenance.run_tags(Path.cwd()), **self.config.tag_values}
@@ -82,6 +88,7 @@ class ExperimentTracker(CheckpointCalls):
         self._closed = False
         self._dataset_digest: str | None = None
         self._evaluation_digest: str | None = None
+        self._saved: tuple[int, str] | None = None
         self._step = -1
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -113,7 +120,8 @@ class ExperimentTracker(CheckpointCalls):
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log values by key at a step; without a step, the one after the last.
 
-        Values are numbers, NumPy scalars or 0-d tensors; NaN and infinities are kept.
+        Values are numbers, NumPy scalars or 0-d tensors; NaN and infinities are kept. The passport
+        of a `Score` is kept beside its value.
 
         Raises:
             TypeError: a value is no number, or the step is not whole.
@@ -121,7 +129,7 @@ class ExperimentTracker(CheckpointCalls):
         """
         values = records.to_values(metrics)
         at = self._next_step() if step is None else records.to_step(step)
-        self._log_now(values, at)
+        self._log_now(values, at, None if values is metrics else passports_of(metrics))
         self._step = at
 
     def log_training_metrics(self, epoch: int, step: int, metrics: Mapping[str, Any]) -> None:
@@ -180,8 +188,15 @@ class ExperimentTracker(CheckpointCalls):
         self._append(records.Tags(records.to_text_values(tags, what="tag")))
 
     def log_text(self, text: str, key: str, step: int | None = None) -> None:
-        """Log a text at a step."""
+        """Log a text at a step.
+
+        Raises:
+            RecordError: a key MLflow would refuse, or one that begins with `opusclip/`: these are
+                for what the tracker itself says.
+        """
         records.check_key(key)
+        if key.startswith("opusclip/"):
+            raise RecordError(f"key {key!r} is the tracker's own: take one without opusclip/")
         self._append(records.Text(now_ms(), self._current_step(step), key, str(text)))
 
     def log_dataset(
@@ -194,6 +209,7 @@ class ExperimentTracker(CheckpointCalls):
         context: str = "training",
         profile: Mapping[str, Any] | None = None,
         schema: Mapping[str, Any] | None = None,
+        sources: Iterable[SourceClip] | None = None,
     ) -> None:
         """Log a dataset as an input of the run.
 
@@ -206,50 +222,21 @@ class ExperimentTracker(CheckpointCalls):
                 one of "evaluation", "validation" or "test".
             profile: Facts about it, such as frame counts; JSON values.
             schema: Its fields; JSON values.
+            sources: The films it is made of, by timecodes: `opusclip lineage` finds what they
+                touched. All of them are kept as a file of the run, a few in the profile too.
 
         Raises:
-            RecordError: the digest is empty or too long.
+            RecordError: the digest is empty or too long, or sources that are none.
         """
-        about = (json.dumps(one, default=str) if one else "" for one in (profile, schema))
-        location = json.dumps({"uri": source})
         records.check_dataset(name, digest)
-        self._append(records.Dataset(name, digest, source_type, location, context, *about))
+        films = Sources.of(name, digest, context, sources or ())
+        listed = self._listed(films)
+        facts = films.profile(profile or {}) if listed else profile
+        about = [json.dumps(one, default=str) if one else "" for one in (facts, schema)]
+        location = json.dumps({"uri": source})
+        what = (name, digest, source_type, location, context)
+        self._append(records.Dataset(*what, about[0], about[1], listed))
         self._used_dataset(digest, context)
-
-    def log_video(
-        self,
-        video: Any,
-        key: str,
-        step: int | None = None,
-        *,
-        fps: float = 8.0,
-        caption: str | None = None,
-        value_range: tuple[float, float] = (0.0, 1.0),
-    ) -> None:
-        """Log a clip at a step.
-
-        Args:
-            video: Array, tensor or list of frames, (T, H, W, C) or (T, C, H, W), uint8 or floats in
-                `value_range`; a batch (B, T, …) is laid side by side; or the path of a video file.
-            key: Its name, such as `samples/kite`.
-            step: The training step; the last one logged otherwise.
-            fps: Frames per second; a file keeps its own.
-            caption: Shown where it can be.
-            value_range: What floats mean black and white.
-
-        Raises:
-            VideoError: not a clip, values outside the range, or no such file.
-        """
-        records.check_key(key)
-        at = self._current_step(step)
-        if not 0.01 <= fps <= 1000:
-            raise RecordError(f"fps of {key!r} must be 0.01 to 1000, not {fps!r}")
-        try:
-            name = media.stage(self._session.folder, video, value_range=value_range)
-        except OSError as error:
-            self._session.count_lost(error)
-            return
-        self._append(records.Video(now_ms(), at, key, name, float(fps), caption or ""))
 
     def flush(self, *, timeout_s: float | None = None, sink: str | None = None) -> bool:
         """Wait until what was logged so far has arrived everywhere, or at one sink.
@@ -328,9 +315,16 @@ class ExperimentTracker(CheckpointCalls):
 
     def _log_beside(self, metrics: Mapping[str, Any], step: int | None) -> None:
         """Log at the step the training has reached, without counting a step."""
-        self._log_now(records.to_values(metrics), self._current_step(step))
+        at = self._current_step(step)
+        self._log_now(records.to_values(metrics), at, passports_of(metrics))
 
-    def _log_now(self, values: dict[str, float], step: int | None = None) -> None:
+    def _log_now(
+        self,
+        values: dict[str, float],
+        step: int | None = None,
+        passports: Mapping[str, Passport] | None = None,
+    ) -> None:
+        """Log values as of now; how they were measured before them, at the same step and time."""
         if step is None:
             step = self._step if self._step > 0 else 0
         timestamp_ms = time.time_ns() // 1_000_000
@@ -339,6 +333,8 @@ class ExperimentTracker(CheckpointCalls):
         selection = self._selection
         if not selection.free_from_ms <= timestamp_ms < selection.free_until_ms:
             values = selection.kept(values, step=step, timestamp_ms=timestamp_ms)
+        if passports and (kept := {key: passports[key] for key in passports.keys() & values}):
+            self._append(records.Text(timestamp_ms, step, PASSPORTS_KEY, encoded(kept)))
         if values:
             self._append(records.Metrics(timestamp_ms, step, values))
 

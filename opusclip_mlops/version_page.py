@@ -8,13 +8,16 @@ version's list shows the first words as they are written, so these carry no mark
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
 from opusclip_mlops.amounts import size_text
+from opusclip_mlops.errors import PassportError
 from opusclip_mlops.layout import CHECKPOINTS, image_of
 from opusclip_mlops.metadata import CheckpointMetadata, StoredFile
+from opusclip_mlops.passports import Passport
 from opusclip_mlops.redaction import one_line
 
 LONGEST = 5_000
@@ -111,8 +114,13 @@ class VersionPage:
     def _tables(self) -> Iterator[str]:
         metrics, shown = self.metadata.metrics, _by_weight(self.metadata)[:_MOST_METRICS]
         if shown:
-            rows = [f"| {escaped(key)} | &emsp;{metrics[key]:.6g} |" for key in shown]
-            yield "\n".join(["| metric | value |", "|---|---|", *rows])
+            how = {key: _measured(self.metadata.passports.get(key)) for key in shown}
+            third, line = (" how |", "---|") if any(how.values()) else ("", "")
+            rows = [
+                f"| {escaped(key)} | &emsp;{metrics[key]:.6g} |{f' {how[key]} |' if third else ''}"
+                for key in shown
+            ]
+            yield "\n".join([f"| metric | value |{third}", f"|---|---|{line}", *rows])
         if len(metrics) > len(shown):
             yield f"and {len(metrics) - len(shown)} more metrics"
 
@@ -150,7 +158,9 @@ class VersionPage:
 
 
 def latest_sample(paths: Iterable[str], *, step: int) -> Sample | None:
-    """The last moving picture that was logged by a step; clips go before other pictures.
+    """The last moving picture that was logged by a step; a clip by itself goes before a panel's.
+
+    Clips go before all other pictures.
 
     Args:
         paths: The run's artifacts below `images/`.
@@ -160,7 +170,9 @@ def latest_sample(paths: Iterable[str], *, step: int) -> Sample | None:
     for path in paths:
         named = image_of(path)
         if named and named.step <= step and path.endswith(_MOVING):
-            rank = (len(named.mark) > _CLIP_MARK, -named.step, named.key, -named.timestamp_ms)
+            is_panels = named.key.startswith("panels/")
+            is_picture = len(named.mark) > _CLIP_MARK
+            rank = (is_picture, -named.step, is_panels, named.key, -named.timestamp_ms)
             found.append((rank, Sample(named.key, named.step, named.mark, path)))
     return min(found, key=lambda one: one[0])[1] if found else None
 
@@ -179,6 +191,21 @@ def _kind(about: CheckpointMetadata) -> str:
 def _by_weight(about: CheckpointMetadata) -> list[str]:
     """The metrics by which the run chooses its best first, the others by name."""
     return sorted(about.metrics, key=lambda key: (key not in about.best, key))
+
+
+def _measured(passport: Mapping[str, Any] | None) -> str:
+    """How a value was measured, in a few words; empty for one without a readable passport."""
+    if not passport:
+        return ""
+    try:
+        known = Passport.from_dict(passport)
+    except PassportError:
+        return ""
+    said = [f"{known.count:,} {known.unit}", f"passport {known.digest}"]
+    if known.interval:
+        ends = f"{known.interval.low:.5g} to {known.interval.high:.5g}"
+        said.insert(0, f"{ends} ({known.interval.level:.0%})")
+    return "; ".join(escaped(one) for one in (*said, known.extractor) if one)
 
 
 def _in_address(text: str) -> str:

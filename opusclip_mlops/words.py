@@ -3,6 +3,8 @@
 Each has a name and a mapping of texts; of one name the last holds.
 """
 
+import json
+
 from opusclip_mlops.records import About, Dataset, Files, Params, Record, Tags
 
 NOTE_TAG = "mlflow.note.content"
@@ -10,6 +12,9 @@ NOTE_TAG = "mlflow.note.content"
 
 PROVENANCE = "provenance"
 """The name of what a tracker says of its process and machine: only a live mirror has it."""
+
+MOST_PROFILE_CHARACTERS = 2_000
+"""What a mirror shows of a dataset's profile; the rest of it is in MLflow."""
 
 _OF_THE_MACHINE = ("mlflow.", "opusclip.")
 
@@ -22,7 +27,8 @@ def words_of(record: Record) -> dict[str, dict[str, str]]:
         case Tags():
             return _words_of_tags(record.values)
         case Dataset():
-            about = {"digest": record.digest, "source": record.source, "profile": record.profile}
+            profile = _shortened(record.profile)
+            about = {"digest": record.digest, "source": record.source, "profile": profile}
             return {f"dataset/{record.context}/{record.name}": about}
         case Files():
             part = record.metadata.get("version") or record.metadata.get("name", "")
@@ -30,6 +36,26 @@ def words_of(record: Record) -> dict[str, dict[str, str]]:
         case About():
             return {record.name: record.values}
     return {}
+
+
+def _shortened(profile: str) -> str:
+    """A profile as a configuration can hold it: without its films, and of a long one the beginning.
+
+    Of runs with the same dataset MLflow shows the films of the first only.
+    """
+    said = _without_films(profile) if '"sources"' in profile else profile
+    if len(said) <= MOST_PROFILE_CHARACTERS:
+        return said
+    return f"{said[:MOST_PROFILE_CHARACTERS]}… ({len(said)} characters, all of them in MLflow)"
+
+
+def _without_films(profile: str) -> str:
+    try:
+        about = json.loads(profile)
+        counts = {key: about["sources"][key] for key in ("film_count", "clip_count")}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return profile
+    return json.dumps({**about, "sources": counts})
 
 
 def _words_of_tags(values: dict[str, str]) -> dict[str, dict[str, str]]:

@@ -193,7 +193,7 @@ def read_yaml(text: str, *, source: str) -> Written:
         line = text.count("\n", 0, text.find("\\U")) + 1
         raise PolicyError(one_line(f"{source}:{line}: an escape that is no character")) from error
     if node is None:
-        raise PolicyError(one_line(f"{source}:1: the file is empty: it needs stages"))
+        raise PolicyError(one_line(f"{source}:1: the file is empty"))
     return Written(source, node, _line_of(node), _line_of(node))
 
 

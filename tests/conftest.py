@@ -17,13 +17,18 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Minutes each: begun first, they keep no process busy when the others are done.
 _LONGEST = (
-    "projects/test_models", "test_tracker", "sinks/test_wandb_online", "test_mirror_online",
-    "test_operating", "faults/test_server_faults", "test_saving", "faults/test_wandb_faults",
+    "deploy/test_topology", "projects/test_models", "test_checkpoint_uploads",
+    "monitoring/test_serving", "server/test_auth", "test_tracker", "sinks/test_wandb_online",
+    "test_mirror_online", "test_operating", "faults/test_server_faults", "test_saving",
+    "faults/test_wandb_faults",
     "faults/test_shipper_killed", "projects/test_train", "faults/test_ends", "faults/test_parallel",
     "test_promotion_races", "test_shipper", "faults/test_disk_full", "run_history/test_history",
     "test_replay", "projects/test_evaluate", "sinks/test_tensorboard", "test_verifying",
+    "test_s3", "test_wall_browser", "test_descent", "metrics/test_distribution",
     "run_history/test_sqlite", "faults/test_trainer_killed", "test_gated", "test_mirroring",
     "test_mirror_scale", "test_registry_ui", "test_smoke", "test_end_to_end", "test_wandb_server",
+    "server/test_differential", "server/test_opening", "server/test_announced", "server/test_guard",
+    "test_guard_ui", "server/test_tracking", "server/test_decision_routes",
 )  # fmt: skip
 
 
@@ -51,8 +56,14 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _no_client_of_another_file() -> Iterator[None]:
-    """The W&B client keeps the server and the key of its first run for as long as it lives."""
+def _nothing_of_another_file() -> Iterator[None]:
+    """What libraries keep goes: W&B's client its first server and key, MLflow its experiment.
+
+    `mlflow.set_experiment` puts that into the environment, where what a file's tests share would
+    find it before any test begins.
+    """
+    for name in [one for one in os.environ if one.startswith(_OURS)]:
+        del os.environ[name]
     yield
     if "wandb" in sys.modules:
         sys.modules["wandb"].teardown()

@@ -98,7 +98,7 @@ def deliver_and_die(folder: RunFolder, sink: str) -> None:
     assert done.returncode == 9
 
 
-def wait_until(is_done: Any, *, deadline_s: float = 90.0) -> None:
+def wait_until(is_done: Any, *, deadline_s: float = 240.0) -> None:
     """Wait for a condition; fails at the deadline."""
     deadline = time.monotonic() + deadline_s
     while not is_done():

@@ -115,16 +115,17 @@ def stop(process: Process, *, wait_s: float = 10) -> None:
 
 
 @contextlib.contextmanager
-def mlflow_server(folder: Path, *, port: int | None = None) -> Iterator[str]:
+def mlflow_server(folder: Path, *, port: int | None = None, artifacts: str = "") -> Iterator[str]:
     """Run `mlflow server` on a database and artifacts inside `folder`; gives its URL.
 
-    Called again with the same folder it serves the same runs.
+    Called again with the same folder it serves the same runs. `artifacts` is another place for
+    what it is given to keep, such as `s3://bucket/served`.
     """
     url = f"http://127.0.0.1:{port or free_port()}"
     argv = [
         *("server", "--host", "127.0.0.1", "--port", url.rpartition(":")[2]),
         *("--workers", "1", "--backend-store-uri", store(folder)),
-        *("--artifacts-destination", str(folder / "artifacts")),
+        *("--artifacts-destination", artifacts or str(folder / "artifacts")),
     ]
     with tempfile.NamedTemporaryFile() as output:
         server = _loaded_mlflow().serve(argv, folder, output.name)

@@ -5,14 +5,18 @@ from pathlib import Path
 
 from mlflow.entities import Dataset as MlflowDataset
 from mlflow.entities import DatasetInput, InputTag
+from msgspec import structs
 
 from opusclip_mlops.contents import read_contents
-from opusclip_mlops.records import Files, Image, Table
+from opusclip_mlops.records import Dataset, Files, Image, Table, Video
+from opusclip_mlops.samples import SourceClip
+from opusclip_mlops.sources import Sources
 from tests.journeys import LOCAL_ID, make_run
 from tests.mlflow_runs import (
     T0_MS,
     again,
     client,
+    clip,
     complete,
     delivered,
     ended,
@@ -147,3 +151,19 @@ def test_what_no_record_can_say_is_accounted_for() -> None:
     ]  # fmt: skip
     [files] = [part.record for part in of_kind(contents, Files)]
     assert "broken.json" in files.uris
+
+
+def test_what_is_told_of_films_and_clips_is_no_file_of_the_user_s(tmp_path: Path) -> None:
+    """A mirror shows the clip and the dataset; what stands beside them is MLflow's."""
+    folder = make_run(tmp_path)
+    films = Sources.of("films", "d1", "training", [SourceClip(uri="/films/kite.mp4")])
+    listed = films.keep_in(folder.media)
+    dataset = Dataset("films", "d1", "local", "{}", "training", sources=listed)
+    told = structs.replace(clip(folder, "samples/kite", 3), origin={"step": 3, "seed": 1})
+    run = delivered(folder, dataset, told)
+    contents = read_contents(client(), run)
+    stored = {one.path for one in client().list_artifacts(run.info.run_id)}
+    assert {"datasets", "origins"} < stored
+    assert not of_kind(contents, Files)
+    assert len(of_kind(contents, Video)) == 1
+    assert contents.left_out == ()

@@ -5,19 +5,23 @@ import json
 import math
 import shutil
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
 from opusclip_mlops import checkpoints
-from opusclip_mlops.candidates import judge_version, read_candidate, read_holder
+from opusclip_mlops.candidates import MADE_BY, judge_version, read_candidate, read_holder
 from opusclip_mlops.deciding import CannotJudge
 from opusclip_mlops.errors import RegistryError
 from opusclip_mlops.gates import Approval, Candidate, Measure
 from opusclip_mlops.generations import generation_tag
+from opusclip_mlops.layout import text_path
 from opusclip_mlops.metadata import CheckpointMetadata
+from opusclip_mlops.passports import PASSPORTS_KEY, Passport, encoded
 from opusclip_mlops.policy import MetricRule, PolicyError, StageRules, read_policy
 from tests.journeys import store as database
 from tests.servers import mlflow_server
@@ -49,6 +53,11 @@ def read(store: Store, name: str, version: int | str = 1, **rules: Any) -> Candi
 
 def asks_for(*keys: str) -> tuple[MetricRule, ...]:
     return tuple(MetricRule(key=key, min=0) for key in keys)
+
+
+def as_measured(*keys: str) -> tuple[MetricRule, ...]:
+    """Rules that ask how a value was measured."""
+    return tuple(MetricRule(key=key, not_worse_than="Production", better="lower") for key in keys)
 
 
 def location(store: Store, name: str) -> Path:
@@ -86,6 +95,47 @@ def test_a_checkpoints_own_values_count_before_those_of_its_run(store: Store) ->
     assert found["before"] == Measure(5.0, "run, step 19")
     assert found["past"] == Measure(7.0, "run, step 19")
     assert found.keys() == {"val/psnr", "val/loss", "at", "before", "past"}
+
+
+def test_a_value_is_read_with_its_passport(store: Store) -> None:
+    """That of the checkpoint's own metadata, and that which lies beside the run's point."""
+    run_id = registered(store, "passported")
+    passport = Passport(metric="fid", version="1", count=7, unit="frames")
+    path = location(store, "passported") / METADATA
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "passports": {"val/psnr": passport.to_dict()}}))
+    store.client.log_metric(run_id, "fid", 5.0, timestamp=1_000, step=20)
+    text = encoded({"fid": passport})
+    store.client.log_text(run_id, text, text_path(PASSPORTS_KEY, 20, 1_000, text))
+    found = read(store, "passported", metrics=as_measured("val/psnr", "fid")).metrics
+    assert found["val/psnr"].passport == passport
+    assert found["fid"] == Measure(5.0, "run, step 20", passport)
+    path.write_text(json.dumps({**content, "passports": {"val/psnr": {"metric": 3}}}))
+    with pytest.raises(CannotJudge, match="no passport"):
+        read(store, "passported", metrics=as_measured("val/psnr"))
+
+
+def test_a_damaged_passport_is_in_the_way_of_rules_that_ask_for_it_only(store: Store) -> None:
+    """A bound, another metric, or a comparison of unlike values has no need of it."""
+    run_id = registered(store, "damaged")
+    path = location(store, "damaged") / METADATA
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "passports": {"val/psnr": {"metric": 3}}}))
+    store.client.log_metric(run_id, "fid", 5.0, timestamp=1_000, step=20)
+    store.client.log_text(run_id, "rubbish", text_path(PASSPORTS_KEY, 20, 1_000, "rubbish"))
+    [free] = as_measured("fid")
+    rules = (
+        *asks_for("val/psnr", "fid"),
+        *as_measured("val/loss"),
+        replace(free, allow_unlike=True),
+    )
+    found = read(store, "damaged", metrics=rules).metrics
+    assert (found["val/psnr"].value, found["fid"].value) == (24.123456789, 5.0)
+    for key in ("val/psnr", "fid"):
+        with pytest.raises(CannotJudge, match=key):
+            read(store, "damaged", metrics=as_measured(key))
+        with pytest.raises(CannotJudge, match=key):
+            read(store, "damaged", metrics=(MetricRule(key=key, min=0, passport="0" * 12),))
 
 
 def test_a_value_that_was_logged_twice_at_a_step_is_the_later_one(store: Store) -> None:
@@ -196,8 +246,9 @@ def test_a_versions_author_is_who_registered_it_and_its_runs_user(
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "anna")
     run_id = registered(store, "owned")
     store.client.set_tag(run_id, "mlflow.user", "annak")
+    store.client.set_tag(run_id, MADE_BY, "ak")
     found = read(store, "owned")
-    assert (found.author, found.registered_by) == ("annak", "anna")
+    assert (found.author, found.registered_by, found.made_by) == ("annak", "anna", "ak")
 
 
 def test_of_another_tools_run_the_last_value_counts(store: Store, tmp_path: Path) -> None:
@@ -330,6 +381,8 @@ def test_a_store_that_the_client_of_s3_cannot_reach_is_one_line(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
+    # It keeps the keys of its first client for as long as the process lives.
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
     store.client.create_registered_model("far")
     store.client.create_model_version("far", "s3://bucket/model")
     with pytest.raises(RegistryError, match=r"^cannot read version 1 of far: .*credentials"):

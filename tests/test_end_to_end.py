@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from opusclip_mlops import wandb_log
+from tests.journeys import wait_until
 from tests.reading import (
     Point,
     points_of_mlflow,
@@ -224,14 +225,17 @@ def test_the_sample_moves_in_the_stock_image_grid(
     """The run's page in MLflow's UI shows the sample, and two looks at it differ: it plays."""
     page = open_run(browser, interface, trained.run(), "model-metrics")
     title = page.get_by_text("samples/generated_vs_target").first
-    title.wait_for(timeout=60_000)
+    # The page draws a chart once it is scrolled to.
+    for turn in range(240):
+        if title.is_visible():
+            break
+        page.mouse.move(800, 600)
+        page.mouse.wheel(0, -20_000 if turn % 24 == 23 else 300)
+        page.wait_for_timeout(250)
     title.scroll_into_view_if_needed()
     button = "following::button[@data-component-id='fullscreen_button_chartcard'][1]"
     title.locator(f"xpath={button}").click()
     picture = page.get_by_role("dialog").locator("img[src*='samples~generated_vs_target']").first
     picture.wait_for(state="visible", timeout=60_000)
-    looks = set()
-    for _ in range(6):
-        looks.add(picture.screenshot())
-        page.wait_for_timeout(130)
-    assert len(looks) > 1
+    first = picture.screenshot()
+    wait_until(lambda: picture.screenshot() != first, deadline_s=60)

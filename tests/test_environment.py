@@ -39,14 +39,16 @@ def test_linking_twice_changes_nothing() -> None:
 
 @pytest.mark.parametrize("there", [True, False], ids=["another", "deleted"])
 def test_a_link_to_another_environment_is_replaced(tmp_path: Path, there: bool) -> None:
-    """A link made for another clone, or for an environment since deleted, gives way."""
+    """It gives way to a new one, and is named where its environment is still there."""
     other = tmp_path / "other"
     if there:
         other.mkdir()
     path = mlflow_environment_path(ROOT)
     path.parent.mkdir()
     path.symlink_to(other)
-    assert link_environment(ROOT).path.readlink() == RUNNING
+    link = link_environment(ROOT)
+    assert link.path.readlink() == RUNNING
+    assert link.replaced == (other if there else None)
     assert list(path.parent.iterdir()) == [path]
 
 

@@ -5,6 +5,7 @@ import math
 from types import SimpleNamespace
 
 import pytest
+from botocore.exceptions import ClientError
 
 from opusclip_mlops import faults
 from opusclip_mlops.faults import PutOff, attempted
@@ -238,3 +239,25 @@ def test_what_is_told_names_no_content(store: Store, capsys: pytest.CaptureFixtu
     store.away = {"a"}
     PutOff().send_or_keep(text("a"), store.send)
     assert capsys.readouterr().out == "Text put off: ConnectionError\n"
+
+
+def test_what_waits_says_why_until_it_is_sent() -> None:
+    """For whoever asks how delivery is getting on: S3's code and what to do, none of its text."""
+    refusal = ClientError({"Error": {"Code": "InvalidAccessKeyId", "Message": "AKIA"}}, "PutObject")
+    put_off = PutOff()
+
+    def refuse(_: object) -> None:
+        raise refusal
+
+    assert (put_off.fault, put_off.faults) == ("", 0)
+    put_off.send_or_keep(text("a"), refuse)
+    put_off.send_or_keep(text("b"), refuse)
+    assert put_off.fault == (
+        "2 files wait: S3 says InvalidAccessKeyId: check AWS_ACCESS_KEY_ID and"
+        " AWS_SECRET_ACCESS_KEY"
+    )
+    # The second was not tried: its turn had not come.
+    assert put_off.faults == 1
+    again = PutOff(put_off.encoded())
+    again.try_again(lambda _: None)
+    assert (again.fault, again.faults, again.is_empty) == ("", 0, True)

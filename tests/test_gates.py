@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from opusclip_mlops.errors import RegistryError
 from opusclip_mlops.gates import Approval, Candidate, Condition, Measure, Verdict, judge
+from opusclip_mlops.passports import Passport
 from opusclip_mlops.policy import PolicyError, read_policy
 from opusclip_mlops.smoke import SmokeResult
 
@@ -53,6 +54,52 @@ def test_a_value_at_a_bound_passes_and_beyond_it_does_not(value: float, passed: 
     found = verdict("{metrics: {k: {min: 24, max: 60}}}", version(metrics={"k": value}))
     assert found.passed is passed
     assert [one.name for one in found.conditions] == ["k min", "k max"]
+
+
+def measured(value: float, count: int | None, number: int = 7) -> Candidate:
+    """A version with one metric that was measured over so many frames, None for no passport."""
+    passport = None
+    if count is not None:
+        passport = Passport(metric="fid", version="1", count=count, unit="frames")
+    return Candidate(
+        name="kite", version=number, metrics={"fid": Measure(value, "checkpoint", passport)}
+    )
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [(100, 50), (None, 50), (100, None)])
+def test_a_value_that_was_measured_otherwise_than_the_holders_is_refused(
+    mine: int | None, theirs: int | None
+) -> None:
+    """With what differs, unless the policy allows it."""
+    rule = "not_worse_than: Production, better: lower"
+    holders = {"Production": measured(40.0, theirs, 3)}
+    found = only(f"{{metrics: {{fid: {{{rule}}}}}}}", measured(30.0, mine), holders=holders)
+    differs = "count: 100 and 50" if mine and theirs else "passport: one has none"
+    assert not found.passed
+    assert found.note == f"version 3 in Production has 40; {differs}"
+    assert found.wanted == "a value that was measured alike"
+    allowed = f"{{metrics: {{fid: {{{rule}, unlike_passports: allowed}}}}}}"
+    assert only(allowed, measured(30.0, mine), holders=holders).passed
+
+
+def test_values_that_were_measured_alike_are_compared_by_their_numbers() -> None:
+    """The same as two that have no passports."""
+    rules = "{metrics: {fid: {not_worse_than: Production, better: lower}}}"
+    for count in (100, None):
+        holders = {"Production": measured(40.0, count, 3)}
+        assert only(rules, measured(39.0, count), holders=holders).passed
+        assert not only(rules, measured(41.0, count), holders=holders).passed
+
+
+def test_a_bound_can_be_for_one_way_of_measuring_only() -> None:
+    """A value with another passport, or with none, does not pass it."""
+    passport = measured(1.0, 100).metrics["fid"].passport
+    assert passport is not None
+    rules = f'{{metrics: {{fid: {{max: 40, passport: "{passport.digest}"}}}}}}'
+    assert verdict(rules, measured(30.0, 100)).passed
+    [condition] = verdict(rules, measured(30.0, 50)).failed
+    assert (condition.name, condition.wanted) == ("fid passport", passport.digest)
+    assert verdict(rules, measured(30.0, None)).failed[0].measured == "no passport"
 
 
 def test_a_metric_that_is_missing_or_nan_fails_and_says_so() -> None:
@@ -285,6 +332,14 @@ def test_who_registered_a_version_is_its_author_too(
     candidate = version(author=author, registered_by=registered_by)
     found = only("{approvals: {}}", candidate, approvals=[Approval(actor, 1)])
     assert found.passed is passed, found.line()
+
+
+def test_who_was_logged_in_for_the_run_is_its_author_too() -> None:
+    """Whatever user the run names, and whoever registered the version."""
+    candidate = version(author="zoe", registered_by="bot", made_by="anna")
+    for actor, passed in (("anna", False), ("boris", True)):
+        found = only("{approvals: {}}", candidate, approvals=[Approval(actor, 1)])
+        assert found.passed is passed, found.line()
 
 
 def test_approvals_that_do_not_count_are_named() -> None:

@@ -660,10 +660,10 @@ def test_threads_that_roll_at_once_leak_no_descriptor(tmp_path: Path) -> None:
     before = open_descriptors()
 
     def append(first: int) -> None:
-        for step in range(first, first + 100):
+        for step in range(first, first + 400):
             log.append(metrics(step))
 
-    threads = [threading.Thread(target=append, args=(100 * n,)) for n in range(4)]
+    threads = [threading.Thread(target=append, args=(400 * n,)) for n in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -675,5 +675,5 @@ def test_threads_that_roll_at_once_leak_no_descriptor(tmp_path: Path) -> None:
     found = [item for path in paths for item in journal.read(path, ended=True)]
     steps = [one.record.step for one in found if isinstance(one, Entry)]
     assert not any(isinstance(one, Damage) for one in found)
-    assert sorted(steps) == list(range(400))
+    assert sorted(steps) == list(range(1600))
     assert log.lost == 0

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from opusclip_mlops.errors import CheckpointError, RecordError
 from opusclip_mlops.folder import RunFolder
 from opusclip_mlops.keeping import CheckpointKeeper, Saved, scheduler_and_epoch
 from opusclip_mlops.metadata import BestValue
+from opusclip_mlops.passports import Passport
 from opusclip_mlops.records import Checkpoint, CheckpointDropped
 from opusclip_mlops.retention import Earlier, Retention
 from tests.journeys import make_run
@@ -68,6 +70,68 @@ def test_the_best_is_what_beats_all_before(
         for step, value in enumerate(values)
     ]
     assert [step for step, one in enumerate(saved) if is_best(one)] == best
+
+
+FEW, MANY = (
+    {"x": Passport(metric="x", version="1", count=count, unit="frames")} for count in (10, 99)
+)
+
+
+def test_values_that_were_not_measured_alike_are_not_ranked(folder: RunFolder) -> None:
+    """The checkpoint is saved and warned of with what differs, not marked best."""
+    keeper = CheckpointKeeper(folder)
+    assert is_best(save(keeper, 1, {"x": 5.0}, monitor="x", passports=FEW))
+    said = "x of epoch_0000-step_000002 and of .*not ranked: count: 10 and 99;"
+    with pytest.warns(UserWarning, match=said):
+        unlike = save(keeper, 2, {"x": 4.0}, monitor="x", passports=MANY)
+    assert not is_best(unlike)
+    assert checkpoints.read_metadata(folder.checkpoints / unlike.name).passports == {
+        "x": MANY["x"].to_dict()
+    }
+    assert is_best(save(keeper, 3, {"x": 4.5}, monitor="x", passports=FEW))
+
+
+def test_unlike_values_are_ranked_where_it_is_allowed(folder: RunFolder) -> None:
+    """That holds for this value only: what comes after is held against how it was measured."""
+    keeper = CheckpointKeeper(folder)
+    options = {"monitor": "x", "allow_unlike": True}
+    save(keeper, 3, {"x": 4.5}, monitor="x", passports=FEW)
+    assert not is_best(save(keeper, 4, {"x": 9.0}, passports=MANY, **options))
+    assert is_best(save(keeper, 5, {"x": 4.0}, passports=MANY, **options))
+    for again in (keeper, CheckpointKeeper(folder)):
+        with pytest.warns(UserWarning, match="count: 99 and 10"):
+            assert not is_best(save(again, 6, {"x": 1.0}, monitor="x", passports=FEW))
+    assert is_best(save(keeper, 7, {"x": 3.5}, monitor="x", passports=MANY))
+
+
+def test_a_value_without_a_passport_is_not_ranked_with_one_that_has_one(folder: RunFolder) -> None:
+    """Neither way round, as at a gate."""
+    first, second = CheckpointKeeper(folder), CheckpointKeeper(make_run(folder.path / "another"))
+    save(first, 1, {"x": 5.0}, monitor="x", passports=FEW)
+    save(second, 1, {"x": 5.0}, monitor="x")
+    for keeper, passports in ((first, {}), (second, FEW)):
+        with pytest.warns(UserWarning, match="passport: one has none"):
+            assert not is_best(save(keeper, 2, {"x": 1.0}, monitor="x", passports=passports))
+
+
+def test_where_the_best_is_not_here_its_passport_s_digest_is_said(folder: RunFolder) -> None:
+    """All that an earlier part of the run has left of how it was measured."""
+    name, digest = checkpoints.checkpoint_name(0, 10), FEW["x"].digest
+    Earlier(names=(name,), best={"x": BestValue(name, 0.2, "min", digest)}).write(folder)
+    keeper = CheckpointKeeper(folder, goes_on=True)
+    with pytest.warns(UserWarning, match=f"passports {digest} and {MANY['x'].digest}"):
+        assert not is_best(save(keeper, 20, {"x": 0.1}, monitor="x", passports=MANY))
+
+
+def test_the_passport_of_the_best_outlives_the_process(folder: RunFolder) -> None:
+    """A part of the run that goes on ranks as the one before did."""
+    passport = Passport(metric="x", version="1", count=10, unit="frames")
+    first = CheckpointKeeper(folder)
+    save(first, 1, {"x": 5.0}, monitor="x", passports={"x": passport})
+    after = CheckpointKeeper(folder)
+    other = replace(passport, count=11)
+    with pytest.warns(UserWarning, match="not ranked"):
+        assert not is_best(save(after, 2, {"x": 1.0}, monitor="x", passports={"x": other}))
 
 
 def test_a_checkpoint_knows_the_best_so_far_and_its_parent(folder: RunFolder) -> None:

@@ -1,10 +1,6 @@
 """Facts about `opusclip_mlops.media`: clips are kept as they are and encoded once, later."""
 
-import contextlib
-import os
 import random
-import resource
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,14 +8,23 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from opusclip_mlops import media
 from opusclip_mlops.errors import VideoError
 from opusclip_mlops.folder import Manifest, RunFolder
 from opusclip_mlops.records import Video
-from opusclip_mlops.video import read_clip, write_mp4
+from opusclip_mlops.video import (
+    Codec,
+    Said,
+    Texts,
+    inspect,
+    read_clip,
+    reel_of,
+    write_mp4,
+    write_reel,
+)
+from tests.clips import full_disk, write_file
 
 KINDS = ["mp4", "webp", "png", "gif"]
 FRAMES = np.linspace(0, 255, 6 * 32 * 48 * 3).astype(np.uint8).reshape(6, 32, 48, 3)
@@ -37,49 +42,11 @@ def stage(folder: RunFolder, video: Any, *, step: int = 7, fps: float = 8.0) -> 
     return Video(1_700_000_000_000, step, "samples/kite", name, fps)
 
 
-@contextlib.contextmanager
-def full_disk() -> Iterator[None]:
-    """Files may have 100 bytes, as on a disk that has no more."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def names(folder: RunFolder) -> list[str]:
     return sorted(path.name for path in folder.media.iterdir())
 
 
 # Staging
-
-
-@pytest.mark.parametrize(
-    "video",
-    [
-        FRAMES,
-        FRAMES / 255,
-        list(FRAMES),
-        torch.from_numpy(FRAMES),
-        (torch.from_numpy(FRAMES) / 255).permute(0, 3, 1, 2).requires_grad_(),
-        [Image.fromarray(picture) for picture in FRAMES],
-    ],
-    ids=["uint8", "floats", "list", "tensor", "channels first", "pictures"],
-)
-def test_pixels_are_staged_as_they_are(folder: RunFolder, video: Any) -> None:
-    """Arrays and tensors are kept without loss, as one file and nothing beside it."""
-    record = stage(folder, video)
-    assert names(folder) == [record.file]
-    np.testing.assert_array_equal(np.load(folder.media / record.file), FRAMES)
-
-
-def test_what_is_staged_is_the_clip_at_that_moment(folder: RunFolder) -> None:
-    """A buffer that the next batch overwrites has been copied."""
-    buffer = FRAMES.copy()
-    record = stage(folder, buffer)
-    buffer[:] = 0
-    np.testing.assert_array_equal(np.load(folder.media / record.file), FRAMES)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".MP4", ".mkv", ""])
@@ -99,44 +66,7 @@ def test_a_file_is_staged_as_a_copy(
     assert read_clip(media.rendition(folder, record, "mp4")).fps == 12.5
 
 
-@pytest.mark.parametrize("video", ["none.mp4", Path("none.mp4"), ".", "", 3, None, np.zeros(3)])
-def test_what_is_no_clip_is_refused_at_once(folder: RunFolder, video: Any) -> None:
-    """A missing file, a folder or a wrong shape raises in the caller's line; nothing is left."""
-    with pytest.raises(VideoError) as caught:
-        stage(folder, video)
-    assert "\n" not in str(caught.value)
-    assert names(folder) == []
-
-
-def test_a_clip_that_cannot_be_written_leaves_nothing(folder: RunFolder, tmp_path: Path) -> None:
-    """On a full disk no half clip stays behind under a name that counts."""
-    write_mp4(FRAMES, tmp_path / "clip.mp4", fps=8)
-    for video in (FRAMES, tmp_path / "clip.mp4"):
-        with full_disk(), pytest.raises(OSError, match=r"File too large|written"):
-            stage(folder, video)
-    assert names(folder) == []
-
-
 # Names
-
-
-def test_every_clip_has_a_name_of_its_own(folder: RunFolder) -> None:
-    """Equal clips at one step, from threads and from a forked child, never share a name."""
-
-    def stage_some(_: int) -> list[Video]:
-        return [stage(folder, FRAMES[:1, :2, :2]) for _ in range(25)]
-
-    pid = os.fork()
-    if pid == 0:
-        stage_some(0)
-        os._exit(0)
-    with ThreadPoolExecutor(4) as pool:
-        records = [one for some in pool.map(stage_some, range(4)) for one in some]
-    assert os.waitpid(pid, 0)[1] == 0
-    files = names(folder)
-    assert len(files) == 125
-    assert {one.file for one in records} <= set(files)
-    assert len({media.artifact_name(Video(1, 7, "k", file, 8.0)) for file in files}) == 125
 
 
 def test_a_clips_artifact_has_the_same_name_each_time(folder: RunFolder) -> None:
@@ -181,13 +111,65 @@ def test_renditions_show_the_clip(folder: RunFolder) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_renditions_of_a_staged_file(folder: RunFolder, tmp_path: Path, kind: str) -> None:
-    """A file that was given is encoded anew, at its own rate and not the record's."""
-    write_mp4(FRAMES, tmp_path / "clip.mkv", fps=4)
-    record = stage(folder, tmp_path / "clip.mkv", fps=30.0)
+    """A file that was given keeps its own rate, and not the record's."""
+    write_file(tmp_path / "clip.avi", FRAMES, codec="mpeg4", fps=4)
+    record = stage(folder, tmp_path / "clip.avi", fps=30.0)
     made = media.rendition(folder, record, kind)
-    assert made.name not in (record.file, "clip.mkv")
+    assert made.name not in (record.file, "clip.avi")
     assert made.stat().st_size > 0
     assert read_clip(media.rendition(folder, record, "mp4")).fps == 4
+
+
+@pytest.mark.parametrize("kind", ["webp", "gif", "png"])
+def test_pictures_of_a_file_are_those_of_its_frames(
+    folder: RunFolder, tmp_path: Path, kind: str
+) -> None:
+    """Frame by frame out of the file, they are what they would be out of an array."""
+    write_file(tmp_path / "clip.mkv", FRAMES, codec="ffv1", pix_fmt="bgr0", fps=8)
+    records = [stage(folder, video) for video in (FRAMES, tmp_path / "clip.mkv")]
+    one, other = (media.rendition(folder, record, kind).read_bytes() for record in records)
+    assert one == other
+
+
+@pytest.mark.parametrize(("kind", "codec"), [("mp4", "h264"), ("webm", "vp9")])
+@pytest.mark.parametrize("given", ["array", "file", "right file"])
+def test_a_clip_says_what_it_is(
+    folder: RunFolder, tmp_path: Path, kind: str, codec: Codec, given: str
+) -> None:
+    """Caption and comment are in the file, whatever it was made of, and why it is another one."""
+    video: Any = FRAMES
+    if given == "file":
+        video = write_file(tmp_path / "clip.avi", FRAMES, codec="mpeg4", fps=8)
+    if given == "right file":
+        video = tmp_path / f"clip.{kind}"
+        write_reel(reel_of(FRAMES, fps=8), video, texts=Texts(title="other"), codec=codec)
+    record = msgspec.structs.replace(stage(folder, video), caption="a kite")
+    made = media.rendition(folder, record, kind, comment='{"prompt": "kite"}')
+    remark = "re-encoded: mpeg4" if given == "file" else ""
+    assert media.said_in(made) == Said(8.0, "a kite", '{"prompt": "kite"}', remark)
+    assert inspect(made).codec == codec
+
+
+@pytest.mark.parametrize("kind", ["mp4", "webm"])
+@pytest.mark.parametrize("given", ["array", "file"])
+def test_a_clip_is_no_larger_than_asked(
+    folder: RunFolder, tmp_path: Path, kind: str, given: str
+) -> None:
+    """And says what that cost."""
+    noise = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
+    write_mp4(noise, tmp_path / "clip.mp4", fps=8)
+    record = stage(folder, noise if given == "array" else tmp_path / "clip.mp4")
+    made = media.rendition(folder, record, kind, max_bytes=5000)
+    assert made.stat().st_size <= 5000
+    assert "made to fit 4.88 KiB" in media.said_in(made).remark
+
+
+def test_a_clip_that_looks_black_says_so(folder: RunFolder) -> None:
+    """What was warned of when it was logged is kept with it."""
+    with pytest.warns(UserWarning, match="looks black"):
+        record = stage(folder, FRAMES % 2)
+    made = media.rendition(folder, record, "mp4")
+    assert media.said_in(made).remark.startswith("looks black: ")
 
 
 def test_two_sinks_may_make_the_same(folder: RunFolder) -> None:
@@ -243,6 +225,20 @@ def test_a_clip_that_is_none_is_named(folder: RunFolder, name: str) -> None:
         media.rendition(folder, Video(1, 2, "k", name, 8.0), "mp4")
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "webm"])
+def test_a_damaged_file_is_no_fault_of_the_disk(
+    folder: RunFolder, tmp_path: Path, kind: str
+) -> None:
+    """FFmpeg calls this one an input/output error: it would be tried again for ever."""
+    path = write_file(tmp_path / "clip.mkv", FRAMES)
+    content = bytearray(path.read_bytes())
+    content[content.index(bytes.fromhex("1549a966")) + 4] = 0x20  # how long that part is
+    path.write_bytes(content)
+    record = stage(folder, path)
+    with pytest.raises(VideoError, match="Input/output error"):
+        media.rendition(folder, record, kind)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_full_disk_is_no_fault_of_the_clip(folder: RunFolder, kind: str) -> None:
     """An OSError, so that the clip is tried again and not refused for good; no part is left."""
@@ -269,5 +265,15 @@ def test_a_clip_that_comes_back_is_not_encoded_again(folder: RunFolder, tmp_path
     for kind in KINDS:
         assert media.rendition(target, back, kind).exists()
     assert len(names(target)) == 4
-    said = media.said_in(target.media / name)
-    assert (said.fps, said.caption) == (8.0, "a kite")
+    assert media.said_in(target.media / name) == Said(8.0, "a kite")
+
+
+def test_a_webm_that_comes_back_is_not_encoded_again(folder: RunFolder) -> None:
+    """An mp4 of it is made only where one is asked for."""
+    sent = media.rendition(folder, stage(folder, FRAMES), "webm")
+    name = media.delivered_name("0123abcd", "webm")
+    sent.rename(folder.media / name)
+    back = Video(1, 7, "samples/kite", name, 8.0)
+    assert media.rendition(folder, back, "webm") == folder.media / name
+    assert inspect(media.rendition(folder, back, "mp4")).codec == "h264"
+    assert media.rendition(folder, back, "webp").exists()

@@ -49,6 +49,7 @@ def test_requirements_are_lines_without_their_comments(tmp_path: Path) -> None:
         ("[" * 100_000, "example.json is no JSON"),
         ("[]", "holds no request"),
         ("{}", "holds no request"),
+        ('{"dataframe_records": [{"x": 1}]}', "rows alone, such as"),
         ('"a kite"', "holds no request"),
         ('["a kite"]', "each row of a request is an object"),
     ],

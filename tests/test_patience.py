@@ -5,7 +5,12 @@ import os
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
+from mlflow.protos.databricks_pb2 import (
+    INVALID_PARAMETER_VALUE,
+    PERMISSION_DENIED,
+    TEMPORARILY_UNAVAILABLE,
+    UNAUTHENTICATED,
+)
 
 from opusclip_mlops.errors import RegistryError
 from opusclip_mlops.patience import ask_briefly, connected, patiently
@@ -38,6 +43,19 @@ def test_a_refusal_is_not_asked_again() -> None:
     """It is one line that begins with what cannot be done."""
     server = Server(REFUSED, REFUSED)
     with pytest.raises(RegistryError, match=r"^cannot read clip: no such version at line 7$"):
+        patiently("cannot read clip", server)
+    assert server.calls == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [(UNAUTHENTICATED, "set MLFLOW_TRACKING_USERNAME"), (PERMISSION_DENIED, "Permission denied")],
+)
+def test_a_wrong_password_is_not_waited_for(code: int, said: str) -> None:
+    """Who is not let in is told at once, and what to do."""
+    shut_out = MlflowException("API request to endpoint /x failed: 'Permission denied'", code)
+    server = Server(shut_out, shut_out)
+    with pytest.raises(RegistryError, match=f"^cannot read clip: .*{said}"):
         patiently("cannot read clip", server)
     assert server.calls == 1
 

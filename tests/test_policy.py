@@ -37,6 +37,7 @@ def test_the_documented_example_is_read() -> None:
         metrics=(
             MetricRule(key="video/psnr", min=24, max=60),
             MetricRule(key="video/lpips", not_worse_than="Production", by=0.01, better="lower"),
+            MetricRule(key="video/fid", max=40, passport="5f0c1d2e3a4b"),
         ),
         tags={"reviewed": "yes", "dataset": "any"},
         files=("checkpoint/weights.safetensors",),

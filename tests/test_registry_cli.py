@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from opusclip_mlops import checkpoints, promotion
 from opusclip_mlops.checkpoints import CheckpointMetadata, checkpoint_name
 from opusclip_mlops.cli import main
+from opusclip_mlops.drift import REFERENCE_FILE, InputReference
 from tests.journeys import store
 from tests.promoters import NAME as MODEL
 from tests.promoters import make_model
@@ -44,9 +45,14 @@ def test_a_model_of_ones_own_is_registered_and_passes_a_smoke_test(
     run_id: str, tmp_path: Path, said: Callable[..., tuple[int, str]]
 ) -> None:
     """With its model file, example and requirements it is served, and its gate can try it."""
+    usual = [{"x": value / 10} for value in range(200)]
+    (tmp_path / "usual.json").write_text(json.dumps(usual))
     line = ("register", run_id, "--checkpoint", NAME, "--as", "scaler", *OWN)
-    code, text = said(*line, "--requirements", "requirements.txt", "--json")
+    files = ("--requirements", "requirements.txt", "--input-reference", "usual.json")
+    code, text = said(*line, *files, "--json")
     assert (code, json.loads(text)["version"]) == (0, 1)
+    kept = mlflow.artifacts.load_text(f"models:/scaler/1/{REFERENCE_FILE}")
+    assert list(InputReference.from_json(kept).columns) == ["x"]
     model = mlflow.pyfunc.load_model("models:/scaler/1")
     assert model.metadata.signature.inputs.input_names() == ["x"]
     assert model.predict(pd.DataFrame({"x": [2.0]})) == [6.0]
@@ -117,6 +123,13 @@ def test_a_history_is_verified_as_a_whole(model: str, said: Callable[..., tuple[
     """Not up to some time: a change after it would not be told."""
     code, text = said("history", model, "--verify", "--at", "2026-11-01T12:00")
     assert (code, "leave out --at" in text, text.count("\n")) == (2, True, 1)
+
+
+def test_a_look_that_found_no_model_fails(model: str, said: Callable[..., tuple[int, str]]) -> None:
+    """One look is for scripts: they see by the exit code whether it was one."""
+    assert said("watch", model, "--once")[0] == 0
+    code, text = said("watch", "nosuch", "--once")
+    assert (code, text.startswith("nosuch: ")) == (1, True)
 
 
 def test_a_place_that_mlflow_does_not_know_is_one_line(

@@ -111,3 +111,39 @@ def test_the_mark_moves_to_what_is_better_than_all_before() -> None:
     unknown = Earlier(names=("a",), marked="a", is_known=False)
     assert not unknown.is_beaten_by(about("b", 0.2))
     assert unknown.is_beaten_by(about("a", 0.2))
+
+
+@pytest.mark.parametrize(
+    "best", ['["c1", "0.5", "min"]', '["c1", "0.5", "min", "abc"]', '["c1"]', '["c1", "x", "min"]',
+             '["c1", "0.5", "min", "abc", true, "later"]', '[]', '3']
+)  # fmt: skip
+def test_what_another_release_kept_is_read_as_far_as_it_goes(tmp_path: Path, best: str) -> None:
+    """Nothing in it stops who trains; what cannot be read is as if it were not there."""
+    folder = make_run(tmp_path)
+    path = folder.path / "sinks" / "earlier.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f'{{"names": ["c1"], "marked": "c1", "best": {{"x": {best}}}}}')
+    found = Earlier.read(folder)
+    if "0.5" not in best:
+        assert found is None
+    else:
+        passport = "abc" if "abc" in best else ""
+        allows = "true" in best
+        assert found is not None
+        assert found.best == {"x": BestValue("c1", 0.5, "min", passport, allows_unlike=allows)}
+
+
+def test_unlike_values_are_ranked_where_the_later_one_allows_it() -> None:
+    """Also by what comes after: the sink that marks the best, a part of the run that goes on."""
+    held = BestValue("a", 5.0, "min", "one")
+    better = BestValue("b", 4.0, "min", "two")
+    allowed = BestValue("b", 4.0, "min", "two", allows_unlike=True)
+    assert better_of({"x": held}, {"x": better}) == {"x": held}
+    assert better_of({"x": held}, {"x": allowed}) == {"x": allowed}
+    assert better_of({"x": held}, {"x": BestValue("b", 4.0)}) == {"x": held}
+    assert better_of({"x": BestValue("b", 4.0)}, {"x": held}) == {"x": BestValue("b", 4.0)}
+    earlier = Earlier(names=("a",), marked="a", best={"x": held})
+    for own, is_best in ((better, False), (allowed, True)):
+        about = CheckpointMetadata(name="b", step=1, epoch=0, best={"x": own})
+        assert earlier.is_beaten_by(about) is is_best
+        assert earlier.is_beaten_by(CheckpointMetadata.from_dict(about.to_dict())) is is_best

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from opusclip_mlops.metadata import BestValue, CheckpointMetadata, StoredFile
+from opusclip_mlops.passports import Interval, Passport
 from opusclip_mlops.version_page import LONGEST, Sample, VersionPage, escaped, latest_sample
 
 RUN = "0123456789abcdef0123456789abcdef"
@@ -71,6 +72,30 @@ Sample [samples/a, step 20]({clip})
 
 ![](get-artifact?path={address}%2Bcompressed.webp&run_uuid={RUN})"""
     )
+
+
+def test_a_value_with_a_passport_says_how_it_was_measured() -> None:
+    """Its interval, how many it is over, and what to compare it by; rubbish says nothing."""
+    interval = Interval(low=39.5, high=41, level=0.95, method="b", resamples=9, seed=0)
+    passport = Passport(
+        metric="fid", version="1", count=1000, unit="frames", extractor="net|x", interval=interval
+    )
+    text = page(
+        metrics={"fid": 40.0, "loss": 1.0, "odd": 2.0},
+        passports={"fid": passport.to_dict(), "odd": {"metric": 1}},
+    ).description()
+    assert "| metric | value | how |\n|---|---|---|" in text
+    said = f"39.5 to 41 (95%); 1,000 frames; passport {passport.digest}; net&#124;x"
+    assert f"| fid | &emsp;40 | {said} |" in text
+    assert "| loss | &emsp;1 |  |\n| odd | &emsp;2 |  |" in text
+
+
+def test_a_value_s_passport_is_named_whatever_else_it_says() -> None:
+    """A long unit or extractor does not push out what values are compared by."""
+    passport = Passport(metric="fid", version="1", count=9, unit="<b>|" * 99, extractor="net" * 99)
+    text = page(metrics={"fid": 40.0}, passports={"fid": passport.to_dict()}).description()
+    assert f"; passport {passport.digest}; netnet" in text
+    assert "<b>" not in text
 
 
 def test_what_is_not_known_is_not_spoken_of() -> None:
@@ -205,6 +230,9 @@ def test_a_sample_is_the_last_one_by_the_checkpoints_step() -> None:
         "images/other.webp",
     ]
     assert latest_sample(paths, step=20) == Sample("samples/a", 15, "abcdef16", paths[2])
+    of_panel = PICTURE.replace("samples~a", "panels~kites-1").format(15, 9, "abcdef17")
+    assert latest_sample([of_panel, *paths], step=20).mark == "abcdef16"  # type: ignore[union-attr]
+    assert latest_sample([of_panel], step=20) is not None
     assert latest_sample(paths[4:], step=20) == Sample(
         "samples/a", 18, "4b0d37a5-5b56-44b4-8d6f-1d0a66a3b6c2", paths[4]
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from opusclip_mlops import samples
 from opusclip_mlops.errors import DataError
 from opusclip_mlops.video import read_clip, video_files
 
@@ -24,13 +25,29 @@ _DIGEST_CHARACTERS = 32
 
 @dataclass(frozen=True)
 class SourceClip:
-    """One film: frames float (T, 3, H, W) in 0..1, in two parts that share no frame."""
+    """One film: frames float (T, 3, H, W) in 0..1, in two parts that share no frame.
+
+    `sha256` is that of its file.
+    """
 
     path: Path
+    sha256: str
     caption: str
     fps: float
     train: torch.Tensor
     held_out: torch.Tensor
+
+    def pieces(self) -> tuple[samples.SourceClip, samples.SourceClip]:
+        """Both parts by timecodes: what is trained on, and what is held out."""
+        split_s = len(self.train) / self.fps
+        end_s = split_s + len(self.held_out) / self.fps
+        return self._piece("training", 0.0, split_s), self._piece("held out", split_s, end_s)
+
+    def _piece(self, use: str, start_s: float, end_s: float) -> samples.SourceClip:
+        uri = str(self.path.resolve())
+        return samples.SourceClip(
+            uri=uri, sha256=self.sha256, start_s=start_s, end_s=end_s, use=use
+        )
 
 
 @dataclass(frozen=True)
@@ -51,6 +68,20 @@ class ClipDataset:
     def sources(self) -> list[str]:
         """Where the films lie."""
         return [str(clip.path) for clip in self.clips]
+
+    def pieces(self, *, context: str) -> list[samples.SourceClip]:
+        """The parts of the films that are used, by timecodes: an evaluation uses the held out."""
+        trained_on = context == "training"
+        return [
+            piece
+            for clip in self.clips
+            for piece in clip.pieces()
+            if trained_on or piece.use == "held out"
+        ]
+
+    def captions(self) -> tuple[str, ...]:
+        """What the films are called, each once."""
+        return tuple(dict.fromkeys(clip.caption for clip in self.clips))
 
     @property
     def train_frame_count(self) -> int:
@@ -162,6 +193,7 @@ def _load(path: Path, *, frames: int, size: int, held_out: float) -> SourceClip:
     pixels = torch.from_numpy(clip.frames).permute(0, 3, 1, 2).float().div(255)
     return SourceClip(
         path=path,
+        sha256=samples.sha256_of(path),
         caption=caption_of(path),
         fps=clip.fps,
         train=pixels[:-kept_back],

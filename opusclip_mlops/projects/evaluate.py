@@ -17,7 +17,7 @@ from opusclip_mlops.errors import CheckpointError, ConfigError, RegistryError
 from opusclip_mlops.projects import options
 from opusclip_mlops.projects.data import DEFAULT, MAX_FRAMES, MAX_SIZE, ClipDataset, load_dataset
 from opusclip_mlops.projects.models import ClipModel, ModelConfig, build_model
-from opusclip_mlops.projects.train import Scores, log_dataset, log_sample, validate
+from opusclip_mlops.projects.train import Scores, log_dataset, log_samples, validate
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.refusals import asking_faults
 from opusclip_mlops.tracker import ExperimentTracker
@@ -106,7 +106,7 @@ def load_model(folder: Path, settings: Settings) -> tuple[ClipModel, CheckpointM
 
 
 def evaluate(settings: Settings, tracker: ExperimentTracker) -> str:
-    """Score a model on the held-out frames; logs the scores and a sample, returns the table.
+    """Score a model on the held-out frames; logs the scores and samples, returns the table.
 
     Raises:
         OpusclipError: the data or the model cannot be read; the message names which.
@@ -120,7 +120,7 @@ def evaluate(settings: Settings, tracker: ExperimentTracker) -> str:
     torch.manual_seed(settings.seed)
     scores = validate(model, dataset, batch_size=_BATCH_SIZE)
     tracker.log_metrics(scores.named("eval"), metadata.step)
-    log_sample(model, dataset, tracker, seed=settings.seed)
+    log_samples(model, dataset, tracker, seed=settings.seed, checkpoint=metadata)
     return table(scores, dataset, metadata, model_uri=settings.model_uri)
 
 

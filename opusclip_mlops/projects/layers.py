@@ -82,11 +82,13 @@ class Block(nn.Module):
         return thought
 
     def _attend(self, hidden: Tensor, layers: nn.ModuleList, *, causal: bool) -> Tensor:
-        parts = layers[0](hidden).unflatten(-1, (3, self.heads, -1))
+        # With one dimension more, PyTorch would take its slow attention.
+        asked: Tensor = layers[0](hidden.flatten(0, 1))
+        parts = asked.reshape(*asked.shape[:-1], 3, self.heads, -1)
         query, key, value = (part.transpose(-3, -2) for part in parts.unbind(-3))
         mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=causal)
         attended: Tensor = layers[1](mixed.transpose(-3, -2).flatten(-2))
-        return attended
+        return attended.reshape(*hidden.shape[:2], *attended.shape[1:])
 
 
 def time_features(frames: int, width: int, *, of: int = 0) -> Tensor:

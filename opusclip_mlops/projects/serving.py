@@ -73,7 +73,10 @@ INPUT_EXAMPLE = pd.DataFrame({"prompt": ["a rabbit in a meadow"], "seed": [0], "
 """A request that every registered generator answers."""
 
 _REGISTERED = "registered_model_meta"
-_SERVED_WITH = ("mlflow", "torch", "safetensors", "msgspec", "numpy", "av", "pillow")
+_SERVED_WITH = (
+    "mlflow", "torch", "safetensors", "msgspec", "numpy", "av", "pillow",
+    "psutil", "prometheus_client",  # where it is watched
+)  # fmt: skip
 
 
 def pip_requirements() -> list[str]:

@@ -6,7 +6,7 @@ clips -> epochs of train, validate, sample, checkpoint -> the best checkpoint is
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,15 +18,21 @@ from torch.nn.utils import clip_grad_norm_
 from opusclip_mlops import registry
 from opusclip_mlops.config import TrackingConfig
 from opusclip_mlops.errors import ConfigError, DeliveryError
-from opusclip_mlops.metrics.frame import calculate_video_metrics
+from opusclip_mlops.metadata import CheckpointMetadata
+from opusclip_mlops.panels import Panel
 from opusclip_mlops.projects import options, serving, summary
 from opusclip_mlops.projects.data import DEFAULT, MAX_FRAMES, MAX_SIZE, ClipDataset, load_dataset
 from opusclip_mlops.projects.models import KINDS, ClipModel, ModelConfig, build_model
 from opusclip_mlops.registry import RegisteredVersion
+from opusclip_mlops.samples import Origin
+from opusclip_mlops.scoring import calculate_video_metrics
 from opusclip_mlops.tracker import ExperimentTracker
 from opusclip_mlops.video import to_frames
 
 _MAX_GRADIENT_NORM = 1.0
+_ARRIVAL_WAIT_S = 600.0
+_PANEL_PROMPTS = 4
+_PROMPT_CHARACTERS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +160,7 @@ def train(settings: Settings, tracker: ExperimentTracker) -> list[Epoch]:
     log_dataset(dataset, tracker, context="training")
     training = Training(settings, dataset)
     # MLflow's image grid opens at step 0: what the untrained model makes.
-    log_sample(training.model, dataset, tracker, seed=settings.seed)
+    log_samples(training.model, dataset, tracker, seed=settings.seed)
     epochs = []
     for number in range(1, settings.epochs + 1):
         epochs.append(run_epoch(number, training, tracker))
@@ -173,8 +179,9 @@ def run_epoch(number: int, training: Training, tracker: ExperimentTracker) -> Ep
     scores = validate(training.model, training.dataset, batch_size=training.settings.batch_size)
     tracker.log_metrics(scores.named("val"), training.step)
     tracker.log_performance_metrics()
-    log_sample(training.model, training.dataset, tracker, seed=training.settings.seed)
     checkpoint = save_checkpoint(number, training, scores, tracker)
+    # Behind the checkpoint of its step: by that it is known what made it.
+    log_samples(training.model, training.dataset, tracker, seed=training.settings.seed)
     seconds = time.perf_counter() - started_s
     return Epoch(number, checkpoint, float(np.mean(losses)), scores, seconds)
 
@@ -198,14 +205,67 @@ def validate(model: ClipModel, dataset: ClipDataset, *, batch_size: int) -> Scor
     return Scores(float(np.mean(losses)), **scores, baseline_psnr=baseline["psnr"])
 
 
-def log_sample(
-    model: ClipModel, dataset: ClipDataset, tracker: ExperimentTracker, *, seed: int
+def log_samples(
+    model: ClipModel,
+    dataset: ClipDataset,
+    tracker: ExperimentTracker,
+    *,
+    seed: int,
+    checkpoint: CheckpointMetadata | None = None,
+) -> None:
+    """Log what a model makes of the captions: a panel, and one clip beside a held-out one.
+
+    Args:
+        model: What makes them.
+        dataset: Where captions and the held-out clip are from.
+        tracker: Logs them.
+        seed: Of what is generated.
+        checkpoint: What the model was loaded from; otherwise that which was saved at this step.
+    """
+    panel = panel_of(dataset, seed=seed)
+    clips = [
+        model.generate(one.prompt, seed=one.seed, frames=dataset.frames) for one in panel.cells
+    ]
+    tracker.log_panel(panel, clips, fps=dataset.fps, checkpoint=checkpoint)
+    log_pair(model, dataset, tracker, seed=seed, checkpoint=checkpoint)
+
+
+def panel_of(dataset: ClipDataset, *, seed: int) -> Panel:
+    """The same panel for every model of a dataset: its first captions."""
+    captions = dict.fromkeys(one[:_PROMPT_CHARACTERS] for one in dataset.captions())
+    return Panel(
+        name="captions",
+        prompts=tuple(captions)[:_PANEL_PROMPTS],
+        seeds=(seed,),
+        sampler={"frames": dataset.frames, "size": dataset.clips[0].train.shape[-1]},
+    )
+
+
+def log_pair(
+    model: ClipModel,
+    dataset: ClipDataset,
+    tracker: ExperimentTracker,
+    *,
+    seed: int,
+    checkpoint: CheckpointMetadata | None,
 ) -> None:
     """Log a generated clip beside a held-out one of the same caption: generated | target."""
     window, caption = dataset.held_out_windows()[0]
     generated = model.generate(caption, seed=seed, frames=len(window))
     pair = np.concatenate([generated, to_frames(window)], axis=2)
-    tracker.log_video(pair, "samples/generated_vs_target", fps=dataset.fps, caption=caption)
+    held_out = dataset.clips[0].pieces()[1]
+    shown = replace(held_out, end_s=held_out.start_s + len(window) / dataset.fps)
+    origin = Origin(
+        prompt=caption,
+        seed=seed,
+        sampler={"frames": len(window)},
+        checkpoint=checkpoint.name if checkpoint else "",
+        weights_sha256=checkpoint.weights_sha256 if checkpoint else "",
+        sources=(shown,),
+    )
+    tracker.log_video(
+        pair, "samples/generated_vs_target", fps=dataset.fps, caption=caption, origin=origin
+    )
 
 
 def save_checkpoint(
@@ -228,7 +288,7 @@ def save_checkpoint(
 
 
 def log_dataset(dataset: ClipDataset, tracker: ExperimentTracker, *, context: str) -> None:
-    """Log a dataset as an input of the run."""
+    """Log a dataset as an input of the run, with the films that it is made of."""
     profile: dict[str, Any] = {
         "clips": len(dataset.clips),
         "train_frames": dataset.train_frame_count,
@@ -243,6 +303,7 @@ def log_dataset(dataset: ClipDataset, tracker: ExperimentTracker, *, context: st
         source=str(source),
         profile=profile,
         context=context,
+        sources=dataset.pieces(context=context),
     )
 
 
@@ -253,9 +314,12 @@ def register(name: str, tracker: ExperimentTracker) -> RegisteredVersion:
         DeliveryError: the checkpoint has not arrived in MLflow.
         RegistryError: MLflow refused or did not answer.
     """
-    if not tracker.flush(sink="mlflow"):
-        wait_s = tracker.config.drain_timeout_s
-        raise DeliveryError(f"{name} is not registered: not all is in MLflow after {wait_s:g} s")
+    wait_s = max(_ARRIVAL_WAIT_S, tracker.config.drain_timeout_s)
+    if not tracker.flush(sink="mlflow", timeout_s=wait_s):
+        raise DeliveryError(
+            f"{name} is not registered: not all is in MLflow after {wait_s:g} s; once it is "
+            f"(opusclip status): opusclip register RUN --as {name}"
+        )
     return registry.register(
         tracker.run_id,
         name=name,

@@ -51,12 +51,16 @@ class Written:
         safe_rows: The ordinal just behind the last row that no crash can lose any more; None when
             that is all that was given.
         unfinished: Something that was taken is still on its way: an empty batch asks again.
+        fault: Why that is, where it could not be sent, on one line; empty otherwise.
+        faults: How often something could not be sent since the last batch.
     """
 
     state: SinkState = field(default_factory=dict)
     refused: tuple[Refusal, ...] = ()
     safe_rows: int | None = None
     unfinished: bool = False
+    fault: str = ""
+    faults: int = 0
 
 
 class Sink(Protocol):

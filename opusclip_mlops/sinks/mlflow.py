@@ -8,8 +8,6 @@ shipper that died is found again by its tag.
 import contextlib
 import fcntl
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +22,8 @@ from mlflow import MlflowClient, get_tracking_uri
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
-from opusclip_mlops import checkpoints, layout, media, records
+from opusclip_mlops import checkpoints, layout, records
+from opusclip_mlops.checkpoint_uploads import CheckpointUploads
 from opusclip_mlops.deaths import TRACEBACK_TAG
 from opusclip_mlops.errors import CheckpointError, VideoError
 from opusclip_mlops.faults import PutOff, attempted
@@ -43,15 +42,22 @@ from opusclip_mlops.redaction import one_line
 from opusclip_mlops.refusals import EXISTS, is_for_good, reason_of
 from opusclip_mlops.sessions import sessions
 from opusclip_mlops.sinks import Refusal, SinkState, Written
+from opusclip_mlops.uploads import Uploads
+from opusclip_mlops.wall_shipping import Walls
 from opusclip_mlops.wandb_layout import wandb_mode
 
 if TYPE_CHECKING:
     from opusclip_mlops.sinks import Sink
 
-_LOGGED_IMAGES_TAG = "mlflow.loggedImages"
 _METRICS_PER_CALL = 1000
 _TOO_LARGE = 413
-_FILES = (records.Video, records.Text, records.Checkpoint, records.CheckpointDropped)
+_FILES = (
+    records.Video,
+    records.Samples,
+    records.Text,
+    records.Checkpoint,
+    records.CheckpointDropped,
+)
 
 
 class MlflowSink:
@@ -85,6 +91,17 @@ class MlflowSink:
         if run.data.tags.get(MIRROR_OF_TAG) != self._run_id:
             self._client.set_tag(self._run_id, MIRROR_OF_TAG, self._run_id)
         self._params = dict(run.data.params)
+        self._uploads = Uploads(self._client, self._run_id, self._folder)
+        due = state.get("walls", ())
+        self._checkpoints = CheckpointUploads(
+            self._run_id,
+            self._folder,
+            artifact_uri=run.info.artifact_uri,
+            tracking_uri=self._client.tracking_uri,
+        )
+        self._walls = Walls(
+            self._client, self._run_id, self._folder, here=self._uploads.here, due=due
+        )
         self._pruning = Pruning(self._client, self._run_id)
         goes_on = self._manifest.run_id is not None
         self._marks = Marks(self._client, self._run_id, self._folder, goes_on=goes_on)
@@ -102,22 +119,34 @@ class MlflowSink:
         A file that the artifact store does not take now is put off, and tried again later.
         """
         self._refused = []
+        faults_before = self._put_off.faults
         self._put_off.try_again(self._send_checked)
         for record_or_metrics in _merged(batch.records):
             if self._no_run:
                 self._refuse(record_or_metrics, self._no_run)
             elif isinstance(record_or_metrics, list):
                 self._send_metrics(record_or_metrics)
-            elif isinstance(record_or_metrics, _FILES):
+            elif isinstance(record_or_metrics, _FILES) or _has_file(record_or_metrics):
                 self._put_off.send_or_keep(record_or_metrics, self._send_checked)
             else:
                 self._send_checked(record_or_metrics)
-        unfinished = not self._put_off.is_empty
-        return Written(self._state(), tuple(self._refused), unfinished=unfinished)
+        if not self._no_run:
+            self._walls.look()
+        return Written(
+            self._state(),
+            tuple(self._refused),
+            unfinished=not self._put_off.is_empty,
+            fault=self._put_off.fault,
+            faults=self._put_off.faults - faults_before,
+        )
 
     def close(self, end: RunEnded | None) -> None:
         """Set the run's status, end time and the reason for its end."""
-        if self._no_run or end is None:
+        if self._no_run:
+            return
+        self._walls.finish()
+        self._checkpoints.abandon()
+        if end is None:
             return
         if end.reason:
             self._client.set_tag(self._run_id, REASON_TAG, end.reason[:5000])
@@ -130,7 +159,8 @@ class MlflowSink:
             self._client.set_terminated(self._run_id, end.status, end.end_time_ms)
 
     def _state(self) -> SinkState:
-        return {"put_off": self._put_off.encoded()}
+        due = [] if self._no_run else self._walls.due
+        return {"put_off": self._put_off.encoded(), "walls": due}
 
     def _given_run(self) -> Run:
         run = self._client.get_run(str(self._manifest.run_id))
@@ -246,11 +276,9 @@ class MlflowSink:
                 self._send_tags(record.tags | self._marks.at_start(record.tags))
             case records.Dataset():
                 self._send_dataset(record)
-            case records.Video():
-                self._send_video(record)
-            case records.Text():
-                path = layout.text_path(record.key, record.step, record.timestamp_ms, record.text)
-                self._client.log_text(self._run_id, record.text, path)
+            case records.Video() | records.Samples() | records.Text():
+                self._uploads.send(record)
+                self._walls.note(record)
             case records.Checkpoint():
                 self._pruning.awaited.add(record.name)
                 self._send_checkpoint(record)
@@ -283,28 +311,14 @@ class MlflowSink:
         )  # fmt: skip
         tags = [InputTag("mlflow.data.context", record.context)]
         self._client.log_inputs(self._run_id, datasets=[DatasetInput(dataset, tags)])
-
-    def _send_video(self, record: records.Video) -> None:
-        """The clip under media/video/, and moving in the stock image grid.
-
-        MLflow's UI plays whatever lies under images/ by the name its own `log_image` gives.
-        """
-        name = media.artifact_name(record)
-        mp4 = media.rendition(self._folder, record, "mp4")
-        self._upload(mp4, layout.clip_folder(record.key), f"{name}.mp4")
-        still = layout.image_stem(record.key, record.step, record.timestamp_ms, name[-8:])
-        self._upload(media.rendition(self._folder, record, "png"), layout.IMAGES, f"{still}.png")
-        moving = media.rendition(self._folder, record, "webp")
-        self._upload(moving, layout.IMAGES, f"{still}+compressed.webp")
-        self._send_tags({_LOGGED_IMAGES_TAG: "True"})
+        if record.sources:
+            listed = self._folder.media / Path(record.sources).name
+            self._client.log_artifact(self._run_id, str(listed), layout.DATASETS)
 
     def _send_checkpoint(self, record: records.Checkpoint) -> None:
         source = self._checkpoint_folder(record.name)
-        about = checkpoints.seal(source, run_id=self._run_id)
-        if checkpoints.is_dropped(source):
-            return
-        self._client.log_artifacts(self._run_id, str(source), f"{layout.CHECKPOINTS}/{source.name}")
-        if checkpoints.is_dropped(source):
+        about = self._checkpoints.send(source)
+        if about is None or checkpoints.is_dropped(source):
             # In this moment: what has arrived is removed by the record that follows.
             return
         self._send_tags(self._marks.at_arrival(record, about))
@@ -313,14 +327,9 @@ class MlflowSink:
     def _checkpoint_folder(self, name: str) -> Path:
         return self._folder.checkpoints / Path(name).name
 
-    def _upload(self, path: Path, artifact_folder: str, name: str) -> None:
-        with tempfile.TemporaryDirectory(dir=self._folder.media) as folder:
-            try:
-                os.link(path, Path(folder, name))
-            except OSError:
-                # A file system without hard links, such as exFAT or CIFS.
-                shutil.copyfile(path, Path(folder, name))
-            self._client.log_artifact(self._run_id, str(Path(folder, name)), artifact_folder)
+
+def _has_file(record: Record) -> bool:
+    return isinstance(record, records.Dataset) and bool(record.sources)
 
 
 @contextlib.contextmanager

@@ -204,8 +204,9 @@ class WandbSink:
         """A record that is no number, as W&B shows it."""
         match record:
             case records.Video():
-                path = media.rendition(self._folder, record, "mp4")
-                return wandb.Video(str(path), caption=record.caption or None, format="mp4")
+                path = media.playable(self._folder, record)
+                kind: Any = path.suffix.removeprefix(".")
+                return wandb.Video(str(path), caption=record.caption or None, format=kind)
             case records.Image():
                 path = self._folder.media / Path(record.file).name
                 with _unreadable_is_refused(path):

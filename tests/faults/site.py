@@ -62,7 +62,7 @@ class Trainer:
         """What it has printed on stderr so far."""
         return self.errors.read_text(errors="replace")
 
-    def wait(self, *, deadline_s: float = 150.0) -> int:
+    def wait(self, *, deadline_s: float = 300.0) -> int:
         """Wait until it has ended; its exit code, negative for a signal."""
         return self.process.wait(timeout=deadline_s)
 
@@ -194,7 +194,7 @@ class Site:
         assert self.journals, "; ".join(trainer.stderr for trainer in self.trainers)
         return self.journals[0]
 
-    def await_delivery(self, *, deadline_s: float = 150.0) -> None:
+    def await_delivery(self, *, deadline_s: float = 300.0) -> None:
         """Wait until every run has ended and every sink has everything, nothing refused."""
         deadline = time.monotonic() + deadline_s
         while self.journals and self._goes_on() and time.monotonic() < deadline:
@@ -259,7 +259,7 @@ class Site:
             cwd=self.folder,
             capture_output=True,
             text=True,
-            timeout=150,
+            timeout=300,
             check=False,
         )
 

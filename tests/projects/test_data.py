@@ -9,6 +9,7 @@ import torch
 
 from opusclip_mlops.errors import DataError, VideoError
 from opusclip_mlops.projects.data import ClipDataset, caption_of, find_default_clip, load_dataset
+from opusclip_mlops.samples import SourceClip
 from opusclip_mlops.video import read_clip, write_mp4
 
 FRAMES, SIZE = 4, 16
@@ -55,6 +56,16 @@ def test_the_held_out_frames_are_the_last_and_none_is_trained_on(tmp_path: Path)
     ]
     assert not shades[0] & shades[1]
     assert max(shades[0]) < min(shades[1])
+
+
+def test_the_parts_of_a_film_are_known_by_timecodes(tmp_path: Path) -> None:
+    """Both of its file, one behind the other; an evaluation uses what is held out."""
+    path = film(tmp_path / "ramp.mp4")
+    dataset = loaded(path)
+    train, held_out = dataset.pieces(context="training")
+    assert train == SourceClip.of_file(path, start_s=0, end_s=1.6, use="training")
+    assert held_out == SourceClip.of_file(path, start_s=1.6, end_s=2.0, use="held out")
+    assert dataset.pieces(context="evaluation") == [held_out]
 
 
 def test_no_training_window_reaches_into_the_held_out_part(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from opusclip_mlops.checkpoints import WEIGHTS, verify
+from opusclip_mlops.descent import lineage
 from opusclip_mlops.errors import CheckpointError, ConfigError
 from opusclip_mlops.projects.evaluate import Settings, fetch_checkpoint, load_model
 from opusclip_mlops.video import read_clip
@@ -118,6 +119,33 @@ def test_an_evaluation_logs_a_sample(trained: Trained, scored: tuple[Run, str]) 
     assert Path(found.path).name.startswith(f"step_00{step}-")
     clip = read_clip(trained.client.download_artifacts(scored[0].info.run_id, found.path))
     assert clip.frames.shape == (FRAMES, SIZE, 2 * SIZE, 3)
+
+
+def test_the_film_leads_to_the_model_its_version_and_their_samples(
+    trained: Trained, scored: tuple[Run, str]
+) -> None:
+    """From the film's file alone: what was trained on it, registered, evaluated and shown."""
+    found = lineage(str(trained.data), tracking_uri=store(trained.folder))
+    used = {one.context: (one.trains, [clip.use for clip in one.clips]) for one in found.datasets}
+    assert used == {
+        "training": (True, ["held out", "training"]),
+        "evaluation": (False, ["held out"]),
+    }
+    assert [(one.run_id, one.by) for one in found.checkpoints] == [
+        (trained.run.info.run_id, "dataset")
+    ]
+    assert [(one.model, one.version, one.by) for one in found.versions] == [
+        ("clip-generator", 1, "weights")
+    ]
+    evaluated = scored[0].info.run_id
+    assert [one.run_id for one in found.evaluations] == [evaluated]
+    told = {(one.run_id, one.key.partition("/")[0], one.by) for one in found.samples}
+    assert told == {
+        (trained.run.info.run_id, "panels", "weights"),
+        (trained.run.info.run_id, "samples", "source"),
+        (evaluated, "panels", "weights"),
+        (evaluated, "samples", "source"),
+    }
 
 
 def test_the_table_says_what_was_scored_on_what(trained: Trained, scored: tuple[Run, str]) -> None:

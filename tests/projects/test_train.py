@@ -1,9 +1,11 @@
 """Training: what a run leaves in MLflow, what it says at its end, and how it fails."""
 
 import base64
+import json
 import re
 import shlex
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,12 @@ from mlflow.entities import Run
 
 from opusclip_mlops.checkpoints import load_weights, verify
 from opusclip_mlops.errors import ConfigError
-from opusclip_mlops.metrics.frame import calculate_video_metrics
+from opusclip_mlops.panels import Panel
 from opusclip_mlops.projects import options
 from opusclip_mlops.projects.data import ClipDataset, load_dataset
 from opusclip_mlops.projects.models import ModelConfig, build_model
-from opusclip_mlops.projects.train import Settings, Training, command, validate
+from opusclip_mlops.projects.train import Settings, Training, command, panel_of, validate
+from opusclip_mlops.scoring import calculate_video_metrics
 from opusclip_mlops.video import read_clip
 from opusclip_mlops.wandb_log import rows
 from tests.journeys import store
@@ -194,6 +197,33 @@ def test_each_epoch_logs_a_generated_clip_beside_its_target(trained: Trained) ->
     window, caption = trained.dataset.held_out_windows()[0]
     assert caption == CAPTION
     assert calculate_video_metrics(clip.frames[:, :, SIZE:], window)["psnr"] > 25
+
+
+def test_each_epoch_logs_the_same_panel_with_what_made_it(trained: Trained) -> None:
+    """Before training no checkpoint did; then each epoch's own, by its weights."""
+    panel = panel_of(trained.dataset, seed=7)
+    assert [(one.prompt, one.seed) for one in panel.cells] == [(CAPTION, 7)]
+    folder = f"panels/{panel.title}"
+    accounts = [
+        json.loads(trained.fetched(f"{folder}/{name}").read_text())
+        for name in trained.artifacts(folder)
+    ]
+    cells = [one["cells"][panel.cells[0].name] for one in accounts]
+    assert len(cells) == EPOCHS + 1
+    assert all(Panel.from_dict(one["panel"]) == panel for one in accounts)
+    assert "checkpoint" not in cells[0]["origin"]
+    names = trained.artifacts("checkpoints")
+    assert [one["origin"]["checkpoint"] for one in cells[1:]] == names
+    assert len({one["origin"]["weights_sha256"] for one in cells[1:]}) == EPOCHS
+
+
+def test_the_films_of_the_dataset_are_told_with_their_parts(trained: Trained) -> None:
+    """By the film's hash, with the timecodes of what was trained on and held out."""
+    [used] = trained.run.inputs.dataset_inputs
+    [film_] = json.loads(used.dataset.profile)["sources"]["films"]
+    assert film_["sha256"] == sha256(trained.data.read_bytes()).hexdigest()
+    assert [use for _, _, use in film_["clips"]] == ["training", "held out"]
+    assert film_["clips"][0][1] == film_["clips"][1][0] == pytest.approx(19 / FPS)
 
 
 def test_the_best_checkpoint_is_registered_and_answers(

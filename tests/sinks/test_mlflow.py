@@ -18,6 +18,8 @@ from opusclip_mlops.delivery import deliver
 from opusclip_mlops.folder import CONTROL, RunFolder
 from opusclip_mlops.layout import LAST_TAG
 from opusclip_mlops.records import Checkpoint, Dataset, Metrics, Params, Tags, Text
+from opusclip_mlops.samples import SourceClip
+from opusclip_mlops.sources import Sources
 from tests.faults.proxy import FaultProxy
 from tests.journeys import append, end, make_run, store, wait_until
 from tests.reading import Point, points_of_mlflow
@@ -235,6 +237,24 @@ def artifacts(folder: RunFolder) -> Path:
 def put_off(folder: RunFolder) -> int:
     """How many files wait for the artifact store."""
     return len(folder.progress("mlflow").state.get("put_off", ()))
+
+
+def test_a_dataset_is_an_input_before_its_list_of_films_is_taken(tmp_path: Path) -> None:
+    """The list waits for the artifact store, and is then where the dataset's profile says."""
+    obstacle = obstructed(tmp_path)
+    folder = make_run(tmp_path)
+    films = Sources.of("films", "d1", "training", [SourceClip(uri="/films/kite.mp4")])
+    listed = films.keep_in(folder.media)
+    append(folder, [Dataset("films", "d1", "local", "{}", "training", sources=listed)])
+    end(folder)
+    with delivering(folder):
+        wait_until(lambda: put_off(folder) == 1)
+        [used] = run_of(folder).inputs.dataset_inputs
+        assert used.dataset.digest == "d1"
+        obstacle.unlink()
+    assert (artifacts(folder) / films.path).read_text() == films.text
+    assert len(run_of(folder).inputs.dataset_inputs) == 1
+    assert folder.is_delivered()
 
 
 def test_files_that_are_not_taken_hold_up_no_number(tmp_path: Path) -> None:
