@@ -8,12 +8,9 @@ W&B's own variable for the same thing, the file (`TrackingConfig.from_file`, or 
 import contextvars
 import difflib
 import functools
-import json
-import numbers
 import os
-import tomllib
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
@@ -21,12 +18,18 @@ from typing import Any, Self, TypeVar
 
 from opusclip_mlops.errors import ConfigError
 from opusclip_mlops.redaction import redacted
+from opusclip_mlops.setting_values import (
+    MAPPINGS,
+    RULES,
+    UNSET,
+    converted,
+    parse_toml,
+    parse_yaml,
+    parsed_json,
+    parsed_tags,
+)
 
 T = TypeVar("T")
-
-WANDB_MODES = ("online", "offline", "disabled")
-PRIORITIES = ("high", "medium", "low")
-LEAST_QUOTA_BYTES = 1024**2
 
 _TRAINING_FIELDS = (
     "log_frequency", "save_frequency", "max_epochs", "learning_rate", "batch_size", "device",
@@ -42,16 +45,14 @@ _FOREIGN_VARIABLES = {
     "wandb_entity": "WANDB_ENTITY",
     "wandb_dir": "WANDB_DIR",
 }
-_MAPPINGS: dict[str, Any] = {"priorities": Mapping[str, str], "log_intervals": Mapping[str, int]}
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
-_UNSET: Any = object()
 _file: contextvars.ContextVar[Path | None] = contextvars.ContextVar("file", default=None)
 
 
 def _setting(default: T) -> T:
     """A dataclass field that falls back on environment, file and default, in this order."""
     return field(
-        default=typing.cast(T, _UNSET),
+        default=typing.cast(T, UNSET),
         metadata={"default": default},
         hash=not isinstance(default, Mapping),
     )
@@ -135,12 +136,12 @@ class TrackingConfig:
         return config
 
     def __post_init__(self) -> None:
-        unset = [one for one in fields(TrackingConfig) if getattr(self, one.name) is _UNSET]
+        unset = [one for one in fields(TrackingConfig) if getattr(self, one.name) is UNSET]
         file, settings = _read_settings() if unset else (None, {})
         elsewhere = set()
         for one in fields(TrackingConfig):
             value, origin = getattr(self, one.name), one.name
-            if value is _UNSET:
+            if value is UNSET:
                 value, origin = _found(one, file, settings)
             if origin != one.name:
                 elsewhere.add(one.name)
@@ -205,38 +206,6 @@ class TrackingConfig:
             _file.reset(token)
 
 
-_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "drain_timeout_s": (lambda v: 0 <= v < float("inf"), "0 or more seconds"),
-    "priorities": (
-        lambda v: all(one in PRIORITIES for one in v.values()),
-        "a mapping of key patterns to high, medium or low",
-    ),
-    "log_intervals": (
-        lambda v: all(one in PRIORITIES and steps >= 1 for one, steps in v.items()),
-        "a mapping of high, medium or low to 1 or more steps",
-    ),
-    "backlog_quota_bytes": (
-        lambda v: v >= LEAST_QUOTA_BYTES,
-        f"{LEAST_QUOTA_BYTES} or more bytes (1 MiB)",
-    ),
-    "system_metrics_interval_s": (lambda v: 0.5 <= v < float("inf"), "0.5 or more seconds"),
-    "log_frequency": (lambda v: v >= 1, "1 or more"),
-    "save_frequency": (lambda v: v >= 1, "1 or more"),
-    "max_epochs": (lambda v: v >= 1, "1 or more"),
-    "learning_rate": (lambda v: 0 < v < float("inf"), "above 0"),
-    "batch_size": (lambda v: v >= 1, "1 or more"),
-    "wandb_mode": (lambda v: v is None or v in WANDB_MODES, f"one of {', '.join(WANDB_MODES)}"),
-    # As much as MLflow's columns hold: PostgreSQL would refuse to make the run.
-    "experiment_name": (
-        lambda v: v is None or (v.strip() and len(v) <= 256),
-        "a name of at most 256 characters",
-    ),
-    "run_name": (lambda v: v is None or len(v) <= 250, "at most 250 characters"),
-    "notes": (lambda v: len(v) <= 8000, "at most 8000 characters"),
-    "run_id": (lambda v: v is None or v.isalnum(), "an MLflow run id (letters and digits)"),
-}
-
-
 def _refuse_unknown(given: Mapping[str, Any], known: list[str], where: str) -> None:
     for name in given:
         if name not in known:
@@ -270,28 +239,11 @@ def _read_file(path: Path) -> Mapping[str, Any]:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise ConfigError(f"config file {path} cannot be read: {reason}") from None
     is_toml = path.suffix.lower() == ".toml"
-    settings = _parse_toml(path, text) if is_toml else _parse_yaml(path, text)
+    settings = parse_toml(path, text) if is_toml else parse_yaml(path, text)
     if not isinstance(settings, Mapping):
         raise ConfigError(f"config file {path} must hold names and values")
     _refuse_unknown(settings, list(_hints()), f"config file {path}")
     return settings
-
-
-def _parse_toml(path: Path, text: str) -> Any:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"config file {path} is not TOML: {error}") from None
-
-
-def _parse_yaml(path: Path, text: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"config file {path} is not YAML: {reason}") from None
 
 
 @functools.cache
@@ -302,9 +254,9 @@ def _hints() -> Mapping[str, Any]:
 def _parsed(name: str, text: str, origin: str) -> Any:
     """The text of an environment variable, or of a file, as a value of the field's type."""
     if name == "tags":
-        return _parsed_tags(text, origin)
-    if name in _MAPPINGS:
-        return _parsed_json(text, origin)
+        return parsed_tags(text, origin)
+    if name in MAPPINGS:
+        return parsed_json(text, origin)
     if name == "wandb_mode" and origin == "WANDB_MODE":
         return {"dryrun": "offline", "run": "online"}.get(text, text)
     hint = _hints()[name]
@@ -317,72 +269,19 @@ def _parsed(name: str, text: str, origin: str) -> Any:
         raise ConfigError(f"{origin} must be {_expected(name)}, not {text!r}") from None
 
 
-def _parsed_tags(text: str, origin: str) -> dict[str, str] | list[str]:
-    """Tags as JSON, or as words and names=values between commas."""
-    if text.lstrip().startswith(("{", "[")):
-        return typing.cast("dict[str, str] | list[str]", _parsed_json(text, origin))
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if not any("=" in word for word in words):
-        return words
-    pairs = (word.partition("=") for word in words)
-    return {name.strip(): value.strip() if equals else "true" for name, equals, value in pairs}
-
-
-def _parsed_json(text: str, origin: str) -> Any:
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ConfigError(f"{origin} is not JSON: {error}: {text!r:.80}") from None
-
-
 def _checked(name: str, value: Any, origin: str) -> Any:
     """A value in the field's own type.
 
     Raises:
         ConfigError: it is of another type, or out of range.
     """
-    checked = _converted(value, _hints()[name])
-    if checked is _UNSET:
+    checked = converted(value, _hints()[name])
+    if checked is UNSET:
         raise ConfigError(f"{origin} must be {_expected(name)}, not {value!r:.80}")
-    is_legal, rule = _RULES.get(name, (None, ""))
+    is_legal, rule = RULES.get(name, (None, ""))
     if is_legal and not is_legal(checked):
         raise ConfigError(f"{origin} must be {rule}, not {value!r:.80}")
     return checked
-
-
-def _converted(value: Any, hint: Any) -> Any:
-    """NumPy's numbers and paths as Python's own, tags as a copy; `_UNSET` for another type."""
-    if hint is bool:
-        return value if isinstance(value, bool) else _UNSET
-    if hint in _MAPPINGS.values():
-        return _converted_mapping(value, *typing.get_args(hint))
-    if hint in (int, float):
-        kind = numbers.Integral if hint is int else numbers.Real
-        is_number = isinstance(value, kind) and not isinstance(value, bool)
-        try:
-            return hint(value) if is_number else _UNSET
-        except OverflowError:
-            return _UNSET
-    if value is None and hint is not str:
-        return None
-    if hint in (str, str | None):
-        text = os.fspath(value) if isinstance(value, os.PathLike) else value
-        return text if isinstance(text, str) else _UNSET
-    if isinstance(value, Mapping):
-        return dict(value)
-    return (
-        list(value)
-        if isinstance(value, Sequence) and not isinstance(value, str | bytes)
-        else _UNSET
-    )
-
-
-def _converted_mapping(value: Any, *hints: Any) -> Any:
-    """A copy of a mapping, names and values in their types; `_UNSET` for anything else."""
-    if not isinstance(value, Mapping):
-        return _UNSET
-    pairs = [tuple(map(_converted, pair, hints)) for pair in value.items()]
-    return _UNSET if any(_UNSET in pair for pair in pairs) else dict(pairs)
 
 
 def _shown(value: Any) -> str:
@@ -391,8 +290,8 @@ def _shown(value: Any) -> str:
 
 def _expected(name: str) -> str:
     plain = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
-    if name in _MAPPINGS:
-        return _RULES[name][1]
+    if name in MAPPINGS:
+        return RULES[name][1]
     if name == "tags":
         return "a mapping or a list of words"
     return plain.get(_hints()[name], "a text")

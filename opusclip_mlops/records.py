@@ -129,6 +129,21 @@ class Table(msgspec.Struct, frozen=True, tag="table", array_like=True):
     rows: list[list[Any]]
 
 
+class Insight(msgspec.Struct, frozen=True, tag="insight", array_like=True):
+    """What a model looks like at a step: histograms, a graph, an embedding …, by its `kind`.
+
+    `content` holds JSON values; `files`, by the name that each has beside it, are names in the run
+    folder's media/.
+    """
+
+    timestamp_ms: int
+    step: int
+    key: str
+    kind: str
+    content: dict[str, Any]
+    files: dict[str, str] = {}
+
+
 class Files(msgspec.Struct, frozen=True, tag="files", array_like=True):
     """Files that stand in MLflow, referred to and not copied: a checkpoint, a model, all others.
 
@@ -194,6 +209,7 @@ Record = (
     | Text
     | Image
     | Table
+    | Insight
     | Files
     | About
     | Checkpoint
@@ -201,7 +217,7 @@ Record = (
     | RunEnded
 )
 
-Row = Metrics | Video | Text | Image | Table
+Row = Metrics | Video | Text | Image | Table | Insight
 """The records that carry a step: each is one point in time, in order."""
 
 SYSTEM_PREFIX = "system/"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Protocol
 
-from opusclip_mlops.config import PRIORITIES
+from opusclip_mlops.setting_values import PRIORITIES
 
 ASK_EVERY_MS = 1000
 _MAX_KEYS = 100_000

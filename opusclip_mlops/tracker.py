@@ -10,27 +10,26 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from opusclip_mlops import object_storage, provenance, records
 from opusclip_mlops.config import TrackingConfig
-from opusclip_mlops.errors import DeliveryError, OpusclipError, RecordError
+from opusclip_mlops.errors import DeliveryError, OpusclipError
 from opusclip_mlops.exits import ExitWatch, end_declared, end_of, traceback_of
 from opusclip_mlops.keeping import CheckpointKeeper
 from opusclip_mlops.loading import LoadedCheckpoint
 from opusclip_mlops.naming import checked_config
 from opusclip_mlops.passports import PASSPORTS_KEY, Passport, encoded, passports_of
 from opusclip_mlops.performance import PerformanceMeter
-from opusclip_mlops.records import now_ms
+from opusclip_mlops.profiling import ProfilingCalls, prefixed
 from opusclip_mlops.samples import SourceClip
 from opusclip_mlops.sampling import SampleCalls
 from opusclip_mlops.saving import CheckpointCalls, config_of
 from opusclip_mlops.session import JoinedSession, Session
 from opusclip_mlops.sources import Sources
-from opusclip_mlops.timing import Timing
 
 _RESUME_WAIT_S = 15.0
 
@@ -38,7 +37,7 @@ _RESUME_WAIT_S = 15.0
 _here: "dict[tuple[Path, int], ExperimentTracker]" = {}
 
 
-class ExperimentTracker(CheckpointCalls, SampleCalls):
+class ExperimentTracker(CheckpointCalls, SampleCalls, ProfilingCalls):
     """Tracks one run: metrics, params, clips, datasets and checkpoints.
 
     A context manager: leaving it closes the run FINISHED, an exception FAILED with the reason.
@@ -78,7 +77,7 @@ class ExperimentTracker(CheckpointCalls, SampleCalls):
         _here[session.folder.path, os.getpid()] = self
         self._append = session.append
         self._selection = session.selection
-        self._timing_keys: dict[tuple[str, str], str] = {}
+        self._begin_profiling()
         self._since_ms = session.since_ms
         self._keeper = CheckpointKeeper(
             session.folder, session=session.name, goes_on=session.has_earlier_parts
@@ -134,46 +133,18 @@ class ExperimentTracker(CheckpointCalls, SampleCalls):
 
     def log_training_metrics(self, epoch: int, step: int, metrics: Mapping[str, Any]) -> None:
         """Log values as `training/<key>`, with the epoch."""
-        self.log_metrics({**_prefixed("training", metrics), "training/epoch": epoch}, step)
+        self.log_metrics({**prefixed("training", metrics), "training/epoch": epoch}, step)
 
     def log_video_metrics(self, *, step: int | None = None, **metrics: Any) -> None:
         """Log video quality as `video/<name>`: `log_video_metrics(psnr=31.2, ssim=0.93)`."""
-        self._log_beside(_prefixed("video", metrics), step)
+        self._log_beside(prefixed("video", metrics), step)
 
     def log_performance_metrics(
         self, metrics: Mapping[str, Any] | None = None, step: int | None = None
     ) -> None:
         """Log as `performance/<key>` what is given, else CPU, memory and GPU use measured now."""
         measured = self._meter.measure(step=self._step) if metrics is None else metrics
-        self._log_beside(_prefixed("performance", measured), step)
-
-    def log_profiling_data(self, data: Mapping[str, Any], step: int | None = None) -> None:
-        """Log `profiling/…`: numbers, and mappings of names to numbers, as metrics.
-
-        `bottlenecks` and any other list or text becomes one text.
-        """
-        at = self._current_step(step)
-        for part, content in data.items():
-            if isinstance(content, Mapping):
-                self._log_beside(_prefixed(f"profiling/{part}", content), at)
-            elif isinstance(content, str | Sequence):
-                text = content if isinstance(content, str) else "\n".join(map(str, content))
-                self.log_text(text, f"profiling/{part}", at)
-            else:
-                self._log_beside({f"profiling/{part}": content}, at)
-
-    def profile_operation(self, name: str, category: str = "operation") -> Timing:
-        """Time a block or a function: logs `profiling/<category>/<name>/ms`, also when it raises.
-
-        Raises:
-            RecordError: a name that is no legal key.
-        """
-        key = self._timing_keys.get((category, name))
-        if key is None:
-            key = f"profiling/{category}/{name}/ms"
-            records.check_key(key)
-            self._timing_keys[category, name] = key
-        return Timing(key, self._log_now)
+        self._log_beside(prefixed("performance", measured), step)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters; a parameter keeps its first value.
@@ -186,18 +157,6 @@ class ExperimentTracker(CheckpointCalls, SampleCalls):
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags; the last value holds."""
         self._append(records.Tags(records.to_text_values(tags, what="tag")))
-
-    def log_text(self, text: str, key: str, step: int | None = None) -> None:
-        """Log a text at a step.
-
-        Raises:
-            RecordError: a key MLflow would refuse, or one that begins with `opusclip/`: these are
-                for what the tracker itself says.
-        """
-        records.check_key(key)
-        if key.startswith("opusclip/"):
-            raise RecordError(f"key {key!r} is the tracker's own: take one without opusclip/")
-        self._append(records.Text(now_ms(), self._current_step(step), key, str(text)))
 
     def log_dataset(
         self,
@@ -352,10 +311,6 @@ def _joined(config: TrackingConfig, folder: Path, since_ms: int = 0) -> Experime
 
 def _refuse_after_close(record: records.Record) -> NoReturn:
     raise OpusclipError(f"the tracker is closed: {type(record).__name__} came after close()")
-
-
-def _prefixed(prefix: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{prefix}/{key}": value for key, value in metrics.items()}
 
 
 AdvancedExperimentTracker = ExperimentTracker  # its earlier name

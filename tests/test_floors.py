@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "opusclip_mlops"
 
 FLOORS = [
     {"errors", "redaction", "slots", "lean_mlflow", "amounts", "object_storage"},
-    {"passports", "values"},
+    {"passports", "values", "setting_values"},
     {
         "config",
         "records",
@@ -71,7 +71,8 @@ FLOORS = [
     {"delivery", "differences", "mirror_writer", "signatures", "candidates", "promotion"}
     | {"material", "guarded", "announcing", "watchable"},
     {"shipper", "registry", "session", "mirroring", "gated"},
-    {"replay", "mirror_worker", "saving", "sampling"},
+    {"replay", "mirror_worker", "saving", "sampling", "insights"},
+    {"profiling"},
     {"tracker", "verifying", "server", "run_status", "descent"},
     {"operating", "projects", "doctor", "monitoring"},
     {"server_console", "doctor_console", "webhooks_console"}
