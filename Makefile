@@ -37,7 +37,7 @@ run: setup
 	.venv/bin/mlflow run . --experiment-name video-clips $(RUN_ARGS)
 
 test: .venv/.setup-test lint chromium compiler deployed
-	OMP_NUM_THREADS=1 .venv/bin/pytest -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	.venv/bin/python tests/run_all.py $(PYTEST_ARGS)
 
 lint: .venv/.setup-test
 	.venv/bin/ruff check .

@@ -10,6 +10,8 @@ pytest_plugins = ["tests.browser"]
 
 _DRAWING = Path(tempfile.gettempdir()) / f"matplotlib-of-tests-{os.geteuid()}"
 _OURS = ("MLFLOW_", "WANDB_", "OPUSCLIP_")
+# Shippers give way to all else: on a machine full of tests a close() waits long for them.
+_PATIENT = {"OPUSCLIP_DRAIN_TIMEOUT_S": "240"}
 
 # Some machines keep Python from it; then each process that a test starts compiles what it imports.
 sys.dont_write_bytecode = False
@@ -45,6 +47,8 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(_OURS):
             monkeypatch.delenv(name)
+    for name, value in _PATIENT.items():
+        monkeypatch.setenv(name, value)
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
@@ -64,6 +68,7 @@ def _nothing_of_another_file() -> Iterator[None]:
     """
     for name in [one for one in os.environ if one.startswith(_OURS)]:
         del os.environ[name]
+    os.environ.update(_PATIENT)
     yield
     if "wandb" in sys.modules:
         sys.modules["wandb"].teardown()

@@ -184,6 +184,7 @@ def serving(uri: str, folder: Path, *options: str, **env: str) -> Iterator[Serve
         "OPUSCLIP_MONITOR_INTERVAL_S": "0.5",
         "OPUSCLIP_MONITOR_CHECKS_SHARE": "1",
         "OPUSCLIP_SYSTEM_METRICS": "false",
+        "OPUSCLIP_DRAIN_TIMEOUT_S": "5",
         "OPUSCLIP_JOURNAL_DIR": str(folder / "journal"),
         "HOME": os.environ.get("HOME", str(folder)),
     }

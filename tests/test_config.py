@@ -37,6 +37,8 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "backlog_quota_bytes": (2**20, 2**21),
     "system_metrics": (False, True),
     "system_metrics_interval_s": (1.5, 2.5),
+    "profile_steps": ((10, 13), (0, 100)),
+    "alerts": ("alerts-a.yaml", "alerts-b.yaml"),
     "log_frequency": (3, 4),
     "save_frequency": (5, 6),
     "max_epochs": (7, 8),
@@ -109,6 +111,12 @@ def test_our_variable_goes_before_others_and_the_file(
     found = getattr(TrackingConfig.from_file(write_toml(tmp_path / "c.toml", name, other)), name)
     assert found == ours
     assert type(found) is type(ours)
+
+
+@pytest.fixture(autouse=True)
+def _own_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What all other tests set is not set here."""
+    monkeypatch.delenv("OPUSCLIP_DRAIN_TIMEOUT_S")
 
 
 @pytest.mark.parametrize("name", FOREIGN)
@@ -265,6 +273,7 @@ def test_a_name_in_a_file_that_is_no_text_is_refused(text: str, tmp_path: Path) 
         ("log_intervals", {"low": 2.5}),
         ("log_intervals", {"low": True}),
         ("system_metrics", 1),
+        *(("profile_steps", wrong) for wrong in (3, "10,13", (1,), (1, 2, 3), (1, 2.5), (0, True))),
     ],
 )
 def test_a_wrong_type_is_refused(name: str, value: Any) -> None:
@@ -287,6 +296,7 @@ def test_a_wrong_type_is_refused(name: str, value: Any) -> None:
         ("log_intervals", {"lowest": 5}),
         ("backlog_quota_bytes", 2**20 - 1),
         *(("system_metrics_interval_s", value) for value in (0.49, float("nan"), float("inf"))),
+        *(("profile_steps", value) for value in ((3, 3), (5, 2), (-1, 2), (0, 101))),
         ("learning_rate", 0.0),
         ("learning_rate", -0.1),
         ("wandb_mode", "ofline"),
@@ -327,6 +337,8 @@ def test_names_and_notes_may_be_as_long_as_mlflow_stores_them() -> None:
         ("OPUSCLIP_LEARNING_RATE", "nan", "OPUSCLIP_LEARNING_RATE must be above 0, not nan"),
         ("OPUSCLIP_USE_WANDB", "maybe", "OPUSCLIP_USE_WANDB must be true or false, not 'maybe'"),
         ("OPUSCLIP_TAGS", '{"a": ', "OPUSCLIP_TAGS is not JSON"),
+        ("OPUSCLIP_PROFILE_STEPS", "10", "OPUSCLIP_PROFILE_STEPS must be a first step and a later"),
+        ("OPUSCLIP_PROFILE_STEPS", "ten,12", "OPUSCLIP_PROFILE_STEPS must be a first step"),
         ("OPUSCLIP_PRIORITIES", "system/*=low", "OPUSCLIP_PRIORITIES is not JSON"),
         (
             "OPUSCLIP_PRIORITIES",
