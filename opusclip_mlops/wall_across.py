@@ -47,6 +47,21 @@ class MadeWall:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class SideBySide:
+    """What several runs have of one panel.
+
+    Attributes:
+        runs: By what they are called, in the order they were named in.
+        candidates: The steps of each run, by what it is called.
+        panel: The one that all of them sampled.
+    """
+
+    runs: Mapping[str, Run]
+    candidates: Mapping[str, Candidates]
+    panel: Panel
+
+
 def wall_of_runs(
     runs: Sequence[str],
     *,
@@ -74,19 +89,56 @@ def wall_of_runs(
         told_in_one_line("cannot read the samples"),
         tempfile.TemporaryDirectory(prefix="opusclip-wall-") as folder,
     ):
-        client = client_of(tracking_uri, None)
-        found = {one.info.run_id: one for one in (run_called(client, name) for name in runs)}
-        names = _names(list(found.values()))
-        titles = {id_: _titles(client, run, panel, names[id_]) for id_, run in found.items()}
-        every: dict[str, Candidates] = {}
-        for run_id, run in found.items():
-            title = _one_title(titles, run_id, names[run_id])
-            reading = RunOfWall.of(client, run, title, Path(tempfile.mkdtemp(dir=folder)))
-            every[names[run_id]] = _candidates(reading, title, names[run_id], steps, show)
-        wall = _laid_out(every, show)
+        beside = side_by_side(
+            client_of(tracking_uri, None),
+            runs,
+            panel=panel,
+            steps=steps,
+            folder=Path(folder),
+            show=show,
+        )
+        wall = _laid_out(beside, show)
         path = file or Path(f"wall-{wall.panel.title}.html")
         _write(wall, path)
-        return _made(wall, path, tuple(found))
+        return _made(wall, path, tuple(one.info.run_id for one in beside.runs.values()))
+
+
+def side_by_side(
+    client: MlflowClient,
+    runs: Sequence[str],
+    *,
+    panel: str,
+    steps: Steps,
+    folder: Path,
+    show: Show,
+) -> SideBySide:
+    """Read what several runs have of one panel; no clip is fetched.
+
+    Args:
+        client: Asks MLflow.
+        runs: Ids, names or unique beginnings; one that is named twice counts once.
+        panel: The panel's name, or its title.
+        steps: Those that are wanted, of each run.
+        folder: Keeps the clips that are fetched later, as long as it is there.
+        show: Is told what is being done.
+
+    Raises:
+        RegistryError: No such run.
+        PanelError: A run has no such panel or steps, or the runs' panels are not the same.
+        MlflowException, OSError, or S3's own: MLflow does not answer now.
+    """
+    found = {one.info.run_id: one for one in (run_called(client, name) for name in runs)}
+    names = _names(list(found.values()))
+    titles = {id_: _titles(client, run, panel, names[id_]) for id_, run in found.items()}
+    every: dict[str, Candidates] = {}
+    for run_id, run in found.items():
+        title = _one_title(titles, run_id, names[run_id])
+        reading = RunOfWall.of(client, run, title, Path(tempfile.mkdtemp(dir=folder)))
+        every[names[run_id]] = _candidates(reading, title, names[run_id], steps, show)
+    panels = {name: one.steps[0].step.panel for name, one in every.items()}
+    _check_alike(panels)
+    called = {names[run_id]: run for run_id, run in found.items()}
+    return SideBySide(runs=called, candidates=every, panel=next(iter(panels.values())))
 
 
 def _candidates(
@@ -100,13 +152,12 @@ def _candidates(
     return found
 
 
-def _laid_out(every: Mapping[str, Candidates], show: Show) -> Wall:
+def _laid_out(beside: SideBySide, show: Show) -> Wall:
     """The wall of all runs, in their order."""
-    panels = {name: found.steps[0].step.panel for name, found in every.items()}
-    _check_alike(panels)
-    steps = [one for found in every.values() for one in found.steps]
-    notes = dict.fromkeys(note for found in every.values() for note in found.notes)
-    return lay_out(next(iter(panels.values())), steps, list(notes), show=show)
+    every = beside.candidates.values()
+    steps = [one for found in every for one in found.steps]
+    notes = dict.fromkeys(note for found in every for note in found.notes)
+    return lay_out(beside.panel, steps, list(notes), show=show)
 
 
 def _made(wall: Wall, path: Path, run_ids: tuple[str, ...]) -> MadeWall:

@@ -131,16 +131,32 @@ def write_page(wall: Wall, path: Path) -> None:
     """
     films: dict[Path, int] = {}
     content = _content(wall, films)
-    style, script = _part("wall.css"), _part("wall.js")
-    head, tail = _part("wall.html").split("<!-- films -->")
-    said = {
-        "title": html.escape(f"{wall.panel.name}: samples"),
-        "policy": _policy(style, script),
-        "style": style,
-    }
+    title = f"{wall.panel.name}: samples"
+    write_html(path, "wall", title=title, content=content, films=list(films))
+
+
+def write_html(
+    path: Path, name: str, *, title: str, content: Any, films: Sequence[Path], may: str = ""
+) -> None:
+    """Write one of the package's pages as one HTML file that loads nothing.
+
+    Args:
+        path: Where to write.
+        name: The page: its parts are `<name>.html`, `.css` and `.js` in the folder pages/.
+        title: Of the window.
+        content: What the page's script finds in the element `content`, JSON values.
+        films: Clips; their base64 stands in the elements `film-0`, `film-1` …
+        may: What the page's policy allows besides, such as "connect-src 'self'; ".
+
+    Raises:
+        OSError: It cannot be written, or a clip's file is gone.
+    """
+    style, script = _part(f"{name}.css"), _part(f"{name}.js")
+    head, tail = _part(f"{name}.html").split("<!-- films -->")
+    said = {"title": html.escape(title), "policy": may + _policy(style, script), "style": style}
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write(_filled(head, said))
-        for film, number in films.items():
+        for number, film in enumerate(films):
             _write_film(file, film, number)
         file.write(_filled(tail, {"content": _as_script(content), "script": script}))
 
