@@ -60,6 +60,7 @@ class Graphql:
             "RunParquetHistory": self._parquet_history,
             "RunHistoryKeys": self._run,
             "RunFiles": self._run_files,
+            "NotifyScriptableRunAlert": self._alert,
             **ArtifactAnswers(store, url).answers(),
         }
 
@@ -92,6 +93,10 @@ class Graphql:
             self._store.write_lines(path, SUMMARY, 0, [asked["summaryMetrics"]])
         self._store.put("run", path, run)
         return {"upsertBucket": {"bucket": self._node(run), "inserted": inserted}}
+
+    def _alert(self, asked: Document) -> Document:
+        self._store.put("alert", f"{asked['runName']}/{asked['title']}", asked)
+        return {"notifyScriptableRunAlert": {"success": True}}
 
     def _path(self, asked: Document, name: str | None) -> str:
         entity, project = asked.get("entity") or ENTITY, asked.get("project") or "uncategorized"

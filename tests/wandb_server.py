@@ -299,7 +299,7 @@ class WandbServer:
         return int(self._control("health")["requests"].get(path, 0))
 
     def state(self) -> dict[str, Any]:
-        """All that the server keeps: `runs` by entity/project/id, `artifacts`, `unknown`."""
+        """All that the server keeps: `runs` by path, `artifacts`, `alerts`, `unknown`."""
         with contextlib.closing(Store(self.folder)) as store:
             return store.state()
 

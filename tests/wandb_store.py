@@ -113,6 +113,7 @@ class Store:
             "artifacts": [
                 one | {"contents": self.manifest_of(one)} for one in self.all("artifact")
             ],
+            "alerts": list(self.all("alert")),
             "unknown": [one["operation"] for one in self.all("unknown")],
         }
 

@@ -26,13 +26,14 @@ from opusclip_mlops.announcing import Tried
 from opusclip_mlops.decisions import Decision, from_text
 from opusclip_mlops.errors import ConfigError, RegistryError
 from opusclip_mlops.faults import attempted
+from opusclip_mlops.posting import Outcome, post
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.server.holders import is_gone, new_holder
-from opusclip_mlops.server.messages import Message, slack_message, standard_message
+from opusclip_mlops.server.messages import slack_message, standard_message
 from opusclip_mlops.server.outbox import DEFAULT_ROOT, Due, NotAlone, Outbox, Turn, is_over
 from opusclip_mlops.server.places import stock_uri
-from opusclip_mlops.server.posting import Outcome, post
 from opusclip_mlops.server.webhook_settings import Webhook, configured_webhooks
+from opusclip_mlops.webhooks import Message
 
 _MOST_AT_A_TIME = 50
 _PAUSE_S = 15.0

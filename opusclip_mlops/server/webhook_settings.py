@@ -22,95 +22,42 @@ with the decisions made from then on.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
-from urllib.parse import SplitResult, urlsplit
 
 from opusclip_mlops.decisions import Decision, Kind
 from opusclip_mlops.errors import ConfigError
 from opusclip_mlops.redaction import one_line
+from opusclip_mlops.webhooks import DAY_S, Receiver, Secret, fault_of_url, kept_in
 from opusclip_mlops.written import PolicyError, Written, read_yaml
 
 SETTING = "OPUSCLIP_WEBHOOKS"
 """The variable that holds the path of the file."""
 
-DAY_S = 86_400
 _LONGEST_GIVE_UP_S = 30 * DAY_S
-_SHORTEST_SECRET = 16
-_MOST_SECRET_BYTES = 4096
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}", re.ASCII)
 _KINDS: tuple[str, ...] = get_args(Kind)
-_WHSEC = "whsec_"
 _KEYS = (
     "url", "url_file", "secret_file", "secret_env", "kinds", "models", "format", "give_up_after_s",
     "allow_http", "allow_private",
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Secret:
-    """Where a secret is kept: in a file, or in a variable of the server; both empty for none."""
-
-    path: str = ""
-    variable: str = ""
-
-    def signing_keys(self) -> tuple[bytes, ...]:
-        """The keys that sign, read anew each time, so that a secret can be replaced meanwhile.
-
-        Raises:
-            ConfigError: It cannot be read, is too short, or is no base64 behind `whsec_`.
-        """
-        if not self.path and not self.variable:
-            return ()
-        text = os.environ.get(self.variable, "") if self.variable else _kept_in(self.path)
-        keys = tuple(_key(line.strip()) for line in text.splitlines() if line.strip())
-        where = self.variable or self.path
-        if not keys:
-            raise ConfigError(one_line(f"no secret is in {where}: it is empty, or not set"))
-        if any(len(key) < _SHORTEST_SECRET for key in keys):
-            raise ConfigError(
-                one_line(f"the secret in {where} is shorter than {_SHORTEST_SECRET} characters")
-            )
-        return keys
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Webhook:
-    """Somebody who is told of decisions.
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Webhook(Receiver):
+    """Somebody who is told of decisions, known by its name from one start to the next.
 
     Attributes:
-        name: What it is known by, from one start of the server to the next.
-        url: Where messages go; it may be a secret itself.
-        secret: What they are signed with.
         kinds: The kinds of decisions that are told, empty for all.
         models: The registered models whose decisions are told, empty for all.
-        format: "standard" or "slack".
-        give_up_after_s: How long a message is tried again, in seconds.
-        allow_private: Whether the address may be inside one's own network.
     """
 
-    name: str
-    url: str
-    secret: Secret = Secret()
     kinds: frozenset[str] = frozenset()
     models: frozenset[str] = frozenset()
-    format: str = "standard"
-    give_up_after_s: int = DAY_S
-    allow_private: bool = False
-
-    def __repr__(self) -> str:
-        return f"Webhook({self.name!r} to {self.host!r})"
-
-    @property
-    def host(self) -> str:
-        """The machine that messages go to; the rest of the address is said nowhere."""
-        return urlsplit(self.url).hostname or ""
 
     def wants(self, decision: Decision) -> bool:
         """Whether it is told of a decision."""
@@ -185,25 +132,9 @@ def _url(given: Written, known: Mapping[str, Written], folder: Path) -> str:
     if said is None:
         raise given.error("it needs a url, or a url_file")
     url = said.text() if "url" in known else _read(said, folder).strip()
-    parts = _parts(url)
-    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
-        raise said.error("it is no address like https://host/path")
-    if parts.username or parts.password:
-        raise said.error("put no name or password into it: the receiver checks the signature")
-    if parts.scheme == "http" and not _is_true(known, "allow_http"):
-        raise said.error("it must be https: allow_http: true lets http through")
+    if fault := fault_of_url(url, allow_http=_is_true(known, "allow_http")):
+        raise said.error(fault)
     return url
-
-
-def _parts(url: str) -> SplitResult | None:
-    """The parts of an address, None where it cannot be one."""
-    if not url.isprintable() or " " in url:
-        return None
-    try:
-        parts = urlsplit(url)
-        return parts if parts.port is None or parts.port > 0 else None
-    except ValueError:
-        return None
 
 
 def _secret(
@@ -243,24 +174,6 @@ def _is_true(known: Mapping[str, Written], key: str) -> bool:
 
 def _read(given: Written, folder: Path) -> str:
     try:
-        return _kept_in(str(folder / given.text()))
+        return kept_in(str(folder / given.text()))
     except ConfigError as error:
         raise given.error(str(error)) from error
-
-
-def _kept_in(path: str) -> str:
-    try:
-        with open(path, "rb") as file:
-            return file.read(_MOST_SECRET_BYTES).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise ConfigError(one_line(f"{path} cannot be read ({reason})")) from error
-
-
-def _key(secret: str) -> bytes:
-    if not secret.startswith(_WHSEC):
-        return secret.encode()
-    try:
-        return base64.b64decode(secret.removeprefix(_WHSEC), validate=True)
-    except binascii.Error as error:
-        raise ConfigError(f"what stands behind {_WHSEC} is no base64") from error

@@ -19,6 +19,7 @@ _SINKS = {
     "mlflow": "MlflowSink",
     "tensorboard": "TensorBoardSink",
     "wandb": "WandbSink",
+    "alerts": "AlertsSink",
 }
 
 NEEDS_NEW_PROCESS = frozenset({"wandb"})

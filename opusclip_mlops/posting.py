@@ -13,8 +13,7 @@ from mlflow.webhooks.ssrf import SSRFProtectedHTTPAdapter, SSRFProtectionError
 from requests.adapters import HTTPAdapter
 
 from opusclip_mlops.errors import ConfigError
-from opusclip_mlops.server.messages import Message
-from opusclip_mlops.server.webhook_settings import Webhook
+from opusclip_mlops.webhooks import Message, Receiver
 
 CONNECT_S, ANSWER_S = 5.0, 10.0
 """How long a connection may take, and each wait for the answer, in seconds."""
@@ -48,7 +47,7 @@ class Outcome:
     is_about_all: bool = False
 
 
-def post(webhook: Webhook, message: Message) -> Outcome:
+def post(webhook: Receiver, message: Message) -> Outcome:
     """Send a message once; redirects are not followed, and what is answered is not read."""
     try:
         headers = message.headers(webhook.secret.signing_keys(), sent_s=int(time.time()))
@@ -64,7 +63,7 @@ def post(webhook: Webhook, message: Message) -> Outcome:
         )
 
 
-def _session(webhook: Webhook) -> requests.Session:
+def _session(webhook: Receiver) -> requests.Session:
     session = requests.Session()
     for scheme in ("https://", "http://"):
         session.mount(scheme, HTTPAdapter() if webhook.allow_private else _public_only())
@@ -82,7 +81,7 @@ def _unchanged(request: requests.PreparedRequest) -> requests.PreparedRequest:
 
 
 def _posted(
-    session: requests.Session, webhook: Webhook, message: Message, headers: dict[str, str]
+    session: requests.Session, webhook: Receiver, message: Message, headers: dict[str, str]
 ) -> requests.Response:
     return session.post(
         webhook.url,

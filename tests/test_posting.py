@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from opusclip_mlops.server import posting
-from opusclip_mlops.server.messages import Message
-from opusclip_mlops.server.posting import Outcome, post
-from opusclip_mlops.server.webhook_settings import Secret, Webhook
+from opusclip_mlops import posting, webhooks
+from opusclip_mlops.posting import Outcome, post
+from opusclip_mlops.webhooks import Message, Secret
 from tests.receivers import HANG, RESET, SECRET, Receiver, receiving
 from tests.servers import free_port
 
@@ -29,10 +28,10 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def told(tmp_path: Path, receiver: Receiver) -> Webhook:
+def told(tmp_path: Path, receiver: Receiver) -> webhooks.Receiver:
     (tmp_path / "secret").write_text(SECRET)
     secret = Secret(path=str(tmp_path / "secret"))
-    return Webhook(name="bot", url=receiver.url, secret=secret, allow_private=True)
+    return webhooks.Receiver(name="bot", url=receiver.url, secret=secret, allow_private=True)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +50,7 @@ def told(tmp_path: Path, receiver: Receiver) -> Webhook:
     ],
 )
 def test_the_answer_says_what_becomes_of_it(
-    told: Webhook, receiver: Receiver, code: int, outcome: Outcome
+    told: webhooks.Receiver, receiver: Receiver, code: int, outcome: Outcome
 ) -> None:
     """2xx took it; what may pass is for later, the rest is refused; it is sent once."""
     receiver.codes, receiver.headers = [code], {"location": receiver.url}
@@ -70,7 +69,7 @@ def test_the_answer_says_what_becomes_of_it(
     ],
 )
 def test_it_waits_as_long_as_it_is_asked_to(
-    told: Webhook, receiver: Receiver, value: str, low_s: float, high_s: float
+    told: webhooks.Receiver, receiver: Receiver, value: str, low_s: float, high_s: float
 ) -> None:
     """A number of seconds or a date, an hour at most."""
     dates = {"date": formatdate(posting.time.time() + 180), "past": formatdate(1)}
@@ -81,7 +80,9 @@ def test_it_waits_as_long_as_it_is_asked_to(
 
 
 @pytest.mark.parametrize("value", ["soon", "-5", "inf", "nan", "٣", "9" * 5_000])
-def test_rubbish_in_the_wait_is_no_wait(told: Webhook, receiver: Receiver, value: str) -> None:
+def test_rubbish_in_the_wait_is_no_wait(
+    told: webhooks.Receiver, receiver: Receiver, value: str
+) -> None:
     """Nor is it a fault."""
     receiver.codes, receiver.headers = [503], {"retry-after": value.encode().decode("latin-1")}
     found = post(told, MESSAGE)
@@ -89,7 +90,7 @@ def test_rubbish_in_the_wait_is_no_wait(told: Webhook, receiver: Receiver, value
 
 
 def test_who_does_not_answer_is_given_up_soon(
-    told: Webhook, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    told: webhooks.Receiver, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And is said to have been silent."""
     monkeypatch.setattr(posting, "ANSWER_S", 0.2)
@@ -99,7 +100,7 @@ def test_who_does_not_answer_is_given_up_soon(
     assert found.error.startswith("127.0.0.1: no answer in ")
 
 
-def test_who_is_not_there_is_asked_again(told: Webhook) -> None:
+def test_who_is_not_there_is_asked_again(told: webhooks.Receiver) -> None:
     """A closed port, and a name that nobody has."""
     for url in (f"http://127.0.0.1:{free_port()}/secret", "http://no.such.host.invalid/secret"):
         found = post(replace(told, url=url), MESSAGE)
@@ -109,7 +110,7 @@ def test_who_is_not_there_is_asked_again(told: Webhook) -> None:
 
 
 def test_one_s_own_network_is_reached_only_where_that_is_allowed(
-    told: Webhook, receiver: Receiver
+    told: webhooks.Receiver, receiver: Receiver
 ) -> None:
     """By the address that was connected to, whatever the name says."""
     url = receiver.url.replace("127.0.0.1", "localhost")
@@ -122,7 +123,7 @@ def test_one_s_own_network_is_reached_only_where_that_is_allowed(
 
 
 def test_a_netrc_says_nothing_to_a_receiver(
-    told: Webhook, receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    told: webhooks.Receiver, receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Passwords of the user who runs the server are not sent."""
     netrc = tmp_path / "netrc"
@@ -133,7 +134,7 @@ def test_a_netrc_says_nothing_to_a_receiver(
     assert "authorization" not in receiver.got[0].headers
 
 
-def test_a_certificate_that_nobody_trusts_is_none(told: Webhook, tmp_path: Path) -> None:
+def test_a_certificate_that_nobody_trusts_is_none(told: webhooks.Receiver, tmp_path: Path) -> None:
     """Until its authority is given."""
     argv = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
     argv += ["-nodes", "-keyout", "key.pem", "-out", "cert.pem", "-days", "2"]
@@ -155,7 +156,7 @@ def test_a_certificate_that_nobody_trusts_is_none(told: Webhook, tmp_path: Path)
         server.shutdown()
 
 
-def test_rubbish_for_an_answer_is_a_fault_that_may_pass(told: Webhook) -> None:
+def test_rubbish_for_an_answer_is_a_fault_that_may_pass(told: webhooks.Receiver) -> None:
     """What answers there is no web server."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
