@@ -1,0 +1,93 @@
+"""What is said of a run's params and curves, so that TensorBoard knows how to show them."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from opusclip_mlops import records
+from opusclip_mlops.errors import RecordError
+from opusclip_mlops.table_cells import plain
+
+GOALS = ("minimize", "maximize")
+_MARGIN = ("lower", "value", "upper")
+
+
+def hparams(
+    params: Mapping[str, Any], results: Mapping[str, Any], goal: Mapping[str, str]
+) -> dict[str, Any]:
+    """Hyperparameters, and the metrics they are judged by, in JSON values.
+
+    Raises:
+        TypeError: not mappings, or a result that is no number.
+        RecordError: a key MLflow would refuse, or another goal than minimize or maximize.
+    """
+    texts = records.to_text_values(params)
+    for key in (*results, *goal):
+        records.check_key(key)
+        if goal.get(key, GOALS[0]) not in GOALS:
+            raise RecordError(
+                f"goal of {key!r} must be minimize or maximize, not {goal[key]!r:.40}"
+            )
+    values = {
+        key: None if one is None else records.to_float(key, one) for key, one in results.items()
+    }
+    return {
+        "params": {name: _typed(value, texts[name]) for name, value in params.items()},
+        "results": {key: plain(values.get(key)) for key in (*results, *goal)},
+        "goal": dict(goal),
+    }
+
+
+def _typed(value: Any, text: str) -> Any:
+    """A number or bool as itself, anything else as its text."""
+    if getattr(value, "shape", None) == ():
+        value = value.item()
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return text
+    return plain(value) if isinstance(value, int | float) else text
+
+
+def layout(
+    categories: Mapping[str, Mapping[str, Any]], closed: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Charts by category, in JSON values.
+
+    Raises:
+        RecordError: no chart, a malformed one, or an unknown category in `closed`.
+    """
+    if not isinstance(categories, Mapping) or not categories:
+        raise RecordError("a layout is a mapping of categories to charts, one or more")
+    if unknown := [title for title in closed if title not in categories]:
+        raise RecordError(f"closed names {unknown[0]!r:.40}, which is no category of the layout")
+    return {
+        "categories": [
+            {"title": str(title), "is_closed": title in closed, "charts": _charts(title, charts)}
+            for title, charts in categories.items()
+        ]
+    }
+
+
+def _charts(category: str, charts: Any) -> list[dict[str, Any]]:
+    if not isinstance(charts, Mapping) or not charts:
+        raise RecordError(f"category {category!r:.40} must be a mapping of titles to charts")
+    return [_chart(str(title), chart) for title, chart in charts.items()]
+
+
+def _chart(title: str, chart: Any) -> dict[str, Any]:
+    if isinstance(chart, Mapping):
+        if sorted(chart) != sorted(_MARGIN):
+            raise RecordError(f"chart {title!r:.40} must name lower, value and upper")
+        for key in chart.values():
+            records.check_key(key)
+        return {"title": title, "kind": "margin", **{name: chart[name] for name in _MARGIN}}
+    if isinstance(chart, str) or not isinstance(chart, Sequence) or not chart:
+        raise RecordError(f"chart {title!r:.40} must be a list of keys, not {chart!r:.40}")
+    return {"title": title, "kind": "multiline", "tags": [_pattern(title, one) for one in chart]}
+
+
+def _pattern(title: str, tag: Any) -> str:
+    try:
+        re.compile(tag)
+    except (TypeError, re.error) as error:
+        raise RecordError(f"chart {title!r:.40}: {tag!r:.40} is no pattern: {error}") from None
+    return str(tag)
