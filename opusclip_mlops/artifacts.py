@@ -1,7 +1,8 @@
 """A run's artifact files, read as records: clips, pictures, texts, tables, checkpoints, the rest.
 
-Nothing is downloaded but what a record is made of: the metadata of checkpoints, and tables. Clips,
-pictures and texts are fetched later, one at a time.
+Nothing is downloaded but what a record is made of: the metadata of checkpoints, and the tables of
+`mlflow.log_table`. Clips, pictures, texts, insights and tables of ours are fetched later, one at a
+time.
 """
 
 import json
@@ -14,6 +15,7 @@ from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from opusclip_mlops import layout
 from opusclip_mlops.errors import CheckpointError
 from opusclip_mlops.folder import Identity
+from opusclip_mlops.insight_reading import insights_among, pictures_among, tables_among
 from opusclip_mlops.listing import Found, Part, Sizes, content, list_files
 from opusclip_mlops.metadata import CheckpointMetadata
 from opusclip_mlops.records import Files, Image, Text, Video
@@ -31,13 +33,16 @@ def read_artifacts(
 ) -> Found:
     """All artifact files of a run, as records.
 
-    A table is read once the run is over: until then it may grow.
+    A table of `mlflow.log_table` is read once the run is over: until then it may grow.
     """
     sizes, unlisted = list_files(repository)
     found = Found(left_out=unlisted)
     found.take(_clips(sizes))
+    found.take(pictures_among(sizes))
     found.take(_pictures({path: size for path, size in sizes.items() if path not in found.used}))
     found.take(_texts(sizes))
+    found.take(tables_among(sizes))
+    found.take(insights_among(sizes))
     found.take(_checkpoints(repository, sizes, identity, run.data.tags))
     found.take(_tables(repository, sizes, run, is_over=is_over))
     found.used.update(path for path in sizes if layout.is_sources(path) or layout.origin_of(path))
@@ -198,6 +203,8 @@ def _tables(repository: ArtifactRepository, sizes: Sizes, run: Run, *, is_over: 
     if problem:
         found.leave(*problem)
     for path in paths:
+        if path in sizes and layout.table_of(path):
+            continue  # ours, read by its name
         if path not in sizes:
             found.leave(path, "MLflow calls it a table of this run, but the file is not there")
         elif not is_over:
@@ -230,7 +237,7 @@ def _miss(found: Found, sizes: Sizes, tags: Mapping[str, str]) -> None:
         folder = f"{layout.CHECKPOINTS}/{tags.get(tag)}/"
         if tag in tags and not any(path.startswith(folder) for path in sizes):
             found.leave(folder.rstrip("/"), f"the tag {tag} names it, but it is not there")
-    if "mlflow.loggedImages" in tags and not any(map(layout.image_of, sizes)):
+    if layout.LOGGED_IMAGES_TAG in tags and not any(map(layout.image_of, sizes)):
         found.leave(layout.IMAGES, "the run has logged pictures, but they are not there")
 
 

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,14 +21,17 @@ from opusclip_mlops import layout, media
 from opusclip_mlops.artifacts import read_artifacts
 from opusclip_mlops.errors import RecordError
 from opusclip_mlops.folder import Identity
+from opusclip_mlops.insight_reading import check_insight, fetch_insight, fetch_table
 from opusclip_mlops.listing import Found, LeftOut, Part, content, download, is_listed
 from opusclip_mlops.records import (
     About,
     Dataset,
     Image,
+    Insight,
     Params,
     Record,
     Row,
+    Table,
     Tags,
     Text,
     Video,
@@ -37,11 +41,12 @@ from opusclip_mlops.refusals import asking_faults, is_for_good, reason_of
 from opusclip_mlops.versions import ModelReader
 from opusclip_mlops.words import NOTE_TAG
 
-__all__ = ["Contents", "LeftOut", "Part", "fetch", "read_contents"]
+__all__ = ["Contents", "LeftOut", "Part", "fetch", "read_contents", "unreadable"]
 
 OVER = frozenset({"FINISHED", "FAILED", "KILLED"})
 """The statuses of a run that goes on no more."""
 
+_Fetched = Video | Image | Text | Table | Insight
 _PARENT_TAG = "mlflow.parentRunId"
 _CONTEXT_TAG = "mlflow.data.context"
 _MOST_GENERATIONS = 32
@@ -84,7 +89,7 @@ class Contents:
 def read_contents(client: MlflowClient, run: Run, *, with_artifacts: bool = True) -> Contents:
     """Read all of a run but its points.
 
-    Clips, pictures and texts are named but not downloaded: see `fetch`. Without artifacts only
+    What stands at a step is named but not downloaded: see `fetch`. Without artifacts only
     what `run` itself says is read: no files, models, versions or traces.
 
     Raises:
@@ -110,16 +115,16 @@ def read_contents(client: MlflowClient, run: Run, *, with_artifacts: bool = True
 def fetch(client: MlflowClient, run_id: str, part: Part, folder: Path) -> Record:
     """Download what a part's record needs and return the record complete.
 
-    A clip or picture is put into `folder` and named in the record, and not downloaded again when
-    it is there from an earlier call; a text is read.
+    A clip, a picture and an insight's files are put into `folder` and named in the record, and not
+    downloaded again when they are there from an earlier call; all else is read.
 
     Raises:
-        RecordError: the artifact is gone for good.
+        RecordError: the artifact is gone for good, or broken.
         VideoError: the clip can't be read.
         MlflowException, OSError, or the error of another artifact store: it does not answer now.
     """
     record = part.record
-    if not part.artifact_path or not isinstance(record, Video | Image | Text):
+    if not part.artifact_path or not isinstance(record, _Fetched):
         return record
     try:
         return _completed(client, run_id, record, part.artifact_path, folder)
@@ -131,10 +136,37 @@ def fetch(client: MlflowClient, run_id: str, part: Part, folder: Path) -> Record
         raise RecordError(reason) from None
 
 
+def unreadable(client: MlflowClient, run_id: str, parts: Iterable[Part]) -> list[LeftOut]:
+    """Which of these insights and tables of ours are broken, by their paths, and why.
+
+    Raises:
+        MlflowException, OSError, or the error of another artifact store: it does not answer now.
+    """
+    repository = _repository(client, _artifact_uri(client, run_id))
+    found = []
+    for part in parts:
+        try:
+            if isinstance(part.record, Insight):
+                check_insight(repository, part.artifact_path)
+            elif isinstance(part.record, Table) and part.artifact_path:
+                fetch_table(repository, part.artifact_path)
+        except RecordError as error:
+            found.append(LeftOut(part.artifact_path, str(error)))
+        except asking_faults() as error:
+            if not is_for_good(error):
+                raise
+            found.append(LeftOut(part.artifact_path, reason_of(error)))
+    return found
+
+
 def _completed(
-    client: MlflowClient, run_id: str, record: Video | Image | Text, artifact: str, folder: Path
+    client: MlflowClient, run_id: str, record: "_Fetched", artifact: str, folder: Path
 ) -> Record:
     repository = _repository(client, _artifact_uri(client, run_id))
+    if isinstance(record, Insight):
+        return fetch_insight(repository, artifact, folder, run_id)
+    if isinstance(record, Table):
+        return fetch_table(repository, artifact)
     if isinstance(record, Text):
         text = content(repository, artifact).decode(errors="replace")
         return msgspec.structs.replace(record, text=text)

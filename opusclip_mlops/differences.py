@@ -24,7 +24,7 @@ class Difference:
     Args:
         lacking: Points that MLflow has and the mirror lacks.
         extra: Points that the mirror has too much of: unknown to MLflow, or there twice.
-        lacking_media: Clips, pictures, texts and tables that the mirror lacks.
+        lacking_media: Clips, pictures, texts, tables and insights that the mirror lacks.
         extra_media: The same, that it has too much of.
         words: Params, tags, files … that stand there differently or not at all.
         ends: The run is over, and the mirror does not say so, or says another end.
@@ -42,6 +42,12 @@ class Difference:
         """Whether the mirror is equal."""
         lacks = len(self.lacking) or self.lacking_media or self.words or self.ends
         return not (self.has_extra or lacks)
+
+    @property
+    def lacks_only_media(self) -> bool:
+        """Whether the mirror lacks clips and the like, and nothing else is unequal."""
+        others = dataclasses.replace(self, lacking_media=())
+        return bool(self.lacking_media) and others.is_empty
 
     @property
     def has_extra(self) -> bool:

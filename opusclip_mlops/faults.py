@@ -36,12 +36,16 @@ class PutOff:
 
     Args:
         encoded: What `encoded` gave, when this goes on after a restart.
+        slim: Makes a record that is put off small, such as by a file that holds its content.
 
     Attributes:
         faults: How often one could not be sent.
     """
 
-    def __init__(self, encoded: Sequence[str] = ()) -> None:
+    def __init__(
+        self, encoded: Sequence[str] = (), *, slim: Callable[[Record], Record] = lambda one: one
+    ) -> None:
+        self._slim = slim
         self._records = deque(_decode(base64.b64decode(one)) for one in encoded)
         self._encoded = deque(encoded)
         self._wait_s = FIRST_RETRY_S
@@ -95,6 +99,7 @@ class PutOff:
             self._wait_s = FIRST_RETRY_S
 
     def _keep(self, record: Record) -> None:
+        record = self._slim(record)
         encoded = base64.b64encode(_encode(record)).decode()
         if self._records and sum(map(len, self._encoded)) + len(encoded) > MAX_BYTES:
             raise DeliveryError(f"{len(self._records)} files wait for MLflow's artifact store")

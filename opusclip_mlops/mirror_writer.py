@@ -16,7 +16,17 @@ from opusclip_mlops.errors import DeliveryError
 from opusclip_mlops.folder import Manifest, RunFolder
 from opusclip_mlops.launch import HUNG_S
 from opusclip_mlops.points import Points
-from opusclip_mlops.records import Batch, Metrics, Params, Record, Row, RunEnded
+from opusclip_mlops.records import (
+    Batch,
+    Image,
+    Insight,
+    Metrics,
+    Params,
+    Record,
+    Row,
+    RunEnded,
+    Video,
+)
 from opusclip_mlops.sinks import Refusal, SinkState, open_sink
 from opusclip_mlops.targets import Target, default_state_dir
 from opusclip_mlops.words import words_of
@@ -99,8 +109,8 @@ class MirrorWriter:
             time.sleep(_POLL_S)
 
     def _forget_files(self, records: Iterable[Record]) -> None:
-        for name in (getattr(record, "file", "") for record in records):
-            for path in self.media.glob(f"{Path(name).stem}*") if name else ():
+        for name in (name for record in records for name in _files_of(record)):
+            for path in self.media.glob(f"{Path(name).stem}*"):
                 path.unlink(missing_ok=True)
 
     def _remove(self) -> None:
@@ -108,6 +118,13 @@ class MirrorWriter:
         if self._hold >= 0:
             os.close(self._hold)
             self._hold = -1
+
+
+def _files_of(record: Record) -> list[str]:
+    """The names in media/ of what a record is made of."""
+    if isinstance(record, Insight):
+        return list(record.files.values())
+    return [record.file] if isinstance(record, Video | Image) else []
 
 
 def _batches(records: Iterable[Record]) -> Iterator[tuple[Record, ...]]:

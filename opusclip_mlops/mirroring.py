@@ -7,13 +7,21 @@ interrupted anywhere, and the next look finds what is left to do.
 import os
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import msgspec
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from opusclip_mlops.contents import OVER, Contents, LeftOut, Part, fetch, read_contents
+from opusclip_mlops.contents import (
+    OVER,
+    Contents,
+    LeftOut,
+    Part,
+    fetch,
+    read_contents,
+    unreadable,
+)
 from opusclip_mlops.differences import (
     Difference,
     as_a_tracker_writes,
@@ -25,6 +33,7 @@ from opusclip_mlops.errors import DeliveryError, RecordError, VideoError
 from opusclip_mlops.folder import Identity
 from opusclip_mlops.holdings import Held, Holdings, open_holdings
 from opusclip_mlops.layout import MIRRORS_TAG
+from opusclip_mlops.mirror_load import Load, lacking, load_of, ordered
 from opusclip_mlops.mirror_state import MirrorState, Noted, is_mirrored_live, open_claim
 from opusclip_mlops.mirror_writer import MirrorWriter, in_rows
 from opusclip_mlops.points import Points
@@ -45,7 +54,6 @@ from opusclip_mlops.wandb_layout import wandb_mode
 _ARTIFACTS_EVERY_S = 30.0
 _SILENT_MS = 10 * 60_000
 _BY_ITS_TRACKER = "the run's own tracker mirrors it there as it goes on"
-_NO_POINTS = Points.of(())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,18 +79,6 @@ class Sent:
     def is_nothing(self) -> bool:
         """Whether the mirror was left as it was."""
         return not (self.points or self.media or self.words or self.rebuilt)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Load:
-    """What is to be sent."""
-
-    points: Points = field(default_factory=lambda: _NO_POINTS)
-    media: tuple[Part, ...] = ()
-    words: tuple[Part, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.points) + len(self.media) + len(self.words)
 
 
 @dataclass(frozen=True)
@@ -127,7 +123,17 @@ class RunMirror:
         found = difference(contents, points, held, holdings, narrow=self._by_step)
         if as_it_is and written_live(held):
             found = as_a_tracker_writes(found, in_wandb=not self._by_step)
+        if not held.is_empty:
+            found, contents = self._without_broken(found, contents)
         return Comparison(found, contents, held)
+
+    def _without_broken(self, found: Difference, contents: Contents) -> tuple[Difference, Contents]:
+        """Leave out what can't be read: no mirror can hold it."""
+        broken = unreadable(self._source.client, self._run_id, found.lacking_media)
+        names = {one.name for one in broken}
+        kept = tuple(part for part in found.lacking_media if part.artifact_path not in names)
+        left_out = (*contents.left_out, *broken)
+        return replace(found, lacking_media=kept), replace(contents, left_out=left_out)
 
     def catch_up(self, run: Run) -> Sent:
         """Compare everything and send what the mirror lacks.
@@ -155,10 +161,13 @@ class RunMirror:
         found = difference(contents, points, held, holdings, narrow=self._by_step)
         if self._is_its_trackers(run, held, found):
             raise Waiting(_BY_ITS_TRACKER)
+        if not held.is_empty and found.lacks_only_media:
+            # A mirror that lacks nothing but what is broken is not opened for it.
+            found, contents = self._without_broken(found, contents)
         sent = Sent(left_out=contents.left_out)
         if not found.is_empty:
             is_new = found.has_extra
-            load = self._begin_anew(contents, points, holdings) if is_new else _lacking(found)
+            load = self._begin_anew(contents, points, holdings) if is_new else lacking(found)
             sent = replace(self._send(contents, load), rebuilt=is_new)
             self._close()
             self._confirm(holdings, points)
@@ -221,7 +230,7 @@ class RunMirror:
             return None
         points, cursor = news
         contents = self._contents(run, noted, look_at_all=look_at_all)
-        load = _Load(points=points)
+        load = Load(points=points)
         if contents is not None:
             if noted.parts.keys() - {name_of(part) for part in contents.parts}:
                 # What MLflow has no more is found where all is compared.
@@ -229,7 +238,7 @@ class RunMirror:
             changed = tuple(
                 p for p in contents.parts if noted.parts.get(name_of(p)) != digest_of(p)
             )
-            load = _load_of(points, changed)
+            load = load_of(points, changed)
             if any(isinstance(part.record, Tags) for part in changed):
                 # A tag may be gone; a sink that is open only adds.
                 self._close()
@@ -285,23 +294,23 @@ class RunMirror:
             return True
         return open_holdings(self._target, noted.identity).fingerprint() == noted.fingerprint
 
-    def _begin_anew(self, contents: Contents, points: Points, holdings: Holdings) -> _Load:
+    def _begin_anew(self, contents: Contents, points: Points, holdings: Holdings) -> Load:
         """Open the mirror so that nothing which stands there is to stay; what is to be sent then.
 
         W&B's server keeps the first row of a run that is begun anew.
         """
         self._writer = MirrorWriter(self._target, contents, is_new=True)
         if self._by_step:
-            return _load_of(points, contents.parts)
+            return load_of(points, contents.parts)
         found = difference(contents, points, holdings.read(), holdings, narrow=False)
         if found.has_extra:
             raise DeliveryError(
                 f"{self._target} holds something that can't be taken away there: mirror the run"
                 " to another W&B project"
             )
-        return _lacking(found)
+        return lacking(found)
 
-    def _send(self, contents: Contents, load: _Load) -> Sent:
+    def _send(self, contents: Contents, load: Load) -> Sent:
         if self._writer is None:
             self._writer = MirrorWriter(self._target, contents)
         missed: list[LeftOut] = []
@@ -317,10 +326,10 @@ class RunMirror:
         )
 
     def _records(
-        self, contents: Contents, load: _Load, writer: MirrorWriter, missed: list[LeftOut]
+        self, contents: Contents, load: Load, writer: MirrorWriter, missed: list[LeftOut]
     ) -> Iterator[Record]:
         yield from (part.record for part in load.words)
-        media = self._fetched(contents, _ordered(load, self._by_step), writer, missed)
+        media = self._fetched(contents, ordered(load, self._by_step), writer, missed)
         yield from in_rows(load.points, media, by_step=self._by_step)
 
     def _fetched(
@@ -374,23 +383,3 @@ class RunMirror:
             words_signature=words_signature(run),
         )
         self._source.state.write(self._noted)
-
-
-def _lacking(found: Difference) -> _Load:
-    return _Load(points=found.lacking, media=found.lacking_media, words=found.words)
-
-
-def _load_of(points: Points, parts: Iterable[Part]) -> _Load:
-    every = tuple(parts)
-    media = tuple(part for part in every if isinstance(part.record, Row))
-    words = tuple(part for part in every if not isinstance(part.record, Row))
-    return _Load(points=points, media=media, words=words)
-
-
-def _ordered(load: _Load, by_step: bool) -> list[Part]:
-    def place(part: Part) -> tuple[int, int]:
-        row = part.record
-        assert isinstance(row, Row)
-        return (row.step, row.timestamp_ms) if by_step else (row.timestamp_ms, row.step)
-
-    return sorted(load.media, key=place)

@@ -14,7 +14,8 @@ TABLES_TAG = "mlflow.loggedArtifacts"
 MOST_ROWS = 10_000
 """The largest table a mirror is given: W&B keeps no more."""
 
-_MOST_BYTES = 64 * 2**20
+MOST_BYTES = 64 * 2**20
+"""The largest file of a table that is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +45,8 @@ def table_paths(tags: Mapping[str, str]) -> tuple[list[str], tuple[str, str] | N
 
 def read_table(path: str, size_bytes: int, fetched: Callable[[], bytes]) -> TableRead:
     """Read a table; one that is too large is not even fetched."""
-    if size_bytes > _MOST_BYTES:
-        return TableRead(left_out=(f"it has {size_bytes} bytes: a mirror takes {_MOST_BYTES}",))
+    if size_bytes > MOST_BYTES:
+        return TableRead(left_out=(f"it has {size_bytes} bytes: a mirror takes {MOST_BYTES}",))
     try:
         columns, rows = _decoded(path, fetched())
     except (ValueError, TypeError, KeyError) as error:

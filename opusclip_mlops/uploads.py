@@ -1,4 +1,4 @@
-"""Clips, the accounts of panels, and texts: records that become files of an MLflow run."""
+"""Clips, panels' accounts, texts, insights …: records that become files of an MLflow run."""
 
 import contextlib
 import json
@@ -14,10 +14,12 @@ from mlflow.entities import RunTag
 
 from opusclip_mlops import layout, media, origins, wall_measures
 from opusclip_mlops.folder import RunFolder
+from opusclip_mlops.insight_uploads import InsightUploads
 from opusclip_mlops.panels import title_of
-from opusclip_mlops.records import Samples, Text, Video
+from opusclip_mlops.records import Crash, Image, Insight, Samples, Table, Text, Video
 
-_LOGGED_IMAGES_TAG = "mlflow.loggedImages"
+Sendable = Video | Samples | Text | Image | Table | Insight | Crash
+"""The records that become files of a run."""
 
 
 class Uploads:
@@ -28,6 +30,7 @@ class Uploads:
         self._run_id = run_id
         self._folder = folder
         self._sent: dict[str, str] = {}
+        self._insights = InsightUploads(client, run_id, folder, upload=self._upload)
 
     def here(self, artifact: str) -> Path | None:
         """Where a clip that was sent lies on this machine, None where it does not."""
@@ -35,11 +38,12 @@ class Uploads:
         path = self._folder.media / name if name else None
         return path if path and path.exists() else None
 
-    def send(self, record: Video | Samples | Text) -> None:
+    def send(self, record: Sendable) -> None:
         """Upload what a record is made of.
 
         Raises:
-            VideoError: the clip can't be read or encoded.
+            VideoError: the clip or picture can't be read or encoded.
+            RecordError: a file of the record is gone, or it holds what no file can.
             MlflowException, OSError, or another artifact store's own: it does not answer now.
         """
         match record:
@@ -50,6 +54,21 @@ class Uploads:
             case Text():
                 path = layout.text_path(record.key, record.step, record.timestamp_ms, record.text)
                 self._client.log_text(self._run_id, record.text, path)
+            case Image():
+                self._insights.send_picture(record)
+            case Table():
+                self._insights.send_table(record)
+            case Insight():
+                self._insights.send_insight(record)
+            case Crash():
+                self._send_report(record)
+
+    def _send_report(self, record: Crash) -> None:
+        """How a process died; of a file that is gone the others are sent."""
+        for name, file in record.files.items():
+            path = self._folder.media / Path(file).name
+            if path.exists():
+                self._upload(path, layout.crash_folder(record.session), Path(name).name)
 
     def _send_clip(self, record: Video) -> None:
         """The clip under media/video/, and moving in the stock image grid.
@@ -66,7 +85,7 @@ class Uploads:
         moving = media.rendition(self._folder, record, "webp")
         self._upload(moving, layout.IMAGES, f"{still}+compressed.webp")
         self._send_origin(record, name)
-        self._client.log_batch(self._run_id, tags=[RunTag(_LOGGED_IMAGES_TAG, "True")])
+        self._client.log_batch(self._run_id, tags=[RunTag(layout.LOGGED_IMAGES_TAG, "True")])
 
     def _send_origin(self, record: Video, name: str) -> None:
         """Where a clip by itself comes from, to be listed: a panel's clips are in its account."""

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Dataset as MlflowDataset
@@ -20,6 +21,7 @@ from opusclip_mlops.records import (
     Dataset,
     Files,
     Image,
+    Insight,
     Metrics,
     Params,
     Record,
@@ -30,6 +32,7 @@ from opusclip_mlops.records import (
     Video,
 )
 from tests.faults.proxy import FaultProxy
+from tests.insight_records import embedding
 from tests.journeys import LOCAL_ID, append, end, make_run, store
 from tests.mlflow_runs import (
     T0_MS,
@@ -202,7 +205,8 @@ def test_a_server_gives_what_a_database_gives(
         folder = make_run(tmp_path, tracking_uri=address)
         live = clip(folder, "é:x/a b", 12, "a kite: 映像")
         words = Text(T0_MS, 7, "notes/é:", "one < two")
-        append(folder, [Params({"lr": "1"}), live, words, saved(folder, 3, best=True)])
+        shown, ours = embedding(folder), Table(T0_MS, 4, "eval/é:", ["a"], [["é"]])
+        append(folder, [Params({"lr": "1"}), live, words, shown, ours, saved(folder, 3, best=True)])
         end(folder)
         deliver(folder, "mlflow")
         run = remote.get_run(folder.identity().run_id)  # type: ignore[union-attr]
@@ -214,7 +218,13 @@ def test_a_server_gives_what_a_database_gives(
         target = make_run(tmp_path / "work", name="f" * 32).media
         fetched = [fetch(remote, run.info.run_id, part, target) for part in contents.parts]
         kinds = [type(one) for one in fetched if isinstance(one, Row)]
-        assert sorted(kinds, key=str) == sorted([Image, Table, Text, Video], key=str)
+        wanted = [Image, Insight, Table, Table, Text, Video]
+        assert sorted(kinds, key=str) == sorted(wanted, key=str)
+        assert ours in fetched
+        [seen] = [one for one in fetched if isinstance(one, Insight)]
+        assert msgspec.structs.replace(seen, files=shown.files) == shown
+        for name, file in shown.files.items():
+            assert (target / seen.files[name]).read_bytes() == (folder.media / file).read_bytes()
         [back] = [one for one in fetched if isinstance(one, Video)]
         assert (target / back.file).read_bytes() == media.rendition(
             folder, live, "mp4"
@@ -235,6 +245,15 @@ def test_a_server_gives_what_a_database_gives(
         [stored] = (tmp_path / "server").rglob(Path(part.artifact_path).name)
         stored.unlink()
         with pytest.raises(RecordError, match="step_00000007"):
+            fetch(remote, run.info.run_id, part, target / "fresh")
+
+        [part] = of_kind(contents, Insight)
+        proxy.fail("500", 1, method="GET", part="sprite.png")
+        with pytest.raises((MlflowException, OSError)):
+            fetch(remote, run.info.run_id, part, target / "fresh")
+        [stored] = (tmp_path / "server").rglob("sprite.png")
+        stored.unlink()
+        with pytest.raises(RecordError, match=r"sprite\.png is not there"):
             fetch(remote, run.info.run_id, part, target / "fresh")
 
 

@@ -261,3 +261,19 @@ def test_what_waits_says_why_until_it_is_sent() -> None:
     again = PutOff(put_off.encoded())
     again.try_again(lambda _: None)
     assert (again.fault, again.faults, again.is_empty) == ("", 0, True)
+
+
+def test_what_waits_is_made_small(store: Store, clock: Clock) -> None:
+    """A record that is put off is what `slim` makes of it, there and after a restart."""
+
+    def slim(record: Record) -> Record:
+        return text(name_of(record).upper())
+
+    put_off = PutOff(slim=slim)
+    store.away = {"a"}
+    for name in "ab":
+        put_off.send_or_keep(text(name), store.send)
+    again = PutOff(put_off.encoded(), slim=slim)
+    assert again.encoded() == put_off.encoded()
+    drain(again, store, clock)
+    assert store.taken == ["A", "B"]

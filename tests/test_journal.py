@@ -6,6 +6,7 @@ import math
 import os
 import resource
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -44,6 +45,9 @@ EVERY_KIND: list[records.Record] = [
     records.Dataset("clips", "abc", "local", '{"uri": "/data"}', "training", "{}", ""),
     records.Video(1, 2**63 - 1, "samples/kite", "1-000000-aa.npy", 29.97, "a kite"),
     records.Text(1, 2, "notes", "text " * 1000),
+    records.Image(1, 2, "shown/loss", "1.png"),
+    records.Table(1, 2, "eval", ["a", "é"], [[math.nan, None], [{"b": [1]}, "x"]]),
+    records.Insight(1, 2, "weights", "histograms", {"é": [math.nan, {"n": 1}]}, {"a.npy": "1.npy"}),
     records.Checkpoint(1, 2, 3, "epoch-3", {"val/loss": math.nan}, True),
     records.RunEnded("s", "FAILED", 5, "ValueError: no", False),
 ]
@@ -456,6 +460,31 @@ def test_damage_in_the_middle_is_told_and_passed_over(
     items = list(journal.read(path))
     assert steps(items) == [0, 2, 3]
     assert items[1] == Damage(len(whole[0]), len(whole[0]) + len(whole[1]))
+
+
+def test_what_only_a_later_version_knows_is_told_and_passed_over(tmp_path: Path) -> None:
+    """A record of an unknown tag, or with fields of another kind: its neighbours are read."""
+    whole = frames([metrics(step) for step in range(4)], tmp_path)
+    later = [framed(["hologram", 1, 2, "k"]), framed(["insight", 1, 2, "k", 3])]
+    path = segment(tmp_path, b"".join([whole[0], later[0], whole[1], whole[2], later[1], whole[3]]))
+    items = list(journal.read(path, ended=True))
+    assert steps(items) == [0, 1, 2, 3]
+    damage = [item for item in items if isinstance(item, Damage)]
+    assert [one.end_bytes - one.start_bytes for one in damage] == [len(one) for one in later]
+
+
+def test_an_insight_of_another_version_is_read(tmp_path: Path) -> None:
+    """Fields that came later have what stands for none, and fields of later still are passed."""
+    earlier = ["insight", 1, 2, "k", "graph", {"nodes": []}]
+    path = segment(tmp_path, framed(earlier) + framed([*earlier, {}, "of a later version"]))
+    wanted = records.Insight(1, 2, "k", "graph", {"nodes": []})
+    assert found_records(list(journal.read(path))) == [wanted, wanted]
+
+
+def framed(fields: list[object]) -> bytes:
+    """The bytes of a record as another version would write it."""
+    payload = msgspec.msgpack.encode(fields)
+    return struct.pack("<4sII", b"\xf5OpJ", len(payload), zlib.crc32(payload)) + payload
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 2, 3, 5, 11, 12, 13, 100, 1000])

@@ -42,6 +42,45 @@ def test_a_key_step_and_time_come_back_from_the_name_of_a_text(
     assert (found.key, found.step, found.timestamp_ms) == (key, step, T0_MS)
 
 
+@given(keys, steps)
+def test_tables_and_insights_come_back_from_their_names(key: str, step: int) -> None:
+    """Kind, key, step and time, exactly; neither is taken for the other."""
+    table = layout.table_path(key, step, T0_MS, "0123456789abcdef")
+    assert layout.table_of(table) == layout.Named(key, step, T0_MS, "0123456789ab")
+    insight = layout.insight_path("graph", key, step, T0_MS, "0123456789abcdef")
+    wanted = layout.Named(key, step, T0_MS, "0123456789ab", "graph")
+    assert layout.insight_of(insight) == wanted
+    assert (layout.insight_of(table), layout.table_of(insight)) == (None, None)
+    assert layout.insight_of(f"{insight.removesuffix('.json')}/vectors.npy") is None
+
+
+@given(keys, steps)
+def test_a_picture_s_key_is_exact_in_one_of_its_two_places(key: str, step: int) -> None:
+    """The image grid's own name where that can hold the key, else a second copy has it."""
+    shown = layout.image_of(f"images/{layout.image_stem(key, step, T0_MS, '0123456789ab')}.png")
+    exact = layout.picture_path(key, step, T0_MS, "0123456789ab")
+    found = layout.picture_of(exact) if exact else shown
+    assert found == layout.Named(key, step, T0_MS, "0123456789ab")
+
+
+def test_numbers_beyond_64_bits_are_none_of_ours() -> None:
+    """A foreign file of such a name is a file like any other, and no reader stumbles over it."""
+    for step, time_ms in ((2**63, 1), (-(2**63) - 1, 1), (1, 2**63), (10**4400, 1)):
+        names = (
+            layout.clip_of(f"media/video/k/step_{_digits(step)}-0123abcd.mp4") if time_ms == 1
+            else None,
+            layout.text_of(f"text/k/step_{_digits(step)}-{time_ms}-{'0' * 12}.txt"),
+            layout.table_of(f"tables/k/step_{_digits(step)}-{time_ms}-{'0' * 12}.json"),
+            layout.insight_of(f"insights/graph/k/step_{_digits(step)}-{time_ms}-{'0' * 12}.json"),
+            layout.image_of(f"images/k+step+{_digits(step)}+timestamp+{time_ms}+0.png"),
+        )  # fmt: skip
+        assert names == (None,) * 5
+
+
+def _digits(number: int) -> str:
+    return "9" * 4400 if number == 10**4400 else str(number)
+
+
 @given(keys, keys)
 def test_different_keys_lie_in_different_folders(first: str, second: str) -> None:
     """`a:b` and `a_b` are not one."""

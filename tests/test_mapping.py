@@ -8,6 +8,7 @@ import pytest
 from mlflow.entities import RunData, RunInfo, RunInputs, RunOutputs
 
 from opusclip_mlops.events import MOST_TABLE_ROWS
+from opusclip_mlops.insight_documents import KINDS
 from opusclip_mlops.records import Record
 from opusclip_mlops.tables import MOST_ROWS
 
@@ -44,3 +45,9 @@ def test_limits_are_those_of_the_code() -> None:
     """How large a table may be, and how much of it TensorBoard is given."""
     assert f"more than {MOST_ROWS:,} rows" in TEXT
     assert f"the first {MOST_TABLE_ROWS:,} rows" in TEXT
+
+
+def test_every_kind_of_insight_is_named() -> None:
+    """What an insight holds, and what beside it, is said of each."""
+    table = TEXT.partition("## What a model looks like")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == KINDS

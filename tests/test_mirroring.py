@@ -5,14 +5,20 @@ import shutil
 from pathlib import Path
 
 import pytest
-from mlflow.entities import Metric
+from mlflow.entities import Metric, Run
 
 from opusclip_mlops import mirroring, wandb_log
+from opusclip_mlops.delivery import deliver
 from opusclip_mlops.errors import OpusclipError
+from opusclip_mlops.holdings import medium_of
 from opusclip_mlops.mirror_state import live_mirrors
+from opusclip_mlops.records import Image, Record, Table
 from opusclip_mlops.sinks import Waiting
-from tests.journeys import make_run
+from opusclip_mlops.uploads import Uploads
+from tests.insight_records import every_kind, histograms
+from tests.journeys import append, end, make_run
 from tests.mirrored import AWKWARD, T0, Place
+from tests.test_pictures import encoded, picture
 
 KINDS = pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
 
@@ -325,3 +331,109 @@ def test_times_that_seconds_cannot_tell_are_equal(place: Place) -> None:
         mirror.catch_up(run)
         assert mirror.catch_up(run).is_nothing
         assert mirror.compare(run, as_it_is=True).difference.is_empty
+
+
+# Insights, pictures and tables
+
+
+def logged(place: Place, tmp_path: Path, *records: Record, status: str | None = None) -> Run:
+    """A run with these in MLflow."""
+    run = place.run([Metric("a", 1.0, T0, 1)], status=None)
+    uploads = Uploads(place.client, run.info.run_id, make_run(tmp_path))
+    for record in records:
+        uploads.send(record)
+    if status:
+        place.client.set_terminated(run.info.run_id, status)
+    return place.again(run)
+
+
+@KINDS
+def test_every_kind_of_insight_is_mirrored(place: Place, tmp_path: Path, kind: str) -> None:
+    """Out of MLflow alone, each once, with a picture and a table; a second look sends none."""
+    folder = make_run(tmp_path)
+    (folder.media / "a.png").write_bytes(encoded(picture()))
+    others = [Image(T0, 2, "a:b", "a.png"), Table(T0, 2, "eval/é", ["a"], [[1], ["nan"]])]
+    run = logged(place, tmp_path, *every_kind(folder), *others, status="FINISHED")
+    sent = place.mirror(run, kind).catch_up(run)
+    assert sent.left_out == ()
+    assert sent.media == len(every_kind(folder)) + 2
+    comparison = place.mirror(run, kind).compare(run, as_it_is=False)
+    assert comparison.difference.is_empty
+    wanted = {medium_of(one) for one in [*every_kind(folder), *others]}
+    assert comparison.held.media == dict.fromkeys(wanted, 1)
+    assert place.mirror(run, kind).catch_up(run).is_nothing
+
+
+@KINDS
+def test_an_insight_of_a_run_that_goes_on_follows(place: Place, tmp_path: Path, kind: str) -> None:
+    """And a table of ours, which stands as it was logged; nothing is sent twice."""
+    folder = make_run(tmp_path)
+    run = logged(place, tmp_path, histograms(1))
+    mirror = place.mirror(run, kind)
+    assert mirror.catch_up(run).media == 1
+    uploads = Uploads(place.client, run.info.run_id, folder)
+    for record in (histograms(2), Table(T0, 2, "t", ["a"], [[1]])):
+        uploads.send(record)
+    sent = mirror.follow_up(place.again(run), look_at_all=True)
+    assert sent is not None
+    assert sent.media == 2
+    mirror.leave()
+    assert place.mirror(run, kind).compare(place.again(run), as_it_is=False).difference.is_empty
+
+
+def files_of(place: Place) -> dict[str, int]:
+    """The files of all mirrors, with their sizes."""
+    found = (path for path in (place.path / "runs").rglob("*") if path.is_file())
+    return {str(path): path.stat().st_size for path in found}
+
+
+@KINDS
+def test_a_mirror_without_a_broken_insight_is_equal(
+    place: Place, tmp_path: Path, kind: str
+) -> None:
+    """It is said with its reason, by who mirrors and by who compares; an insight too few is not."""
+    run = logged(place, tmp_path, histograms(1), histograms(2), status="FINISHED")
+    [first, second] = Path(run.info.artifact_uri).rglob("step_*.json")
+    whole = second.read_bytes()
+    second.write_bytes(whole[:40])
+    sent = place.mirror(run, kind).catch_up(run)
+    assert sent.media == 1
+    assert ["can't be read as JSON" in one.reason for one in sent.left_out] == [True]
+    before = files_of(place)
+    sent = place.mirror(run, kind).catch_up(run)
+    assert sent.is_nothing
+    assert ["can't be read as JSON" in one.reason for one in sent.left_out] == [True]
+    assert files_of(place) == before
+    comparison = place.mirror(run, kind).compare(run, as_it_is=False)
+    assert comparison.difference.is_empty
+    [left] = comparison.contents.left_out
+    assert left.name.endswith(second.name)
+    second.write_bytes(whole)
+    found = place.mirror(run, kind).compare(run, as_it_is=False).difference
+    assert [part.record.step for part in found.lacking_media] == [int(second.name[5:13])]
+    first.unlink()
+    assert place.mirror(run, kind).compare(run, as_it_is=False).difference.has_extra
+
+
+@KINDS
+def test_a_live_mirror_of_insights_is_equal_to_mlflow(
+    place: Place, tmp_path: Path, kind: str
+) -> None:
+    """What a run's own tracker wrote is what a replay would write, keys and times exactly."""
+    mode = {"wandb_mode": "offline"} if kind == "wandb" else {}
+    where = {"tensorboard_dir": str(tmp_path / "runs"), "wandb_dir": str(tmp_path / "runs")}
+    folder = make_run(tmp_path, sinks=("mlflow", kind), **where, **mode)
+    (folder.media / "a.png").write_bytes(encoded(picture()))
+    append(folder, [
+        *every_kind(folder), Image(T0, 2, "Zürich/a:b", "a.png"),
+        Table(T0, 2, "eval/é", ["a"], [[float("nan")]]),
+    ])  # fmt: skip
+    end(folder)
+    for sink in ("mlflow", kind):
+        deliver(folder, sink)
+    identity = folder.identity()
+    assert identity is not None
+    run = place.client.get_run(identity.run_id)
+    comparison = place.mirror(run, kind).compare(run, as_it_is=True)
+    assert len(comparison.held.media) == 9
+    assert comparison.difference.is_empty

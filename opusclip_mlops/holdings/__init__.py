@@ -6,11 +6,11 @@ A mirror is equal to MLflow when this says so, not when writing to it returned.
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 from opusclip_mlops.folder import Identity
 from opusclip_mlops.points import Points
-from opusclip_mlops.records import Image, Record, Table, Text, Video
+from opusclip_mlops.records import Image, Insight, Record, Table, Text, Video
 from opusclip_mlops.targets import Target
 
 _HOLDINGS = {"tensorboard": "TensorBoardHoldings", "wandb": "WandbHoldings"}
@@ -19,9 +19,12 @@ _MEDIA = {Video: "video", Image: "image", Text: "text", Table: "table"}
 
 @dataclass(frozen=True, order=True)
 class Medium:
-    """A clip, picture, text or table at a step and a time in Unix milliseconds."""
+    """A clip, picture, text, table or insight at a step and a time in Unix milliseconds.
 
-    kind: Literal["video", "image", "text", "table"]
+    `kind` is video, image, text, table, or `insight/` with the insight's own kind.
+    """
+
+    kind: str
     key: str
     step: int
     timestamp_ms: int
@@ -73,7 +76,7 @@ def open_holdings(target: Target, identity: Identity) -> Holdings:
 
 def medium_of(record: Record) -> Medium | None:
     """What a record with a step is to be found as in a mirror; None for metrics and the rest."""
-    if not isinstance(record, Video | Image | Text | Table):
+    if not isinstance(record, Video | Image | Text | Table | Insight):
         return None
-    kind: Literal["video", "image", "text", "table"] = _MEDIA[type(record)]  # type: ignore[assignment]
+    kind = f"insight/{record.kind}" if isinstance(record, Insight) else _MEDIA[type(record)]
     return Medium(kind, record.key, record.step, record.timestamp_ms)

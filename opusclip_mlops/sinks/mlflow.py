@@ -1,4 +1,4 @@
-"""MLflow, the record: the run, its params, metrics, tags, datasets, clips and checkpoints.
+"""MLflow, the record: the run, its params, metrics, tags, datasets, files and checkpoints.
 
 Re-sending is harmless in a database, though the file store keeps a point twice: timestamps and
 values are those of the log call, artifacts have the same names each time, and a run made by a
@@ -7,8 +7,9 @@ shipper that died is found again by its tag.
 
 import contextlib
 import fcntl
+import functools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,15 +20,16 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 import msgspec
 import requests
 from mlflow import MlflowClient, get_tracking_uri
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from opusclip_mlops import checkpoints, layout, records
 from opusclip_mlops.checkpoint_uploads import CheckpointUploads
 from opusclip_mlops.deaths import TRACEBACK_TAG
-from opusclip_mlops.errors import CheckpointError, VideoError
+from opusclip_mlops.errors import CheckpointError, RecordError, VideoError
 from opusclip_mlops.faults import PutOff, attempted
 from opusclip_mlops.folder import Identity, Manifest, RunFolder
+from opusclip_mlops.insight_uploads import set_aside
 from opusclip_mlops.layout import (
     LOCAL_ID_TAG,
     MIRROR_ID_TAG,
@@ -36,28 +38,22 @@ from opusclip_mlops.layout import (
     REASON_TAG,
 )
 from opusclip_mlops.mirror_state import MirrorState, live_mirrors
+from opusclip_mlops.mlflow_requests import entities, merged, parts
 from opusclip_mlops.pruning import Marks, Pruning
 from opusclip_mlops.records import Batch, Record, RunEnded
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.refusals import EXISTS, is_for_good, reason_of
 from opusclip_mlops.sessions import sessions
 from opusclip_mlops.sinks import Refusal, SinkState, Written
-from opusclip_mlops.uploads import Uploads
+from opusclip_mlops.uploads import Sendable, Uploads
 from opusclip_mlops.wall_shipping import Walls
 from opusclip_mlops.wandb_layout import wandb_mode
 
 if TYPE_CHECKING:
     from opusclip_mlops.sinks import Sink
 
-_METRICS_PER_CALL = 1000
 _TOO_LARGE = 413
-_FILES = (
-    records.Video,
-    records.Samples,
-    records.Text,
-    records.Checkpoint,
-    records.CheckpointDropped,
-)
+_FILES = Sendable | records.Checkpoint | records.CheckpointDropped
 
 
 class MlflowSink:
@@ -74,7 +70,8 @@ class MlflowSink:
 
     def open(self, state: SinkState) -> SinkState:
         """Find the run, or make it with its true start time."""
-        self._put_off = PutOff(state.get("put_off", ()))
+        slim = functools.partial(set_aside, self._folder)
+        self._put_off = PutOff(state.get("put_off", ()), slim=slim)
         try:
             run = self._given_run() if self._manifest.run_id else self._own_run()
         except MlflowException as error:
@@ -121,7 +118,7 @@ class MlflowSink:
         self._refused = []
         faults_before = self._put_off.faults
         self._put_off.try_again(self._send_checked)
-        for record_or_metrics in _merged(batch.records):
+        for record_or_metrics in merged(batch.records):
             if self._no_run:
                 self._refuse(record_or_metrics, self._no_run)
             elif isinstance(record_or_metrics, list):
@@ -234,7 +231,7 @@ class MlflowSink:
         """Send one record; what MLflow will never take is refused, other faults are raised."""
         try:
             self._send(record)
-        except (VideoError, CheckpointError) as error:
+        except (VideoError, CheckpointError, RecordError) as error:
             self._refuse(record, str(error))
         except requests.HTTPError as error:
             if error.response is None or error.response.status_code != _TOO_LARGE:
@@ -256,7 +253,7 @@ class MlflowSink:
         """Send many log calls in one request; if it is refused, each by itself."""
         try:
             self._client.log_batch(
-                self._run_id, metrics=[m for call in calls for m in _entities(call)]
+                self._run_id, metrics=[m for call in calls for m in entities(call)]
             )
         except MlflowException as error:
             if not is_for_good(error):
@@ -267,7 +264,7 @@ class MlflowSink:
     def _send(self, record: Record) -> None:
         match record:
             case records.Metrics():
-                self._client.log_batch(self._run_id, metrics=list(_entities(record)))
+                self._client.log_batch(self._run_id, metrics=list(entities(record)))
             case records.Params():
                 self._send_params(record)
             case records.Tags():
@@ -276,7 +273,7 @@ class MlflowSink:
                 self._send_tags(record.tags | self._marks.at_start(record.tags))
             case records.Dataset():
                 self._send_dataset(record)
-            case records.Video() | records.Samples() | records.Text():
+            case _ if isinstance(record, Sendable):
                 self._uploads.send(record)
                 self._walls.note(record)
             case records.Checkpoint():
@@ -296,12 +293,12 @@ class MlflowSink:
             reason = f"param {key!r} is {known[key]!r} already and cannot change"
             self._refused.append(Refusal(records.Params({key: record.values[key]}), reason))
         fresh = {key: value for key, value in record.values.items() if key not in known}
-        for part in _parts(fresh, 100):
+        for part in parts(fresh, 100):
             self._client.log_batch(self._run_id, params=[Param(*item) for item in part])
         self._params.update(fresh)
 
     def _send_tags(self, values: dict[str, str]) -> None:
-        for part in _parts(values, 100):
+        for part in parts(values, 100):
             self._client.log_batch(self._run_id, tags=[RunTag(*item) for item in part])
 
     def _send_dataset(self, record: records.Dataset) -> None:
@@ -348,35 +345,6 @@ def _alone_in_store(uri: str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _merged(batch: Iterable[Record]) -> Iterator[Record | list[records.Metrics]]:
-    """Log calls that follow each other, joined up to one request's worth of metrics."""
-    calls: list[records.Metrics] = []
-    size = 0
-    for record in batch:
-        is_metrics = isinstance(record, records.Metrics)
-        if calls and (not is_metrics or size + len(record.values) > _METRICS_PER_CALL):  # type: ignore[union-attr]
-            yield calls
-            calls, size = [], 0
-        if isinstance(record, records.Metrics):
-            calls.append(record)
-            size += len(record.values)
-        else:
-            yield record
-    if calls:
-        yield calls
-
-
-def _entities(record: records.Metrics) -> Iterator[Metric]:
-    for key, value in record.values.items():
-        yield Metric(key, value, record.timestamp_ms, record.step)
-
-
-def _parts(values: dict[str, str], size: int) -> Iterator[list[tuple[str, str]]]:
-    items = list(values.items())
-    for at in range(0, len(items), size):
-        yield items[at : at + size]
 
 
 def _same(old: str, new: str) -> bool:

@@ -14,13 +14,24 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from opusclip_mlops import checkpoints
+from opusclip_mlops.contents import fetch, read_contents
 from opusclip_mlops.delivery import deliver
 from opusclip_mlops.folder import CONTROL, RunFolder
 from opusclip_mlops.layout import LAST_TAG
-from opusclip_mlops.records import Checkpoint, Dataset, Metrics, Params, Tags, Text
+from opusclip_mlops.records import (
+    Checkpoint,
+    Dataset,
+    Insight,
+    Metrics,
+    Params,
+    Record,
+    Tags,
+    Text,
+)
 from opusclip_mlops.samples import SourceClip
 from opusclip_mlops.sources import Sources
 from tests.faults.proxy import FaultProxy
+from tests.insight_records import every_kind, histogram
 from tests.journeys import append, end, make_run, store, wait_until
 from tests.reading import Point, points_of_mlflow
 from tests.servers import mlflow_server
@@ -304,6 +315,39 @@ def test_files_that_wait_outlive_the_shipper(tmp_path: Path) -> None:
     found = sorted(path.read_text() for path in artifacts(folder).glob("text/notes/*"))
     assert found == [f"words {step}" for step in range(3)]
     assert run_of(folder).info.status == "FINISHED"
+
+
+def large_insights(count: int) -> list[Record]:
+    """Histograms of two hundred layers each, which are megabytes of JSON."""
+    content = {f"layer.{n}": histogram(*range(512)) for n in range(200)}
+    return [
+        Insight(T0_MS, step, "weights", "histograms", {"histograms": content})
+        for step in range(count)
+    ]
+
+
+def test_large_insights_that_wait_outlive_the_shipper(tmp_path: Path) -> None:
+    """Killed while the store takes nothing; what waits is no burden to the state meanwhile."""
+    obstacle = obstructed(tmp_path)
+    folder = make_run(tmp_path)
+    logged = [*large_insights(3), *every_kind(folder), *metrics(2)]
+    append(folder, logged)
+    end(folder)
+    process = subprocess.Popen([sys.executable, "-c", DELIVER, str(folder.path)])
+    wait_until(lambda: put_off(folder) == 10)
+    process.kill()
+    process.wait()
+    assert folder.progress("mlflow").position == folder.size_bytes()
+    assert max(path.stat().st_size for path in (folder.path / "sinks").iterdir()) < 64 * 1024
+    obstacle.unlink()
+    deliver(folder, "mlflow")
+    assert folder.progress("mlflow").rejected == 0
+    contents = read_contents(client(), run_of(folder))
+    assert contents.left_out == ()
+    parts = [part for part in contents.parts if isinstance(part.record, Insight)]
+    found = [fetch(client(), contents.identity.run_id, part, tmp_path) for part in parts]
+    back = {(one.kind, one.step): one.content for one in found if isinstance(one, Insight)}
+    assert back == {(one.kind, one.step): one.content for one in logged if isinstance(one, Insight)}
 
 
 def test_checkpoints_arrive_in_the_order_they_were_saved_in(tmp_path: Path) -> None:
