@@ -18,7 +18,7 @@ from opusclip_mlops.event_files import frame, frames
 from opusclip_mlops.events import Event, Kind, Summary
 from opusclip_mlops.points import Points
 
-_ROWS = frozenset({"video", "image", "text", "table"})
+_ROWS = frozenset({"video", "image", "text", "table", "insight"})
 _WITHOUT_VALUES = frozenset({"graph_def", "meta_graph_def", "tagged_run_metadata"})
 _CHUNK_POINTS = 100_000
 
@@ -139,9 +139,8 @@ class _Reading:
             if self._with_points:
                 self._columns.add(event, points)
         if len(points) < len(values):
-            for value in values:
-                if not value.HasField("simple_value"):
-                    self._keep(event, value, path, start)
+            for value in _telling(values):
+                self._keep(event, value, path, start)
         elif not points and event.WhichOneof("what") in _WITHOUT_VALUES:
             self._keep(event, None, path, start)
 
@@ -168,6 +167,13 @@ class _Reading:
             point_events=self._point_events,
             damaged=self._damaged,
         )
+
+
+def _telling(values: Sequence[Summary.Value]) -> list[Summary.Value]:
+    """The values that are no points; of an insight its mark only, which speaks for all."""
+    others = [value for value in values if not value.HasField("simple_value")]
+    marks = [value for value in others if events.kind_of(value) == "insight"]
+    return marks or others
 
 
 def in_order(points: Points) -> bool:

@@ -1,7 +1,8 @@
 """TensorBoard's events: how each record of a run is said in one, and what a run's events say.
 
 Params, tags and other words stand once a run under a text tag of their own, of which the last
-holds. A mark in a text's description tells words and tables from texts that were logged.
+holds. A mark in a text's description tells words and tables from texts that were logged; a value
+of its own, of a plugin without a dashboard, says which insight an event is.
 """
 
 import importlib
@@ -21,9 +22,10 @@ if "boto3" not in sys.modules:
 
 from tensorboard.compat.proto.event_pb2 import Event as Event
 from tensorboard.compat.proto.summary_pb2 import Summary as Summary
+from tensorboard.compat.proto.summary_pb2 import SummaryMetadata
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
-from tensorboard.plugins.text.summary_v2 import text_pb
+from tensorboard.plugins.text.summary_v2 import text_pb as text_pb
 
 from opusclip_mlops import records
 from opusclip_mlops.event_files import frames
@@ -35,9 +37,10 @@ MOST_TABLE_ROWS = 1000
 WORDS, TABLE = "about the run", "table"
 """The descriptions of texts that were not logged as such."""
 
-Kind = Literal["video", "image", "text", "table", "words", "hparams", "end", "other"]
+Kind = Literal["video", "image", "text", "table", "insight", "words", "hparams", "end", "other"]
 """What an event without points was written for."""
 
+_INSIGHT_PLUGIN, _INSIGHT_TAG = "opusclip_insights", "opusclip/insight"
 _GIF_SIZE, _PNG_SIZE = struct.Struct("<HH"), struct.Struct(">II")
 _TEXT_KINDS: dict[str, Kind] = {WORDS: "words", TABLE: "table"}
 _HPARAMS_KINDS: dict[str, Kind] = {
@@ -76,7 +79,7 @@ def text(record: records.Text) -> Event:
 def table(record: records.Table) -> Event:
     """A table at its step, as Markdown."""
     shown = [[_shown(value) for value in row] for row in record.rows[:MOST_TABLE_ROWS]]
-    lines = _markdown([record.columns, *shown])
+    lines = markdown([record.columns, *shown])
     left = len(record.rows) - len(shown)
     if left:
         lines += ["", f"… and {left:,} more rows in MLflow"]
@@ -114,7 +117,7 @@ def rendered(name: str, values: Mapping[str, str]) -> str:
     """Words as Markdown: notes as they are, everything else as a table of names and values."""
     if name == "notes":
         return values["text"]
-    return "\n".join(_markdown([["name", "value"], *map(list, sorted(values.items()))]))
+    return "\n".join(markdown([["name", "value"], *map(list, sorted(values.items()))]))
 
 
 def rendered_words(record: records.Record) -> dict[str, str]:
@@ -122,7 +125,8 @@ def rendered_words(record: records.Record) -> dict[str, str]:
     return {name: rendered(name, values) for name, values in words_of(record).items() if values}
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table whose first row is its heading."""
     lines = ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
     return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
 
@@ -138,12 +142,15 @@ def _shown(value: Any) -> str:
 def hparams(params: Mapping[str, str], mirror_id: str, start_time_ms: int) -> Event:
     """The params for the HParams tab; TensorBoard reads one such event only."""
     started_s = start_time_ms / 1000
-    values = {key: _number_or_text(value) for key, value in params.items()}
+    values = {key: _typed(value) for key, value in params.items()}
     summary = hparams_pb(values, trial_id=mirror_id, start_time_secs=started_s)
     return Event(wall_time=started_s, summary=summary)
 
 
-def _number_or_text(value: str) -> float | str:
+def _typed(value: str) -> bool | float | str:
+    """A param as the HParams tab sorts and filters it: MLflow itself keeps texts."""
+    if value in ("True", "False"):
+        return value == "True"
     try:
         return float(value)
     except ValueError:
@@ -188,11 +195,26 @@ def kind_of(value: Summary.Value) -> Kind:
         is_gif = value.image.encoded_image_string.startswith(b"GIF8")
         return "video" if is_gif else "image"
     plugin = value.metadata.plugin_data.plugin_name
+    if plugin == _INSIGHT_PLUGIN:
+        return "insight"
     if plugin == "text":
         return _TEXT_KINDS.get(value.metadata.summary_description, "text")
     if plugin == metadata.PLUGIN_NAME:
         return _HPARAMS_KINDS.get(value.tag, "other")
     return "other"
+
+
+def mark(record: records.Insight) -> Summary.Value:
+    """Says which insight an event is; TensorBoard shows it nowhere."""
+    plugin = SummaryMetadata.PluginData(plugin_name=_INSIGHT_PLUGIN)
+    tag = f"{_INSIGHT_TAG}/{record.kind}/{record.key}"
+    return Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin))
+
+
+def insight_of(tag: str) -> tuple[str, str]:
+    """The kind and key of the insight that a mark of this tag says an event is."""
+    kind, _, key = tag.removeprefix(f"{_INSIGHT_TAG}/").partition("/")
+    return kind, key
 
 
 def text_of(value: Summary.Value) -> str:

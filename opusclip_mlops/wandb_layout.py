@@ -5,6 +5,7 @@ references whose metadata says what it is.
 """
 
 import functools
+import json
 import netrc
 import os
 import re
@@ -12,11 +13,14 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from opusclip_mlops.records import Files
+from opusclip_mlops.records import Files, Insight, Record
 from opusclip_mlops.words import words_of
 
 STEP_KEY = "global_step"
 """The column that holds the run's own step."""
+
+INSIGHT_KEY = "opusclip_insight"
+"""The column that says which insight a row is."""
 
 WORDS_KEY = "opusclip"
 """The key of the config that holds tags, notes, datasets and what MLflow says of the run."""
@@ -24,7 +28,7 @@ WORDS_KEY = "opusclip"
 ABOUT_KEY = "opusclip_files"
 """The key of an artifact's metadata that says which files it refers to."""
 
-_RESERVED_COLUMNS = frozenset({STEP_KEY, "_step", "_timestamp", "_runtime", "_wandb"})
+_RESERVED_COLUMNS = frozenset({STEP_KEY, INSIGHT_KEY, "_step", "_timestamp", "_runtime", "_wandb"})
 _RESERVED_PARAMS = frozenset({WORDS_KEY, "_wandb"})
 _OF_METRIC, _OF_PARAM = "metrics/", "params/"
 _NOT_IN_NAME = re.compile(r"[^a-zA-Z0-9_\-.]")
@@ -41,9 +45,31 @@ def key_of(column: str) -> str | None:
     return None if column in _RESERVED_COLUMNS else _plain(column, _RESERVED_COLUMNS, _OF_METRIC)
 
 
+def insight_mark(kind: str, key: str) -> str:
+    """What `INSIGHT_KEY` says of a row."""
+    return json.dumps({"kind": kind, "key": key}, ensure_ascii=False)
+
+
+def insight_of_mark(mark: Any) -> tuple[str, str] | None:
+    """The kind and key that a mark says, None where it is none of ours."""
+    try:
+        said = json.loads(mark)
+        return str(said["kind"]), str(said["key"])
+    except (TypeError, ValueError, KeyError):
+        return None
+
+
 def config_of(params: Mapping[str, str]) -> dict[str, str]:
     """The config that says a run's params."""
     return {_escaped(key, _RESERVED_PARAMS, _OF_PARAM): params[key] for key in params}
+
+
+def hparams_of(record: Record) -> dict[str, dict[str, Any]]:
+    """What the config says of hyperparameters, as numbers and with their goals; {} for all else."""
+    if not isinstance(record, Insight) or record.kind != "hparams":
+        return {}
+    said = {"hparams": record.content.get("params"), "hparams_goals": record.content.get("goal")}
+    return {name: values for name, values in said.items() if values and isinstance(values, dict)}
 
 
 def words_of_config(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:

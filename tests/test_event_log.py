@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.compat.proto.event_pb2 import Event
 
-from opusclip_mlops import events
+from opusclip_mlops import events, insight_events
 from opusclip_mlops.event_files import frame
 from opusclip_mlops.event_log import EventLog, in_order, read_log, write_in_order
 from opusclip_mlops.points import Point, Points
 from opusclip_mlops.records import Image, Metrics, RunEnded, Text
+from tests import insight_records
 from tests.sinks.sink_contract import T0_MS
 
 END = events.end_event(RunEnded("s", "FINISHED", T0_MS))
@@ -156,3 +157,17 @@ def test_sorted_the_same_points_stand_in_order(
     for found in (log, again):
         assert len(found.points.minus(wanted)) == len(wanted.minus(found.points)) == 0
     assert in_order(again.points)
+
+
+def test_an_insight_is_one_thing_that_is_kept_whole(tmp_path: Path) -> None:
+    """However many values it has; in another order it has all of them still."""
+    later, first = (
+        insight_events.events_of(insight_records.histograms(step))[0] for step in (9, 5)
+    )
+    log = read_log(written(tmp_path, [later, call(1, a=1.0), first]))
+    assert [(one.kind, one.step) for one in log.kept] == [("insight", 9), ("insight", 5)]
+    assert not log.is_in_order()
+    again = sorted_again(log, tmp_path)
+    assert again.is_in_order()
+    found = [one for one, _ in events.read_events(tmp_path / "sorted") if one.step > 1]
+    assert found == [first, later]

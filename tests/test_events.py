@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from opusclip_mlops import events
 from opusclip_mlops.event_files import frame
 from opusclip_mlops.events import Event
-from opusclip_mlops.records import Image, Metrics, Params, RunEnded, Table, Tags, Text
+from opusclip_mlops.records import Image, Insight, Metrics, Params, RunEnded, Table, Tags, Text
 from opusclip_mlops.words import NOTE_TAG
 from tests.sinks.sink_contract import T0_MS
 
@@ -60,6 +60,8 @@ def test_each_kind_is_known_again() -> None:
     assert kind(events.words("params", "| a |", timestamp_ms=T0_MS)) == "words"
     assert kind(events.picture(Image(T0_MS, 1, "a", "a.gif"), GIF)) == "video"
     assert kind(events.picture(Image(T0_MS, 1, "a", "a.png"), PNG)) == "image"
+    insight = Insight(T0_MS, 1, "a", "layout", {})
+    assert events.kind_of(events.mark(insight)) == "insight"
     assert kind(events.hparams({"lr": "1"}, "run", T0_MS)) == "hparams"
     assert kind(events.end_event(RunEnded("s", "KILLED", T0_MS))) == "end"
 

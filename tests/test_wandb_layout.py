@@ -1,12 +1,16 @@
 """How a run is laid out in W&B."""
 
+from typing import Any
+
 import hypothesis
 import hypothesis.strategies as st
+import msgspec
 import pytest
 
 from opusclip_mlops import wandb_layout
 from opusclip_mlops.records import Files
 from opusclip_mlops.words import words_of
+from tests.insight_records import hparams, layout
 
 _PARTS = ["global_step", "_step", "opusclip", "_wandb", "loss", "metrics", "params"]
 _NAMES = st.lists(st.sampled_from(_PARTS), min_size=1, max_size=5).map("/".join)
@@ -48,3 +52,21 @@ def test_files_are_found_again_in_an_artifact() -> None:
 def test_a_mode_that_is_asked_for_is_taken(asked: str) -> None:
     """The mode is guessed only where nobody said."""
     assert wandb_layout.wandb_mode(asked) == asked
+
+
+def test_hyperparameters_are_numbers_in_the_config() -> None:
+    """With the goals of their results; anything else says nothing there."""
+    assert wandb_layout.hparams_of(hparams()) == {
+        "hparams": {"lr": 0.1, "optimizer": "adamw", "use_ema": True},
+        "hparams_goals": {"val/loss": "minimize"},
+    }
+    empty = msgspec.structs.replace(hparams(), content={"params": 3})
+    assert wandb_layout.hparams_of(empty) == wandb_layout.hparams_of(layout()) == {}
+
+
+@pytest.mark.parametrize("mark", [None, "", "x", "1", "[]", '{"kind": "a"}', 3, {"kind": "a"}])
+def test_a_mark_of_anothers_says_nothing(mark: Any) -> None:
+    """A row that somebody else has written is no insight."""
+    assert wandb_layout.insight_of_mark(mark) is None
+    told = wandb_layout.insight_mark("graph", "ü/a:b")
+    assert wandb_layout.insight_of_mark(told) == ("graph", "ü/a:b")

@@ -6,8 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opusclip_mlops import event_files, events
-from opusclip_mlops.event_log import EventLog, read_log
+from opusclip_mlops import event_files, events, projector
+from opusclip_mlops.event_log import EventLog, Kept, read_log
 from opusclip_mlops.folder import Identity
 from opusclip_mlops.holdings import Held, Medium
 from opusclip_mlops.records import Record
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from opusclip_mlops.holdings import Holdings
 
 _READS, _WAIT_S = 20, 0.1
+_MEDIA = frozenset({"video", "image", "text", "table", "insight"})
+_EMBEDDING = "insight/embedding"
 
 
 class TensorBoardHoldings:
@@ -29,11 +31,8 @@ class TensorBoardHoldings:
         """All that the run's event files hold, nothing where there are none."""
         self._heal()
         log = self._read_log()
-        media = Counter(
-            Medium(one.kind, one.tag, one.step, one.timestamp_ms)
-            for one in log.kept
-            if one.kind in ("video", "image", "text", "table")
-        )
+        media = Counter(_medium(one) for one in log.kept if one.kind in _MEDIA)
+        self._count_embeddings(media)
         return Held(log.points, media, log.words, log.point_events, log.end)
 
     def fingerprint(self) -> str:
@@ -47,6 +46,13 @@ class TensorBoardHoldings:
     def rendered(self, record: Record) -> dict[str, str]:
         """The texts that stand in the Text tab for a record without a step, by their names."""
         return events.rendered_words(record)
+
+    def _count_embeddings(self, media: Counter[Medium]) -> None:
+        """An embedding is held where its files are: they are all that the projector reads."""
+        for one in [one for one in media if one.kind == _EMBEDDING]:
+            del media[one]
+        for place, count in projector.embeddings_in(self._folder).items():
+            media[Medium(_EMBEDDING, *place)] = count
 
     def _read_log(self) -> EventLog:
         """Read all files; again where one was replaced before it was opened."""
@@ -66,6 +72,13 @@ class TensorBoardHoldings:
             if writing is not None:
                 event_files.finish_replacing(self._folder)
                 writing.release()
+
+
+def _medium(one: Kept) -> Medium:
+    if one.kind != "insight":
+        return Medium(one.kind, one.tag, one.step, one.timestamp_ms)
+    kind, key = events.insight_of(one.tag)
+    return Medium(f"insight/{kind}", key, one.step, one.timestamp_ms)
 
 
 if TYPE_CHECKING:

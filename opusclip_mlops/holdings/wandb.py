@@ -28,7 +28,7 @@ from opusclip_mlops.points import Points
 from opusclip_mlops.records import Record
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.targets import Target
-from opusclip_mlops.wandb_layout import STEP_KEY
+from opusclip_mlops.wandb_layout import INSIGHT_KEY, STEP_KEY
 from opusclip_mlops.words import words_of
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ class _Rows:
         self._number_of: dict[str, int] = {}
         self._keys: list[str] = []
         self._parts: list[Points] = []
-        self._shown: list[tuple[Medium, str, int]] = []
+        self._shown: list[tuple[Medium, dict[str, int]]] = []
         self._media: Counter[Medium] = Counter()
         self._count = 0
         self._begin_part()
@@ -211,6 +211,9 @@ class _Rows:
                 self.add(wandb_log.row_of(record))
                 return
             texts[path[0]] = item.value_json
+        if INSIGHT_KEY in texts:
+            self.add(wandb_log.row_of(record))
+            return
         self._place(texts.get(STEP_KEY), texts.get("_step"), texts.get("_timestamp"))
         number_of, numbers, values = self._number_of, self._number, self._value
         for column, text in texts.items():
@@ -228,6 +231,9 @@ class _Rows:
     def add(self, row: Mapping[str, Any]) -> None:
         """Take in a row as the server tells it."""
         self._place(row.get(STEP_KEY), row.get("_step"), row.get("_timestamp"))
+        if insight := wandb_layout.insight_of_mark(row.get(INSIGHT_KEY)):
+            self._add_insight(insight, row)
+            return
         for column, value in _flat(row):
             number = self._number_of.get(column)
             if number is None:
@@ -251,7 +257,9 @@ class _Rows:
     def count_media(self, sizes_bytes: Mapping[str, int]) -> None:
         """Count each row's medium whose file is among these in full, by its name."""
         self._media.update(
-            medium for medium, path, size in self._shown if sizes_bytes.get(path) == size
+            medium
+            for medium, wanted in self._shown
+            if all(sizes_bytes.get(path) == size for path, size in wanted.items())
         )
         self._shown.clear()
 
@@ -289,7 +297,22 @@ class _Rows:
         key = self._keys[self._number_of[column]]
         if kind := _KINDS.get(str(value["_type"])):
             medium = Medium(kind, key, self._at_step, self._at_ms)
-            self._shown.append((medium, str(value.get("path")), _whole(value.get("size"), -1)))
+            self._shown.append((medium, _file_of(value)))
+
+    def _add_insight(self, insight: tuple[str, str], row: Mapping[str, Any]) -> None:
+        """A row that is an insight: held where all files are there that it refers to."""
+        kind, key = insight
+        wanted: dict[str, int] = {}
+        for _, value in _flat(row):
+            if isinstance(value, Mapping) and "path" in value:
+                wanted |= _file_of(value)
+        self._shown.append((Medium(f"insight/{kind}", key, self._at_step, self._at_ms), wanted))
+        self._end_row()
+
+
+def _file_of(value: Mapping[str, Any]) -> dict[str, int]:
+    """The file that a medium refers to, with its size in bytes."""
+    return {str(value.get("path")): _whole(value.get("size"), -1)}
 
 
 class _Artifacts:

@@ -2,7 +2,8 @@
 
 One event holds all scalars of a log call, under its own step and wall time. Scalars are 32-bit
 floats there. After a crash the file is cut back to what was acknowledged, so no point stands twice.
-When the run has ended, what is not in the order of its steps is rewritten so that it is.
+When the run has ended, what is not in the order of its steps is rewritten so that it is. What the
+projector shows lies beside it.
 """
 
 import contextlib
@@ -10,12 +11,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opusclip_mlops import event_files, events, media, records
+from opusclip_mlops import event_files, events, insight_events, media, projector, records
 from opusclip_mlops.arrivals import Arrivals
-from opusclip_mlops.errors import CheckpointError, VideoError
+from opusclip_mlops.errors import CheckpointError, RecordError, VideoError
 from opusclip_mlops.event_log import EventLog, read_log, write_in_order
 from opusclip_mlops.events import Event
 from opusclip_mlops.folder import RunFolder
+from opusclip_mlops.insight_views import understood
 from opusclip_mlops.records import Batch, Record, RunEnded
 from opusclip_mlops.repeats import Repeats
 from opusclip_mlops.sinks import Refusal, SinkState, Waiting, Written
@@ -93,6 +95,7 @@ class TensorBoardSink:
             raise Waiting(f"{self._target} is being written by process {writer}")
         self._held.callback(writing.release)
         event_files.finish_replacing(self._target)
+        projector.heal(self._target)
 
     def _resume(self, state: SinkState) -> None:
         self._rebuilds = bool(state.get("rebuild"))
@@ -107,6 +110,7 @@ class TensorBoardSink:
         # What stands in order is known only of what was written from the beginning.
         self._last: dict[str, tuple[int, int]] | None = None if paths else {}
         self._repeats = Repeats()
+        self._embeddings: set[str] = set()
         self._log: EventLog | None = None
         self._path, self._file = path, self._held.enter_context(path.open("ab"))
         if self._file.tell() == 0:
@@ -148,7 +152,7 @@ class TensorBoardSink:
         try:
             for event in self._events(record):
                 self._write(event)
-        except (VideoError, CheckpointError) as error:
+        except (VideoError, CheckpointError, RecordError) as error:
             return [Refusal(record, str(error))]
         return []
 
@@ -160,6 +164,8 @@ class TensorBoardSink:
                 event = self._shown(record)
                 self._note_place(record, (record.key,))
                 return [event]
+            case records.Insight():
+                return self._insight(record)
             case records.Params():
                 self._params = {**record.values, **self._params}
                 return self._words(records.Params(self._params))
@@ -190,6 +196,15 @@ class TensorBoardSink:
             case records.Image():
                 path = media.picture(self._folder, record)
         return events.picture(record, path.read_bytes())
+
+    def _insight(self, record: records.Insight) -> list[Event]:
+        """What TensorBoard's own plugins show; the projector reads files beside the events."""
+        with understood(record):
+            found = insight_events.events_of(record)
+        if record.kind == "embedding":
+            self._embeddings.add(projector.write(self._target, record, self._folder.media))
+        self._note_place(record, (found[0].summary.value[0].tag,))
+        return found
 
     def _words(self, record: Record) -> list[Event]:
         """The words of a record that do not stand there yet."""
@@ -252,6 +267,8 @@ class TensorBoardSink:
                 write_in_order(before, self._file, hparams=hparams, end=last)
             sorted_path.replace(self._target / event_files.NEW)
         event_files.replace_all(self._target)
+        if self._rebuilds:
+            projector.keep_only(self._target, self._embeddings)
 
 
 if TYPE_CHECKING:

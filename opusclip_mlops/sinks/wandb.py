@@ -15,8 +15,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import wandb
 from wandb.proto.wandb_internal_pb2 import Record as WandbRecord
 
-from opusclip_mlops import checkpoints, media, records, wandb_client, wandb_layout, wandb_log
-from opusclip_mlops.errors import CheckpointError, DeliveryError, VideoError
+from opusclip_mlops import (
+    checkpoints,
+    insight_charts,
+    media,
+    records,
+    wandb_client,
+    wandb_layout,
+    wandb_log,
+)
+from opusclip_mlops.alerts.events import KEY as ALERTS_KEY
+from opusclip_mlops.alerts.events import event_of
+from opusclip_mlops.alerts.rules import WANDB
+from opusclip_mlops.errors import CheckpointError, DeliveryError, RecordError, VideoError
 from opusclip_mlops.folder import Identity, RunFolder
 from opusclip_mlops.launch import HUNG_S
 from opusclip_mlops.records import Batch, Record, RunEnded
@@ -32,6 +43,9 @@ if TYPE_CHECKING:
 
 _STALL_S = 2 * HUNG_S
 _POLL_S = 0.2
+_LEVELS = {"info": "INFO", "warning": "WARN", "error": "ERROR"}
+# The rules have pauses of their own; 0 would be a minute.
+_ALERT_PAUSE_S = 1
 
 
 class WandbSink:
@@ -78,7 +92,7 @@ class WandbSink:
         self._moved_s = time.monotonic()
         self._deferred: list[dict[str, Any]] = list(state.get("deferred", []))
         self._repeats = Repeats()
-        self._words: dict[str, dict[str, str]] = dict(state.get("words", {}))
+        self._words: dict[str, dict[str, Any]] = dict(state.get("words", {}))
         # A run that is gone on with has not ended yet.
         self._words.pop("end", None)
         if self._manifest.notes:
@@ -95,10 +109,13 @@ class WandbSink:
         with wandb_client.ended_if_hanging():
             for record in batch.records:
                 is_row = isinstance(record, records.Row)
+                if isinstance(record, records.Insight):
+                    # What it says for the config may be lost where its row is not.
+                    self._learn(record)
                 if not is_row or row >= self._next_row:
                     try:
                         self._send(record, row)
-                    except (VideoError, CheckpointError) as error:
+                    except (VideoError, CheckpointError, RecordError) as error:
                         refused.append(Refusal(record, str(error)))
                 row += is_row
             if self._has_news:
@@ -188,7 +205,11 @@ class WandbSink:
                 columns = {wandb_layout.column(key): value for key, value in values.items()}
                 self._log_row(record, row, columns)
             case records.Video() | records.Image() | records.Text() | records.Table():
+                # Before its row: once that is safe, nothing of it is sent again.
+                self._pass_on(record)
                 self._log_row(record, row, {wandb_layout.column(record.key): self._shown(record)})
+            case records.Insight():
+                self._log_row(record, row, insight_charts.columns_of(record, self._folder.media))
             case records.RunStarted():
                 words = {key for key, value in record.tags.items() if value == "true"}
                 self._run.tags = tuple(sorted({*(self._run.tags or ()), *words}))
@@ -221,7 +242,7 @@ class WandbSink:
 
     def _learn(self, record: Record) -> None:
         """Take in what is said once a run: the first value of a param holds, the last of all."""
-        for name, values in words_of(record).items():
+        for name, values in (words_of(record) | wandb_layout.hparams_of(record)).items():
             known = self._words.get(name, {})
             if name == "params":
                 self._words[name] = {**values, **known}
@@ -240,6 +261,15 @@ class WandbSink:
             self._run.config.update(config, allow_val_change=True)
         if note := others.get("notes", {}).get("text"):
             self._run.notes = note
+
+    def _pass_on(self, record: records.Row) -> None:
+        """Have W&B tell of an alert where this run's own rules want it; a mirror tells none."""
+        if not isinstance(record, records.Text) or record.key != ALERTS_KEY:
+            return
+        event = event_of(record.text) if "alerts" in self._manifest.sinks else None
+        if event and event.state == "raised" and WANDB in event.actions:
+            level = _LEVELS[event.severity]
+            self._run.alert(event.alert, event.message, level, wait_duration=_ALERT_PAUSE_S)
 
     def _log_row(self, record: records.Row, row: int, values: dict[str, Any]) -> None:
         values |= {wandb_layout.STEP_KEY: record.step, "_timestamp": record.timestamp_ms / 1000}

@@ -1,4 +1,5 @@
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from opusclip_mlops.records import (
 from opusclip_mlops.sinks import open_sink
 from opusclip_mlops.targets import Target
 from opusclip_mlops.words import NOTE_TAG
+from tests import insight_records
 from tests.journeys import LOCAL_ID, make_run
 from tests.sinks.sink_contract import T0_MS, staged_clip
 
@@ -226,3 +228,26 @@ def test_files_replaced_while_they_are_read_are_read_again(tmp_path: Path) -> No
         reads += 1
     assert replacing.returncode == 0
     assert reads > 3
+
+
+def test_insights_are_held_by_kind_and_key(tmp_path: Path) -> None:
+    """Each once, whatever of it TensorBoard shows where; what it is made of is no text or table."""
+    folder = make_run(tmp_path, ["tensorboard"])
+    records = [*insight_records.every_kind(folder), insight_records.graph(key="a/b:c")]
+    held = write(tmp_path, [*records, Metrics(T0_MS, 1, {"loss": 0.5})], ends="FINISHED")
+    assert held.media == {medium_of(record): 1 for record in records}
+    assert Medium("insight/graph", "a/b:c", 0, T0_MS) in held.media
+    assert held.words == {}
+    assert held.row_count == 1
+
+
+def test_an_embedding_is_held_where_its_files_are(tmp_path: Path) -> None:
+    """Without them TensorBoard shows nothing of it; given again, it is there once."""
+    folder = make_run(tmp_path, ["tensorboard"])
+    record = insight_records.embedding(folder)
+    write(tmp_path, [record])
+    events = tmp_path / "runs/films" / LOCAL_ID
+    [place] = (events / "projector").iterdir()
+    shutil.rmtree(place)
+    assert holdings_of(tmp_path).read().media == {}
+    assert write(tmp_path, [record]).media == {medium_of(record): 1}

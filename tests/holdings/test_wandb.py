@@ -32,6 +32,7 @@ from opusclip_mlops.records import (
 )
 from opusclip_mlops.targets import Target
 from opusclip_mlops.words import NOTE_TAG
+from tests import insight_records
 from tests.journeys import LOCAL_ID, append, deliver_and_die, end, make_run
 from tests.sinks.sink_contract import T0_MS, metrics, staged_clip
 from tests.wandb_server import WandbServer, wandb_server
@@ -41,7 +42,7 @@ KEYS = [
     "loss", "train/loss", "a.b", "a.b/c.d", ".a", "a.", "a..b", "with space", "über/größe", "日本",
     "a:b", "-", "_", "_private", "_type", "_step", "_timestamp", "_runtime", "_wandb",
     "global_step", "metrics/global_step", "metrics/loss", "metrics/metrics/_step", "params/x", "0",
-    "key", "path",
+    "key", "path", "opusclip_insight",
 ]  # fmt: skip
 
 
@@ -163,6 +164,42 @@ def test_media_are_counted(mirror: Mirror) -> None:
     assert_holds(held, metrics(3))
     media = [medium_of(record) for record in shown]
     assert held.media == {medium: media.count(medium) for medium in media}
+
+
+def test_insights_are_counted(mirror: Mirror, server: WandbServer) -> None:
+    """Each once, by its kind and key; without one of its files it is not held."""
+    records = [
+        *insight_records.every_kind(mirror.folder), insight_records.graph(key="a.b/c:ü"),
+    ]  # fmt: skip
+    held = mirror.hold([*metrics(3), *records])
+    assert_holds(held, metrics(3))
+    wanted = {medium_of(record): 1 for record in records}
+    assert held.media == wanted
+    assert held.row_count == 3 + len(records)
+    if mirror.mode == "online":
+        assert pictures_committed(server, "clips") == 5
+    stored_as(mirror, server, "media/graph/", "model").write_bytes(b"{")
+    del wanted[medium_of(records[1])]
+    assert mirror.holdings().read().media == wanted
+
+
+def pictures_committed(server: WandbServer, key: str) -> int:
+    """How many pictures the server has taken, in whole, with the table of a key."""
+    artifacts = (one for one in server.state()["artifacts"] if one["state"] == "COMMITTED")
+    [contents] = [one["contents"] for one in artifacts if one["collection"].endswith(f"-{key}")]
+    return sum(path.endswith(".png") for path in contents)
+
+
+def stored_as(mirror: Mirror, server: WandbServer, folder: str, name: str) -> Path:
+    """Where the one file lies whose name begins so, on this machine or the server's."""
+    if mirror.mode == "offline":
+        [log] = wandb_log.logs_of(Path(mirror.target.folder), LOCAL_ID)
+        [path] = (log.parent / "files" / folder).glob(f"{name}_*")
+        return path
+    with contextlib.closing(Store(server.folder)) as store:
+        place = f"runs/team/{mirror.project}/{LOCAL_ID}/{folder}"
+        [found] = [one for one in store.blob_names(place) if Path(one).name.startswith(f"{name}_")]
+        return store.blob(found)
 
 
 ODD_TEXTS = [Text(T0_MS, step, f"a:b/ü ?#%41 {step}", "one < two") for step in range(3)]

@@ -10,13 +10,16 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from PIL import Image as Picture
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
 from tensorboard.plugins.hparams import api_pb2, metadata
 
-from opusclip_mlops import checkpoints
+from opusclip_mlops import checkpoints, projector
 from opusclip_mlops.contents import read_contents
 from opusclip_mlops.delivery import deliver
 from opusclip_mlops.event_files import NEW, event_files, writer_of
-from opusclip_mlops.event_log import read_log
+from opusclip_mlops.event_log import EventLog, read_log
 from opusclip_mlops.events import rendered_words
 from opusclip_mlops.folder import RunFolder
 from opusclip_mlops.records import (
@@ -25,6 +28,7 @@ from opusclip_mlops.records import (
     Checkpoint,
     Files,
     Image,
+    Insight,
     Metrics,
     Params,
     Record,
@@ -35,6 +39,7 @@ from opusclip_mlops.records import (
 )
 from opusclip_mlops.sinks import Sink, SinkState, Waiting, open_sink
 from opusclip_mlops.words import NOTE_TAG
+from tests import insight_records
 from tests.journeys import LOCAL_ID, append, deliver_and_die, end, make_run, store, wait_until
 from tests.reading import Point, event_reader, points_of_tensorboard
 from tests.sinks.sink_contract import T0_MS, SinkContract, expected, metrics, staged_clip
@@ -581,3 +586,135 @@ def test_a_rebuilding_that_was_killed_has_changed_nothing(tmp_path: Path) -> Non
     opened(tmp_path).close(None)
     assert not (events / NEW).exists()
     assert points_of_tensorboard(events) == expected(metrics(9), narrow=True)
+
+
+# Insights
+
+
+def insights_in(events: Path) -> list[tuple[str, int]]:
+    """The marks of the insights that stand in event files, with their steps."""
+    kept = read_log(event_files(events)).kept
+    return sorted((one.tag, one.step) for one in kept if one.kind == "insight")
+
+
+def python_loader(events: Path) -> MultiplexerDataProvider:
+    """What TensorBoard's dashboards ask when it does not load fast."""
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(events)).Reload()
+    return MultiplexerDataProvider(multiplexer, str(events))
+
+
+def tensors_in(events: Path, plugin: str) -> dict[str, list[int]]:
+    """What a plugin is given by TensorBoard's Python loader: the steps by tags."""
+    found = python_loader(events).read_tensors(
+        RequestContext(), experiment_id="", plugin_name=plugin, downsample=100
+    )
+    [by_tag] = found.values()
+    return {tag: [datum.step for datum in data] for tag, data in by_tag.items()}
+
+
+def test_each_insight_stands_in_the_plugin_that_shows_it(tmp_path: Path) -> None:
+    """As the plugin itself is given it, and nothing is refused."""
+    folder = make_run(tmp_path, ["tensorboard"])
+    append(folder, insight_records.every_kind(folder))
+    end(folder)
+    deliver(folder, "tensorboard")
+    assert folder.progress("tensorboard").rejected == 0
+    events = events_of(folder)
+    both = {"weights/encoder.conv": [5], "weights/dead": [5]}
+    assert tensors_in(events, "histograms") == both
+    assert tensors_in(events, "pr_curves") == {"val/cat/pr_curves": [4]}
+    assert tensors_in(events, "custom_scalars") == {"custom_scalars__config__": [0]}
+    assert tensors_in(events, "text").items() >= {"hparams": [9], "profiling/trace": [12]}.items()
+    for plugin, tag in (("graphs", "__run_graph__"), ("graph_run_metadata_graph", "model")):
+        [graphs] = (
+            python_loader(events)
+            .list_blob_sequences(RequestContext(), experiment_id="", plugin_name=plugin)
+            .values()
+        )
+        assert [*graphs] == [tag]
+    assert (events / projector.CONFIG).exists()
+
+
+def test_a_param_that_is_a_switch_is_one_in_the_hparams_tab(tmp_path: Path) -> None:
+    """And a number is a number there: MLflow keeps texts."""
+    params = {"lr": "0.1", "use_ema": "True", "flip": "False", "mode": "true", "name": "x"}
+    events = written(tmp_path, [Params(params), *metrics(1)])
+    data = event_reader(events).summary_metadata["_hparams_/session_start_info"]
+    found = metadata.parse_session_start_info_plugin_data(data.plugin_data.content).hparams
+    kinds = {name: value.WhichOneof("kind") for name, value in found.items()}
+    texts_of = {"mode": "string_value", "name": "string_value"}
+    assert kinds == texts_of | {
+        "lr": "number_value", "use_ema": "bool_value", "flip": "bool_value",
+    }  # fmt: skip
+
+
+def out_of_order(folder: RunFolder) -> list[Record]:
+    """Two of each kind, the later one first."""
+    return [
+        *(insight_records.histograms(step) for step in (9, 5)),
+        *(insight_records.graph(step) for step in (9, 5)),
+        *(insight_records.embedding(folder, step) for step in (9, 5)),
+        *(insight_records.pr_curve(step) for step in (9, 5)),
+        insight_records.trace(folder),
+    ]
+
+
+def test_sorted_files_keep_every_insight_once(tmp_path: Path) -> None:
+    """With the points, in the order of their steps; the newest graph comes last."""
+    folder = make_run(tmp_path, ["tensorboard"])
+    records = out_of_order(folder)
+    written(tmp_path, [*AWKWARD, *records], ends=False)
+    events = events_of(folder)
+    before = insights_in(events)
+    written(tmp_path, metrics(2))
+    log = read_log(event_files(events))
+    assert log.is_in_order()
+    assert insights_in(events) == before
+    assert len(before) == len(records)
+    assert points_of_tensorboard(events) == expected([*AWKWARD, *metrics(2)], narrow=True)
+    assert tensors_in(events, "histograms")["weights/encoder.conv"] == [5, 9]
+    assert graph_steps(log) == [5, 9]
+    assert len(projector.embeddings_in(events)) == 2
+
+
+def graph_steps(log: EventLog) -> list[int]:
+    return [one.step for one in log.kept if one.kind == "other"]
+
+
+def test_a_crash_doubles_no_insight(tmp_path: Path) -> None:
+    """Neither in the event files nor among the projector's."""
+    folder = make_run(tmp_path, ["tensorboard"])
+    records = insight_records.every_kind(folder)
+    append(folder, records)
+    deliver_and_die(folder, "tensorboard")
+    end(folder)
+    deliver(folder, "tensorboard")
+    assert len(insights_in(events_of(folder))) == len(records)
+    assert [*projector.embeddings_in(events_of(folder)).values()] == [1]
+
+
+def test_rebuilt_a_run_has_the_embeddings_that_were_given_only(tmp_path: Path) -> None:
+    """Those of before stay until it is closed."""
+    folder = make_run(tmp_path, ["tensorboard"])
+    old, new = (insight_records.embedding(folder, step) for step in (3, 4))
+    events = written(tmp_path, [old])
+    sink = opened(tmp_path, {"rebuild": True})
+    sink.write(Batch(records=(new,)))
+    assert {step for _, step, _ in projector.embeddings_in(events)} == {3, 4}
+    sink.close(END)
+    assert {step for _, step, _ in projector.embeddings_in(events)} == {4}
+    assert [step for _, step in insights_in(events)] == [4]
+
+
+def test_an_insight_that_is_something_else_refuses_only_itself(tmp_path: Path) -> None:
+    """Those around it are written, and no file of it is left."""
+    folder = make_run(tmp_path, ["tensorboard"])
+    good = insight_records.every_kind(folder)
+    broken = [Insight(T0_MS, 1, one.key, one.kind, {}, one.files) for one in good]
+    sink = opened(tmp_path)
+    done = sink.write(Batch(records=(*broken, *good)))
+    sink.close(END)
+    assert [refusal.record for refusal in done.refused] == broken
+    assert all("can't be shown" in refusal.reason for refusal in done.refused)
+    assert len(insights_in(events_of(folder))) == len(good)
+    assert len(projector.embeddings_in(events_of(folder))) == 1

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 import threading
@@ -11,9 +12,19 @@ import torch
 from opusclip_mlops import checkpoints, wandb_log
 from opusclip_mlops.delivery import deliver
 from opusclip_mlops.folder import RunFolder
-from opusclip_mlops.records import Batch, Checkpoint, Dataset, Metrics, Params, RunEnded, Tags
+from opusclip_mlops.records import (
+    Batch,
+    Checkpoint,
+    Dataset,
+    Insight,
+    Metrics,
+    Params,
+    RunEnded,
+    Tags,
+)
 from opusclip_mlops.sinks import open_sink
 from opusclip_mlops.wandb_layout import wandb_mode
+from tests import insight_records
 from tests.journeys import LOCAL_ID, append, end, make_run, wait_until
 from tests.reading import Point, points_of_wandb, rows_of_wandb
 from tests.sinks.sink_contract import T0_MS, SinkContract, metrics, staged_clip
@@ -200,3 +211,75 @@ def test_a_row_is_safe_once_it_stands_on_disk(tmp_path: Path) -> None:
     assert written.safe_rows == 50
     assert len(rows_of_wandb(wandb_dir(folder), LOCAL_ID)) == 50
     sink.close(RunEnded("s1", "FINISHED", T0_MS))
+
+
+def test_insights_are_wandbs_own_types(tmp_path: Path) -> None:
+    """With their steps and times; every file that a row refers to is there, pictures included."""
+    folder = make_run(tmp_path, ["wandb"])
+    append(folder, [Metrics(T0_MS, 9, {"val/loss": 0.25}), *insight_records.every_kind(folder)])
+    end(folder)
+    deliver(folder, "wandb")
+    assert folder.progress("wandb").rejected == 0
+    [log] = wandb_log.logs_of(wandb_dir(folder), LOCAL_ID)
+    rows = {row.get("opusclip_insight", ""): row for row in wandb_log.rows(log)}
+    found = {key: value for row in rows.values() for key, value in row.items()}
+    assert found["weights/encoder.conv"]["_type"] == "histogram"
+    assert found["weights/encoder.conv"]["values"] == [3, 4, 5, 1]
+    files = {
+        "model": "graph",
+        "clips": "table",
+        "val/cat_table": "table",
+        "profiling/trace": "html",
+    }
+    for column, kind in files.items():
+        assert found[column]["_type"] == f"{kind}-file"
+        path = log.parent / "files" / found[column]["path"]
+        assert path.stat().st_size == found[column]["size"]
+    assert {row["global_step"] for row in rows.values()} == {0, 3, 4, 5, 9, 12}
+    assert len(pictures_in(log, "clips")) == 5
+    config = config_of(log)
+    assert config["opusclip"]["hparams"] == {"lr": 0.1, "optimizer": "adamw", "use_ema": True}
+    assert config["opusclip"]["hparams_goals"] == {"val/loss": "minimize"}
+    assert "wandb/area-under-curve/v0" in str(config["_wandb"])
+    assert summary_of(log)["val/loss"] == 0.25
+
+
+def pictures_in(log: Path, key: str) -> list[str]:
+    """The pictures that the table of a key is uploaded with; each is on disk until then."""
+    records = (r.artifact for r in wandb_log.read_records(log) if r.HasField("artifact"))
+    [contents] = [one.manifest.contents for one in records if one.name.endswith(f"-{key}")]
+    assert all(Path(entry.local_path).stat().st_size == entry.size for entry in contents)
+    return [entry.path for entry in contents if entry.path.endswith(".png")]
+
+
+def summary_of(log: Path) -> dict[str, Any]:
+    """The last summary that a log says."""
+    updates = (r.summary.update for r in wandb_log.read_records(log) if r.HasField("summary"))
+    items = (item for update in updates for item in update)
+    return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+
+
+def test_an_insight_that_is_something_else_refuses_only_itself(tmp_path: Path) -> None:
+    """Those around it are there, and the rows are numbered on."""
+    folder = make_run(tmp_path, ["wandb"])
+    good = insight_records.every_kind(folder)
+    broken = [Insight(T0_MS, 1, one.key, one.kind, {}, one.files) for one in good[:4]]
+    append(folder, [*broken, *good[:1], *metrics(1)])
+    end(folder)
+    deliver(folder, "wandb")
+    assert folder.progress("wandb").rejected == 4
+    rows = rows_of_wandb(wandb_dir(folder), LOCAL_ID)
+    assert [row["_step"] for row in rows] == [4, 5]
+
+
+def test_hyperparameters_are_told_again_where_their_row_is_there_already(tmp_path: Path) -> None:
+    """The row may have reached the disk before a kill, and the config not."""
+    folder = make_run(tmp_path, ["wandb"])
+    for record in (Metrics(T0_MS, 1, {"loss": 0.5}), insight_records.hparams()):
+        sink = open_sink("wandb", folder)
+        sink.open({"base": 0})
+        sink.write(Batch(records=(record,)))
+        sink.close(None)
+    assert len(rows_of_wandb(tmp_path, LOCAL_ID)) == 1
+    config = config_of(wandb_log.logs_of(tmp_path, LOCAL_ID)[-1])
+    assert config["opusclip"]["hparams"]["lr"] == 0.1
