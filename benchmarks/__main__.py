@@ -18,7 +18,7 @@ from benchmarks.processes import HERE, QUIET, end_leftovers
 _FOREIGN = ("OPUSCLIP_", "MLFLOW_", "WANDB_", "TRACKIO_")
 PARTS = (
     "cost", "loop", "staging", "delivery", "memory", "freshness", "mirror_history", "mirroring",
-    "scoring", "storing", "uploading", "serving",
+    "scoring", "storing", "uploading", "serving", "watching_models", "profiling",
 )  # fmt: skip
 
 

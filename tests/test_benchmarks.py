@@ -19,6 +19,7 @@ from benchmarks.figures import (
     show,
 )
 from benchmarks.histories import make_run, names
+from benchmarks.watching_models import KINDS, figures_of
 
 
 def figure(**fields: object) -> Figure:
@@ -120,6 +121,18 @@ def test_a_sink_that_began_after_the_others_had_ended_is_rated_over_its_own_time
     """There is no time in which another one was at work too."""
     samples = [Sample(5.0, 0), Sample(6.0, 80), Sample(7.0, 100)]
     assert rate(samples, until_s=4.0) == 10 * 100 / 2
+
+
+def test_a_look_is_told_apart_from_the_steps_around_it() -> None:
+    """It is the longest step of a turn less the median one; slow-downs are of mean times."""
+    plain, looked = [10, 10, 10, 10], [10, 10, 10, 110]
+    turns = {name: [{"taken_ns": plain, "cpu_ns": plain, "own_ns": []}] * 2 for name in KINDS}
+    turns["watched"] = [{"taken_ns": looked, "cpu_ns": plain, "own_ns": [0, 0, 0, 70]}] * 2
+    found = {one.what.partition(": ")[2] or one.what: one for one in figures_of(turns, 4, 1.0)}
+    assert found["slow-down"].ours == pytest.approx(250)
+    assert found["inside the hook"].ours == pytest.approx(50)
+    assert found["a look"].ours == pytest.approx(100 / 1e6)
+    assert (found["slow-down"].verdict, found["control, none watched"].ours) == ("MISSED", 0)
 
 
 def test_a_run_written_past_mlflow_is_read_by_its_client(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ clips -> epochs of train, validate, sample, checkpoint -> the best checkpoint is
 import math
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -47,6 +48,7 @@ class Settings:
     frames: int
     size: int
     seed: int
+    watch: int
     device: torch.device
     register_as: str | None
 
@@ -66,6 +68,7 @@ class Settings:
             frames=options.whole("frames", given["frames"], 2, MAX_FRAMES),
             size=options.whole("size", given["size"], 16, MAX_SIZE),
             seed=options.whole("seed", given["seed"], 0, options.MAX_SEED),
+            watch=options.whole("watch", given["watch"], 0, 10**9),
             device=options.device(given["device"]),
             register_as=options.model_name("register_as", given["register_as"]),
         )
@@ -104,10 +107,16 @@ class Epoch:
 
 
 class Training:
-    """A model, its optimizer and its data, and how many steps they have done."""
+    """A model, its optimizer and its data, and how many steps they have done.
 
-    def __init__(self, settings: Settings, dataset: ClipDataset) -> None:
+    With a tracker the parts of each step are timed.
+    """
+
+    def __init__(
+        self, settings: Settings, dataset: ClipDataset, tracker: ExperimentTracker | None = None
+    ) -> None:
         self.settings, self.dataset, self.step = settings, dataset, 0
+        self._tracker = tracker
         self.shape = ModelConfig(kind=settings.model, frames=settings.frames, size=settings.size)
         self.model = build_model(self.shape).to(settings.device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.learning_rate)
@@ -122,8 +131,10 @@ class Training:
         Raises:
             ConfigError: the loss is no finite number any more.
         """
-        clips, captions = self.dataset.train_batch(self.windows, self.settings.batch_size)
-        loss, parts = self.model.loss(clips.to(self.settings.device), captions)
+        with self._timed("data"):
+            clips, captions = self.dataset.train_batch(self.windows, self.settings.batch_size)
+        with self._timed("forward"):
+            loss, parts = self.model.loss(clips.to(self.settings.device), captions)
         self.step += 1
         self._check(loss.item())
         learning_rate = float(self.schedule.get_last_lr()[0])
@@ -133,10 +144,16 @@ class Training:
 
     def _learn(self, loss: torch.Tensor) -> None:
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        with self._timed("backward"):
+            loss.backward()  # type: ignore[no-untyped-call]
         clip_grad_norm_(self.model.parameters(), _MAX_GRADIENT_NORM)
         self.optimizer.step()
         self.schedule.step()
+
+    def _timed(self, part: str) -> AbstractContextManager[None]:
+        if self._tracker is None:
+            return nullcontext()
+        return self._tracker.profile_operation(part, "loop")
 
     def _check(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -158,7 +175,8 @@ def train(settings: Settings, tracker: ExperimentTracker) -> list[Epoch]:
     torch.manual_seed(settings.seed)
     dataset = load_dataset(settings.data, frames=settings.frames, size=settings.size)
     log_dataset(dataset, tracker, context="training")
-    training = Training(settings, dataset)
+    training = Training(settings, dataset, tracker)
+    look_into(training, tracker)
     # MLflow's image grid opens at step 0: what the untrained model makes.
     log_samples(training.model, dataset, tracker, seed=settings.seed)
     epochs = []
@@ -166,6 +184,16 @@ def train(settings: Settings, tracker: ExperimentTracker) -> list[Epoch]:
         epochs.append(run_epoch(number, training, tracker))
         click.echo(summary.epoch_line(epochs[-1], of=settings.epochs))
     return epochs
+
+
+def look_into(training: Training, tracker: ExperimentTracker) -> None:
+    """Log what the model is made of, and have it watched while it is trained."""
+    model, settings = training.model, training.settings
+    if settings.watch:
+        # Windows of its own, so that the training's are the same with and without.
+        clips, captions = training.dataset.train_batch(torch.Generator().manual_seed(0), 1)
+        tracker.log_graph(model, (clips.to(settings.device), captions), call=model.loss)
+        tracker.watch(model, settings.watch)
 
 
 def run_epoch(number: int, training: Training, tracker: ExperimentTracker) -> Epoch:
@@ -176,12 +204,14 @@ def run_epoch(number: int, training: Training, tracker: ExperimentTracker) -> Ep
         metrics = training.do_step()
         tracker.log_metrics(metrics, training.step)
         losses.append(metrics["train/loss"])
-    scores = validate(training.model, training.dataset, batch_size=training.settings.batch_size)
+    with tracker.profile_operation("validate", "evaluation"):
+        scores = validate(training.model, training.dataset, batch_size=training.settings.batch_size)
     tracker.log_metrics(scores.named("val"), training.step)
     tracker.log_performance_metrics()
     checkpoint = save_checkpoint(number, training, scores, tracker)
     # Behind the checkpoint of its step: by that it is known what made it.
-    log_samples(training.model, training.dataset, tracker, seed=training.settings.seed)
+    with tracker.profile_operation("samples"):
+        log_samples(training.model, training.dataset, tracker, seed=training.settings.seed)
     seconds = time.perf_counter() - started_s
     return Epoch(number, checkpoint, float(np.mean(losses)), scores, seconds)
 
@@ -341,6 +371,7 @@ def register(name: str, tracker: ExperimentTracker) -> RegisteredVersion:
 @click.option("--frames", default="16", help="Frames in a window, 2 to 256.")
 @click.option("--size", default="64", help="Side in pixels, a multiple of 8 from 16 to 512.")
 @click.option("--seed", default="0", help="0 or more; the same seed trains the same model.")
+@click.option("--watch", default="500", help="Steps between looks into the model; 0: none.")
 @click.option("--device", default="cpu", help="cpu, cuda, cuda:1 or mps.")
 @click.option("--experiment", default="video-clips", help="Where `mlflow run` has not chosen one.")
 @click.option("--register-as", default="clip-generator", help="A model's name; none: do not.")

@@ -131,6 +131,17 @@ def test_training_is_logged_each_step_and_validation_each_epoch(trained: Trained
     assert [key for key in trained.run.data.metrics if key.startswith("performance/")]
 
 
+def test_the_model_is_looked_into(trained: Trained) -> None:
+    """Its graph stands at the run's begin, histograms of the first step and every 500th after."""
+    [graph] = trained.artifacts("insights/graph/graph")
+    assert graph.startswith("step_00000000-")
+    for key in ("gradients", "weights"):
+        names = trained.artifacts(f"insights/histograms/{key}")
+        looks = range(1, EPOCHS * trained.dataset.steps_per_epoch + 1, 500)
+        assert [int(name[5:13]) for name in names] == [*looks]
+        assert [step for step, _ in trained.history(f"{key}/norm")] == [*looks]
+
+
 def test_the_loss_falls_and_the_learning_rate_ends_near_zero(trained: Trained) -> None:
     """The model learns, along the schedule."""
     losses = [value for _, value in trained.history("train/loss")]
@@ -365,6 +376,7 @@ REFUSED = [
     ("frames", "1", "from 2 to 256"),
     ("size", "8", "from 16 to 512"),
     ("seed", "-1", "from 0 to 9223372036854775807"),
+    ("watch", "-1", "from 0 to 1000000000"),
     ("model", "gan", "one of video, transformer"),
     ("device", "tpu", "one that is here: cpu"),
     ("device", "cpu:1", "from 0 to 0"),
