@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from opusclip_mlops import records
 from opusclip_mlops.config import TrackingConfig
+from opusclip_mlops.efficiency import timed_as
 from opusclip_mlops.errors import ConfigError
 from opusclip_mlops.generations import world_size_in
 from opusclip_mlops.keeping import CheckpointKeeper, scheduler_and_epoch
 from opusclip_mlops.loading import LoadedCheckpoint
+from opusclip_mlops.loop_parts import CHECKPOINT
 from opusclip_mlops.metadata import EVALUATED_ON, TRAINED_ON
 from opusclip_mlops.passports import passports_of
 from opusclip_mlops.retention import Retention
@@ -57,6 +59,7 @@ class CheckpointCalls:
 
         def _current_step(self, step: int | None) -> int: ...
 
+    @timed_as(CHECKPOINT)
     def save_checkpoint(
         self,
         model: "torch.nn.Module",

@@ -80,6 +80,15 @@ class Selection:
             return values
         return self._sifted(values, step)
 
+    def kept_sums(self, values: dict[str, float]) -> dict[str, float]:
+        """As `kept`, of sums over all steps since the last point: no interval leaves them out."""
+        level = self._ask_level()
+        shed = [key for key in values if self._rule_of(key)[1] < level]
+        if not shed:
+            return values
+        self._account.count("shed", shed)
+        return {key: value for key, value in values.items() if key not in shed}
+
     def priority_of(self, key: str) -> str:
         """Whether a key is `high`, `medium` or `low`."""
         return self._rule_of(key)[0]

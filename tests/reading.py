@@ -36,8 +36,9 @@ def points_of_mlflow(client: MlflowClient, run_id: str) -> list[Point]:
 
 
 def of_training(points: list[Point]) -> list[Point]:
-    """Without what the machine was measured to use."""
-    return [point for point in points if not point.key.startswith("system/")]
+    """Without what the machine was measured to use, and the loop to take."""
+    measured = ("system/", "performance/", "profiling/")
+    return [point for point in points if not point.key.startswith(measured)]
 
 
 def event_reader(folder: Path) -> EventAccumulator:

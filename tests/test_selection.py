@@ -184,6 +184,19 @@ def test_low_is_shed_first_and_high_never(level: int, kept: list[str]) -> None:
     assert not one._kept_steps
 
 
+def test_sums_are_left_out_by_the_backlog_only() -> None:
+    """Not by an interval: a sum that is left out would make all of them wrong."""
+    level, left_out = Level(), LeftOut()
+    one = selection(level=level, left_out=left_out, low=100)
+    for _ in range(3):
+        values = {LOSS: 1.0, LOW: 2.0}
+        assert one.kept_sums(values) is values
+    assert not left_out.points
+    level.level = 1
+    assert one.kept_sums({LOSS: 1.0, LOW: 2.0}) == {LOSS: 1.0}
+    assert left_out.points == {("shed", LOW): 1}
+
+
 def test_shedding_does_not_move_the_interval() -> None:
     """What was shed was not kept: once there is room again, the next point is due at once."""
     level, left_out = Level(), LeftOut()

@@ -1,122 +1,148 @@
-"""Facts about `opusclip_mlops.timing`: what a block took is logged, however it is left."""
+"""Facts about `opusclip_mlops.timing`: each call of a function is timed, of whatever kind it is."""
 
-import threading
-import time
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 
-from opusclip_mlops.timing import Timing
+from opusclip_mlops.timing import timed
 
 
-class Log:
-    """Keeps what is logged."""
+class Timer:
+    """Counts how often it was entered and left, and notes what happens inside."""
 
     def __init__(self) -> None:
-        self.taken: list[tuple[str, float]] = []
+        self.entered = self.left = 0
 
-    def __call__(self, values: dict[str, float]) -> None:
-        self.taken += values.items()
+    def __enter__(self) -> None:
+        self.entered += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.left += 1
 
     @property
-    def keys(self) -> list[str]:
-        """The keys, in the order they were logged in."""
-        return [key for key, _ in self.taken]
+    def is_in(self) -> bool:
+        """Whether something is being timed."""
+        return self.entered > self.left
 
 
 @pytest.fixture
-def log() -> Log:
-    return Log()
+def timer() -> Timer:
+    return Timer()
 
 
-def test_a_block_is_timed_in_milliseconds(log: Log) -> None:
-    """Once, when it is left."""
-    with Timing("step/ms", log):
-        assert log.taken == []
-        time.sleep(0.02)
-    [(key, elapsed_ms)] = log.taken
-    assert key == "step/ms"
-    assert elapsed_ms >= 20
-
-
-def test_an_inner_block_takes_no_longer_than_the_outer(log: Log) -> None:
-    """The inner one is logged first."""
-    with Timing("outer", log), Timing("inner", log):
-        time.sleep(0.001)
-    assert log.keys == ["inner", "outer"]
-    times = dict(log.taken)
-    assert 1 <= times["inner"] <= times["outer"]
-
-
-def test_an_exception_is_timed_and_goes_on(log: Log) -> None:
-    """The block that raised is logged, and nothing is swallowed."""
-    with pytest.raises(ValueError, match="no"), Timing("step", log):
-        raise ValueError("no")
-    assert log.keys == ["step"]
-
-
-def test_each_call_of_a_function_is_timed(log: Log) -> None:
+def test_each_call_of_a_function_is_timed(timer: Timer) -> None:
     """It takes and returns what it did, and keeps its name and words."""
 
-    @Timing("double", log)
     def double(number: int, *, plus: int = 0) -> int:
         """Twice."""
+        assert timer.is_in
         return 2 * number + plus
 
-    assert [double(2), double(3, plus=1)] == [4, 7]
-    assert log.keys == ["double"] * 2
-    assert (double.__name__, double.__doc__) == ("double", "Twice.")
+    call = timed(double, timer)
+    assert [call(2), call(3, plus=1)] == [4, 7]
+    assert (timer.entered, timer.left) == (2, 2)
+    assert (call.__name__, call.__doc__) == ("double", "Twice.")
 
 
-def test_a_function_that_raises_is_timed(log: Log) -> None:
+def test_what_raises_is_timed(timer: Timer) -> None:
     """Its exception reaches the caller."""
 
-    @Timing("fail", log)
     def fail() -> None:
         raise KeyError("k")
 
     with pytest.raises(KeyError):
-        fail()
-    assert log.keys == ["fail"]
+        timed(fail, timer)()
+    assert (timer.entered, timer.left) == (1, 1)
 
 
-def test_a_function_that_calls_itself_has_a_time_for_each_call(log: Log) -> None:
-    """The outermost call takes longest: the inner ones don't begin its time anew."""
+def test_a_coroutine_is_timed_to_its_result(timer: Timer) -> None:
+    """Not when it is called, but while it runs and waits; it stays a coroutine function."""
 
-    @Timing("sum", log)
-    def total(n: int) -> int:
-        time.sleep(0.001)
-        return n + total(n - 1) if n else 0
+    async def wait(number: int) -> int:
+        await asyncio.sleep(0)
+        assert timer.is_in
+        return number
 
-    assert total(4) == 10
-    times_ms = [elapsed_ms for _, elapsed_ms in log.taken]
-    assert times_ms == sorted(times_ms)
-    assert times_ms[-1] >= 5
-
-
-def test_threads_do_not_disturb_each_other(log: Log) -> None:
-    """One decorated function, called by two threads at once."""
-    both_in = threading.Barrier(2)
-
-    @Timing("wait", log)
-    def wait(pause_s: float) -> None:
-        both_in.wait(timeout=30)
-        time.sleep(pause_s)
-
-    threads = [threading.Thread(target=wait, args=(pause_s,)) for pause_s in (0.0, 0.03)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert log.taken[-1][1] >= 30
-    assert len(log.taken) == 2
+    call = timed(wait, timer)
+    assert inspect.iscoroutinefunction(call)
+    coroutine = call(4)
+    assert timer.entered == 0
+    assert asyncio.run(coroutine) == 4
+    assert (timer.entered, timer.left) == (1, 1)
 
 
-def test_one_timing_times_one_block_after_the_other(log: Log) -> None:
-    """It may be kept and used again; each block has its own time."""
-    timing = Timing("step", log)
-    with timing:
-        time.sleep(0.01)
-    with timing:
-        pass
-    assert len(log.taken) == 2
-    assert log.taken[0][1] >= 10
+def test_of_a_generator_each_step_is_timed(timer: Timer) -> None:
+    """What its user does with an item is not; what is sent, thrown and returned goes through."""
+    seen: list[Any] = []
+
+    def items() -> Iterator[int]:
+        assert timer.is_in
+        seen.append((yield 1))
+        try:
+            yield 2
+        except KeyError as error:
+            seen.append(error.args)
+        return "end"  # type: ignore[return-value]
+
+    def user() -> Iterator[int]:
+        seen.append((yield from timed(items, timer)()))  # type: ignore[func-returns-value]
+
+    generator: Any = user()
+    assert next(generator) == 1
+    assert not timer.is_in
+    assert generator.send("sent") == 2
+    with pytest.raises(StopIteration):
+        generator.throw(KeyError("k"))
+    assert seen == ["sent", ("k",), "end"]
+    assert (timer.entered, timer.left) == (3, 3)
+
+
+def test_a_generator_that_is_closed_ends(timer: Timer) -> None:
+    """Its `finally` runs, also when it is only let go."""
+    ended = []
+
+    def items() -> Iterator[int]:
+        try:
+            yield 1
+        finally:
+            ended.append(True)
+
+    generator: Any = timed(items, timer)()
+    next(generator)
+    generator.close()
+    another = timed(items, timer)()
+    next(another)
+    del another
+    assert ended == [True, True]
+    assert not timer.is_in
+
+
+def test_of_an_async_generator_each_step_is_timed(timer: Timer) -> None:
+    """`async for` and `aclose` work as before."""
+    ended = []
+
+    async def items() -> AsyncIterator[int]:
+        try:
+            for number in range(3):
+                await asyncio.sleep(0)
+                assert timer.is_in
+                yield number
+        finally:
+            ended.append(True)
+
+    async def use() -> list[int]:
+        found = []
+        async for item in timed(items, timer)():
+            assert not timer.is_in
+            found.append(item)
+        generator: Any = timed(items, timer)()
+        await anext(generator)
+        await generator.aclose()
+        return found
+
+    assert asyncio.run(use()) == [0, 1, 2]
+    assert ended == [True, True]
+    assert (timer.entered, timer.left) == (6, 6)

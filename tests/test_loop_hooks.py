@@ -1,0 +1,207 @@
+"""Facts about `opusclip_mlops.loop_hooks`: passes are timed, and models stay as they are."""
+
+import copy
+import io
+import pickle
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from opusclip_mlops.loop_hooks import LoopHooks
+from opusclip_mlops.operation_sums import Taken
+from opusclip_mlops.operations import Interval, Operations
+
+PAUSE_S = 0.02
+
+
+class Sleeping(torch.autograd.Function):
+    """Passes on what it gets, and takes its time for the gradient."""
+
+    @staticmethod
+    def forward(_: Any, given: torch.Tensor) -> torch.Tensor:
+        """The same values."""
+        return given.clone()
+
+    @staticmethod
+    def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:
+        """The same gradient, later."""
+        time.sleep(PAUSE_S)
+        return gradient
+
+
+class Model(torch.nn.Module):
+    """A layer behind one whose gradient takes its time; gives a dict in a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+
+    def forward(self, given: torch.Tensor) -> tuple[dict[str, Any], int]:
+        """Take some time, too."""
+        if given.isnan().any():
+            raise ValueError("NaN")
+        time.sleep(PAUSE_S)
+        return {"out": Sleeping.apply(self.layer(given)), "said": "x"}, 3
+
+
+class Timed:
+    """A model that is timed, and what was."""
+
+    def __init__(self) -> None:
+        self.intervals: list[Interval] = []
+        self.operations = Operations(self.intervals.append, interval_s=1e6)
+        self.hooks = LoopHooks(self.operations)
+        self.model = Model()
+
+    def taken(self) -> dict[str, Taken]:
+        """What was timed since the last call, by name."""
+        self.operations.flush()
+        return {one.name: one for one in self.intervals[-1].taken}
+
+    def loss(self, value: float = 1.0) -> torch.Tensor:
+        """What a forward pass comes to."""
+        found: torch.Tensor = self.model(torch.full((1, 2), value))[0]["out"].sum()
+        return found
+
+
+@pytest.fixture
+def timed() -> Iterator[Timed]:
+    one = Timed()
+    yield one
+    one.hooks.release()
+
+
+def test_forward_and_backward_are_timed(timed: Timed) -> None:
+    """Each pass once, by the clock, also with the model given twice and gradients added up."""
+    timed.hooks.time_model(timed.model)
+    timed.hooks.time_model(timed.model)
+    for _ in range(3):
+        timed.loss().backward()
+    taken = timed.taken()
+    assert {name: one.count for name, one in taken.items()} == {"forward": 3, "backward": 3}
+    for one in taken.values():
+        assert one.total_ms >= 3e3 * PAUSE_S
+    # The time between the passes belongs to neither.
+    loss = timed.loss()
+    time.sleep(PAUSE_S)
+    began_s = time.perf_counter()
+    loss.backward()
+    elapsed_s = time.perf_counter() - began_s
+    assert timed.taken()["backward"].total_ms <= 1e3 * elapsed_s
+
+
+def test_they_are_parts_of_what_they_run_in(timed: Timed) -> None:
+    """An operation around a step has as its own time what neither pass took."""
+    timed.hooks.time_model(timed.model)
+    with timed.operations.named("operation", "step"):
+        timed.loss().backward()
+    taken = timed.taken()
+    inside_ms = taken["forward"].total_ms + taken["backward"].total_ms
+    assert taken["step"].self_ms == pytest.approx(taken["step"].total_ms - inside_ms, abs=0.01)
+
+
+def test_without_training_it_is_evaluation(timed: Timed) -> None:
+    """The mode of the model decides; without gradients there is no backward pass."""
+    timed.hooks.time_model(timed.model)
+    timed.model.eval()
+    with torch.no_grad():
+        timed.loss()
+    assert timed.taken().keys() == {"evaluation"}
+
+
+def test_a_pass_that_raises_is_over(timed: Timed) -> None:
+    """Its error reaches the caller, and nothing stays open."""
+    timed.hooks.time_model(timed.model)
+    with pytest.raises(ValueError, match="NaN"):
+        timed.loss(float("nan"))
+    assert timed.operations.current.get() is None
+    assert timed.taken()["forward"].count == 1
+
+
+def test_the_steps_of_all_optimizers_are_timed(timed: Timed) -> None:
+    """Also of one whose step raised before: that one counts as none."""
+    timed.hooks.time_optimizers()
+    timed.hooks.time_optimizers()
+    parameters = [torch.nn.Parameter(torch.ones(2))]
+    optimizers = [torch.optim.SGD(parameters, lr=0.1), torch.optim.AdamW(parameters)]
+
+    def fail() -> float:
+        raise ValueError("closure")
+
+    with pytest.raises(ValueError, match="closure"):
+        optimizers[0].step(fail)
+    for one in optimizers:
+        parameters[0].sum().backward()
+        one.step()
+    assert timed.taken()["optimizer"].count == 2
+    timed.hooks.release()
+    optimizers[0].step()
+    assert timed.taken() == {}
+    assert timed.operations.open_uses() == []
+
+
+def test_copies_and_pickles_of_the_model_are_not_timed(timed: Timed) -> None:
+    """An average of the weights is a copy; what is saved whole is read where there is no run."""
+    timed.hooks.time_model(timed.model)
+    given = torch.ones(1, 2)
+    copies = [copy.deepcopy(timed.model), pickle.loads(pickle.dumps(timed.model))]
+    file = io.BytesIO()
+    torch.save(timed.model, file)
+    file.seek(0)
+    copies.append(torch.load(file, weights_only=False))
+    for one in copies:
+        assert torch.equal(one(given)[0]["out"], timed.model(given)[0]["out"])
+    assert timed.taken()["forward"].count == len(copies)
+
+
+def test_let_go_nothing_is_left_on_the_model(timed: Timed) -> None:
+    """No hook, and no reference that keeps it alive."""
+    timed.hooks.time_model(timed.model)
+    loss = timed.loss()
+    timed.hooks.release()
+    assert not timed.model._forward_hooks
+    assert not timed.model._forward_pre_hooks
+    loss.backward()
+    timed.loss().backward()
+    assert timed.taken()["forward"].count == 1
+
+
+def test_what_a_compiled_model_computes_is_timed(timed: Timed) -> None:
+    """The compiled one is given; it computes what it did."""
+    plain = torch.nn.Linear(2, 2)
+    compiled: Any = torch.compile(plain, backend="eager")
+    timed.hooks.time_model(compiled)
+    given = torch.ones(1, 2)
+    out = compiled(given)
+    assert torch.equal(out, plain(given))
+    out.sum().backward()
+    taken = timed.taken()
+    assert {name: one.count for name, one in taken.items()} == {"forward": 1, "backward": 1}
+
+
+def test_a_graph_is_not_broken_by_what_times_the_model(timed: Timed) -> None:
+    """Where the model is compiled into something larger it is not timed, and one graph it stays."""
+    plain = torch.nn.Linear(2, 2)
+    timed.hooks.time_model(plain)
+    whole: Any = torch.compile(plain, backend="eager", fullgraph=True)
+    assert torch.equal(whole(torch.ones(1, 2)), plain(torch.ones(1, 2)))
+    assert timed.taken()["forward"].count == 1
+
+
+def test_what_is_no_model_is_refused(timed: Timed) -> None:
+    """In the caller's line."""
+    with pytest.raises(TypeError, match=r"torch.nn.Module, not function"):
+        timed.hooks.time_model(lambda: None)
+
+
+def test_switched_off_nothing_is_hung_on() -> None:
+    """Neither on models nor on optimizers."""
+    hooks = LoopHooks(Operations(lambda _: None, interval_s=1.0, is_on=False))
+    model = Model()
+    hooks.time_model(model)
+    hooks.time_optimizers()
+    assert not model._forward_hooks
+    assert hooks._handles == []
