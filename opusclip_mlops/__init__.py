@@ -10,9 +10,10 @@ The floor plan; imports go down only:
     delivery, differences          gives the journal to one sink; how a mirror differs from MLflow
     sinks/, holdings/, lookout     where a run is written; what stands there; which runs there are
     contents, run_history/         an MLflow run read back: its points, and all else
+    alerts/, comparing             rules that watch a run; how runs differ
     scoring, walls, uploads …      videos measured; samples on one page; what becomes a file
     media, metrics/, sessions …    clips on their way; how good a clip is; who logs, and how it died
-    journal, video, temporal …     one format, or one question, each
+    journal, video, significance/  one format, or one question, each
     config, records, decoding …    what travels, what a run is called, where it lies; videos read
     passports, values              how a value was measured; what a legal key, value and step is
     errors, redaction, slots       the exception tree

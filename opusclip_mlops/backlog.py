@@ -99,15 +99,16 @@ def read_level(where: int | RunFolder) -> int:
     return _LEVELS.index(found) if found in _LEVELS else 0
 
 
-def release(folder: RunFolder) -> int:
+def release(folder: RunFolder, *, kept_bytes: int = 0) -> int:
     """Give back the disk blocks of journal bytes that every sink has acknowledged.
 
     Returns how many bytes were given back: 0 where less than 1 MiB would be, or the file system
     can't. What was given back before is known from the files themselves: their data begins later.
+    The last `kept_bytes` of each segment stay, for whoever wants to know what came last.
     """
     done_bytes = 0
     with contextlib.suppress(OSError):
-        due = [one for one in _releasable(folder) if one.size_bytes > 0]
+        due = [one for one in _releasable(folder, kept_bytes) if one.size_bytes > 0]
         if sum(one.size_bytes for one in due) >= LEAST_RELEASE_BYTES:
             # After a power cut no sink may stand before a hole.
             _make_positions_durable(folder)
@@ -125,10 +126,12 @@ class _Range:
     size_bytes: int
 
 
-def _releasable(folder: RunFolder) -> Iterator[_Range]:
+def _releasable(folder: RunFolder, kept_bytes: int) -> Iterator[_Range]:
     if folder.path.stat().st_dev in _devices_without_holes:
         return
-    for name, end_bytes in sorted(_acknowledged(folder).items()):
+    for name, acknowledged_bytes in sorted(_acknowledged(folder).items()):
+        last_bytes = (folder.path / name).stat().st_size - kept_bytes
+        end_bytes = min(acknowledged_bytes, max(0, last_bytes))
         if CONTROL not in name and end_bytes >= BLOCK_BYTES:
             begin_bytes = _first_data(folder.path / name) // BLOCK_BYTES * BLOCK_BYTES
             size_bytes = end_bytes // BLOCK_BYTES * BLOCK_BYTES - begin_bytes

@@ -12,7 +12,11 @@ from typing import NoReturn
 import click
 
 from opusclip_mlops import (
+    ab_cli,
+    alerts_cli,
+    compare_cli,
     doctor_cli,
+    profiling_cli,
     registry_cli,
     samples_cli,
     scoring_cli,
@@ -253,9 +257,13 @@ for _verb in (
     *registry_cli.VERBS,
     *samples_cli.VERBS,
     *scoring_cli.VERBS,
+    *profiling_cli.VERBS,
     *server_cli.VERBS,
     *doctor_cli.VERBS,
     *webhooks_cli.VERBS,
+    *alerts_cli.VERBS,
+    *ab_cli.VERBS,
+    *compare_cli.VERBS,
 ):
     opusclip.add_command(_verb)
 

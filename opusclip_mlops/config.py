@@ -21,6 +21,7 @@ from opusclip_mlops.redaction import redacted
 from opusclip_mlops.setting_values import (
     MAPPINGS,
     RULES,
+    STEPS,
     UNSET,
     converted,
     parse_toml,
@@ -87,6 +88,11 @@ class TrackingConfig:
             medium ones at 1.25 times as much, high ones never.
         system_metrics: measure CPU, memory and GPU while the run goes on.
         system_metrics_interval_s: seconds between two measurements.
+        alerts: what the run is watched for: a YAML file, or what it would hold (docs/alerts.md).
+        profile_operations: time what `profile_operation` names, and the parts of the loop.
+        profile_interval_s: seconds of which the times are added up before they are logged.
+        profile_steps: the first step that torch.profiler looks at, and the step after the last, at
+            most 100 later; `log_metrics` says which step it is. None for no profile.
         log_frequency: a training loop's steps between logs; when it is set, the interval of medium
             and low keys too, unless `log_intervals` says otherwise.
         save_frequency: a training loop's steps between checkpoints.
@@ -121,6 +127,10 @@ class TrackingConfig:
     backlog_quota_bytes: int = _setting(4 * 1024**3)
     system_metrics: bool = _setting(True)
     system_metrics_interval_s: float = _setting(10.0)
+    alerts: str | Mapping[str, Any] | None = _setting(None)
+    profile_operations: bool = _setting(True)
+    profile_interval_s: float = _setting(10.0)
+    profile_steps: tuple[int, int] | None = _setting(None)
     log_frequency: int = _setting(100)
     save_frequency: int = _setting(1000)
     max_epochs: int = _setting(100)
@@ -264,6 +274,8 @@ def _parsed(name: str, text: str, origin: str) -> Any:
         if hint is bool:
             words = {**dict.fromkeys(_TRUE, True), **dict.fromkeys(_FALSE, False)}
             return words[text.strip().lower()]
+        if hint == STEPS:
+            return tuple(int(one) for one in text.strip(" ()[]").split(","))
         return hint(text) if hint in (int, float) else text
     except (KeyError, ValueError):
         raise ConfigError(f"{origin} must be {_expected(name)}, not {text!r}") from None
@@ -290,7 +302,7 @@ def _shown(value: Any) -> str:
 
 def _expected(name: str) -> str:
     plain = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
-    if name in MAPPINGS:
+    if name in MAPPINGS or _hints()[name] == STEPS:
         return RULES[name][1]
     if name == "tags":
         return "a mapping or a list of words"

@@ -74,7 +74,8 @@ def _about(run: RunStatus) -> Iterator[str]:
 def _whereabouts(session: SessionStatus) -> str:
     who = f"{session.host} pid {session.pid}"
     if session.end_time_ms is not None:
-        return f"{who}: {session.end_status} {_time(session.end_time_ms)}"
+        why = f", see its artifact {session.report}" if session.report else ""
+        return f"{who}: {session.end_status} {_time(session.end_time_ms)}{why}"
     return f"{who}: alive" if session.is_alive else f"{who}: gone without closing its run"
 
 

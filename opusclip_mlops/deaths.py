@@ -4,11 +4,13 @@ import contextlib
 import fcntl
 import os
 import signal
+import socket
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 from opusclip_mlops.exits import EXIT_CODE, FATAL, SIGNALS
+from opusclip_mlops.flight import boot_id, flight_of
 from opusclip_mlops.records import RunStarted
 
 TRACEBACK_TAG = "opusclip.traceback"
@@ -24,11 +26,22 @@ _NOTE_BYTES = 7000
 
 @dataclass(frozen=True)
 class Death:
-    """The status of a run whose process is gone, the reason, and the lines it was at."""
+    """The status of a run whose process is gone, the reason, and the lines it was at.
+
+    Attributes:
+        signal: The name of the signal that ended it, "" where none is known to have.
+        exit_code: What it left with, None where that is not known or a signal ended it.
+        told_by: Who says so: "the process", "its notes", "its exit code", "the kernel", "nobody".
+        stacks: The lines of all its threads, of one that closed its run itself.
+    """
 
     status: str
     reason: str
     traceback: str = ""
+    signal: str = ""
+    exit_code: int | None = None
+    told_by: str = "nobody"
+    stacks: str = ""
 
 
 def death_of(folder: Path, start: RunStarted, *, wait_status: int | None) -> Death:
@@ -42,14 +55,24 @@ def death_of(folder: Path, start: RunStarted, *, wait_status: int | None) -> Dea
     notes = _notes(folder, start.session)
     if wait_status is not None and os.WIFSIGNALED(wait_status):
         name = _signal_name(os.WTERMSIG(wait_status))
-        return _killed(start, name, notes.get(name, ""))
+        return _killed(start, name, notes.get(name, ""), "the kernel")
     if wait_status is None and notes:
-        return _killed(start, *next(iter(notes.items())))
+        return _killed(start, *next(iter(notes.items())), "its notes")
     code = exit_code(folder, start.session) if wait_status is None else wait_status >> 8
     if code is None:
-        return Death("FAILED", f"process {start.pid} vanished without closing its run")
+        vanished = f"process {start.pid} vanished without closing its run"
+        return Death("FAILED", vanished + _since_a_restart(folder, start))
     reason = f"process {start.pid} left with exit code {code} without closing its run"
-    return Death("FAILED" if code else "FINISHED", reason)
+    told_by = "its exit code" if wait_status is None else "the kernel"
+    return Death("FAILED" if code else "FINISHED", reason, exit_code=code, told_by=told_by)
+
+
+def _since_a_restart(folder: Path, start: RunStarted) -> str:
+    """That the machine has been started anew since, where that is known."""
+    begun = flight_of(folder, start.session)
+    is_other = bool(begun and begun.boot_id and begun.boot_id != boot_id())
+    is_here = start.host == socket.gethostname()
+    return "; its machine was started anew since" if is_other and is_here else ""
 
 
 def exit_code(folder: Path, session: str) -> int | None:
@@ -76,9 +99,10 @@ def wait_status(pidfd: int) -> int | None:
     return int(status) if mask & _PIDFD_INFO_EXIT else None
 
 
-def _killed(start: RunStarted, name: str, note: str) -> Death:
+def _killed(start: RunStarted, name: str, note: str, told_by: str) -> Death:
     status = "KILLED" if name in _ASKED_TO_STOP else "FAILED"
-    return Death(status, f"process {start.pid} was ended by {name}", note)
+    reason = f"process {start.pid} was ended by {name}"
+    return Death(status, reason, note, name, told_by=told_by)
 
 
 def _notes(folder: Path, session: str) -> dict[str, str]:

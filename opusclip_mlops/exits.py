@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, NoReturn
 
 from opusclip_mlops.errors import RecordError
-from opusclip_mlops.redaction import one_line, redacted
+from opusclip_mlops.redaction import one_line, readable
 
 SIGNALS = ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGXCPU")
 """Signals that kill a process which does not handle them, and are noted before they do."""
@@ -27,7 +27,9 @@ SIGNALS = ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGXCPU")
 FATAL = "fatal"
 """Ends the name of the note of a crash inside the interpreter or a library."""
 
-_TRACEBACK_CHARACTERS = 7500
+_TRACEBACK_CHARACTERS = 100_000
+_TAG_CHARACTERS = 7500
+_OURS = "opusclip-"
 _STATUSES = ("FINISHED", "FAILED", "KILLED")
 _NO_FAULTS = (StopIteration, StopAsyncIteration, GeneratorExit)
 
@@ -76,28 +78,49 @@ def end_of(error: BaseException | None) -> tuple[str, str]:
 def end_declared(status: str | None) -> tuple[str, str, str]:
     """Status, reason and lines of a run that is closed; None is what its own lines show.
 
-    An exception in flight, as in a `finally` that closes the run, makes it FAILED or KILLED.
+    An exception in flight, as in a `finally` that closes the run, makes it FAILED or KILLED; its
+    lines are those of a run that is closed so by name, too.
 
     Raises:
         RecordError: an unknown status.
     """
-    if status is not None:
-        if status not in _STATUSES:
-            raise RecordError(f"status must be FINISHED, FAILED or KILLED, not {status!r}")
-        return status, "", ""
     error = None if isinstance(sys.exception(), _NO_FAULTS) else sys.exception()
-    return *end_of(error), traceback_of(error)
+    if status is None:
+        return *end_of(error), traceback_of(error)
+    if status not in _STATUSES:
+        raise RecordError(f"status must be FINISHED, FAILED or KILLED, not {status!r}")
+    return status, "", "" if status == "FINISHED" else traceback_of(error)
 
 
 def traceback_of(error: BaseException | None) -> str:
-    """The lines an exception came through, as long as a tag may be, without credentials.
+    """The lines an exception came through, without credentials, at most 100,000 characters.
 
     Empty for an exit that is asked for. Of a long one the end is kept: it names the fault.
     """
     if error is None or isinstance(error, SystemExit):
         return ""
-    text = redacted("".join(traceback.format_exception(error)))
-    return text if len(text) <= _TRACEBACK_CHARACTERS else f"…{text[-_TRACEBACK_CHARACTERS:]}"
+    return _end(readable("".join(traceback.format_exception(error))), _TRACEBACK_CHARACTERS)
+
+
+def as_tag(lines: str) -> str:
+    """The lines as long as a tag may be: of long ones the end."""
+    return _end(lines, _TAG_CHARACTERS)
+
+
+def stacks_now() -> str:
+    """Where each thread of this process is, but those of ours, which wait."""
+    names = {one.ident: one.name for one in threading.enumerate()}
+    threads = [(names.get(ident, str(ident)), one) for ident, one in sys._current_frames().items()]
+    return "\n".join(
+        f"Thread {name} (most recent call last):\n"
+        + readable("".join(traceback.format_stack(frame)))
+        for name, frame in threads
+        if not name.startswith(_OURS)
+    )
+
+
+def _end(text: str, most_characters: int) -> str:
+    return text if len(text) <= most_characters else f"…{text[-most_characters:]}"
 
 
 class DeathNotes:
@@ -196,6 +219,7 @@ class _ProcessNotes:
 
     def _begin_fatal(self, path: Path) -> None:
         file = _private(path)
+        # While other threads run, walking their frames too crashes one such end in eight.
         faulthandler.enable(file=file, all_threads=False)
         self._fatal_is_ours = True
         self._replace(FATAL, file)

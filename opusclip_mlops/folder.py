@@ -44,7 +44,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     `run_id` is the MLflow run to go on with, or None for a new one. URIs that hold a password are
     left out: they come from the environment. Without `declares_end` a mirror is written while the
-    run goes on elsewhere.
+    run goes on elsewhere. `alerts` are the rules it is watched by.
     """
 
     local_id: str
@@ -68,6 +68,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     backlog_quota_bytes: int = 4 * 2**30
     system_metrics: bool = True
     system_metrics_interval_s: float = 10.0
+    alerts: dict[str, Any] = {}
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):

@@ -184,6 +184,13 @@ class CheckpointDropped(msgspec.Struct, frozen=True, tag="dropped", array_like=T
     name: str
 
 
+class Crash(msgspec.Struct, frozen=True, tag="crash", array_like=True):
+    """How a process died: the files of its report in the run folder's media/, by their names."""
+
+    session: str
+    files: dict[str, str]
+
+
 class RunEnded(msgspec.Struct, frozen=True, tag="end", array_like=True):
     """A process stopped logging: FINISHED, FAILED or KILLED, at `end_time_ms`, and why.
 
@@ -214,6 +221,7 @@ Record = (
     | About
     | Checkpoint
     | CheckpointDropped
+    | Crash
     | RunEnded
 )
 

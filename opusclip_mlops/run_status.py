@@ -17,6 +17,7 @@ from opusclip_mlops.config import TrackingConfig
 from opusclip_mlops.delivery import is_caught_up
 from opusclip_mlops.errors import OpusclipError
 from opusclip_mlops.folder import Manifest, Position, Progress, RunFolder
+from opusclip_mlops.layout import crash_folder
 from opusclip_mlops.records import Record
 from opusclip_mlops.sessions import Session, final_end, is_alive, sessions
 
@@ -32,7 +33,10 @@ UNREADABLE = (OpusclipError, OSError, UnicodeDecodeError)
 
 @dataclass(frozen=True, kw_only=True)
 class SessionStatus:
-    """A process that logs or logged to a run, and whether it still runs."""
+    """A process that logs or logged to a run, and whether it still runs.
+
+    `report` is where in MLflow's artifacts it says how it died, "" where it does not.
+    """
 
     session: str
     host: str
@@ -41,6 +45,7 @@ class SessionStatus:
     start_time_ms: int
     end_time_ms: int | None
     end_status: str
+    report: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +240,7 @@ def _session(folder: RunFolder, session: Session) -> SessionStatus:
         start_time_ms=start.start_time_ms,
         end_time_ms=end.end_time_ms if end else None,
         end_status=end.status if end else "",
+        report=f"{crash_folder(start.session)}/report.txt" if session.has_report else "",
     )
 
 

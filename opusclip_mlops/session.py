@@ -4,19 +4,22 @@ import errno
 import os
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from opusclip_mlops import journal, waiting
+from opusclip_mlops import journal, stopping, waiting
 from opusclip_mlops.accounting import Account, Totals, totals
 from opusclip_mlops.backlog import open_level, read_level, reserve
 from opusclip_mlops.config import TrackingConfig
-from opusclip_mlops.deaths import TRACEBACK_TAG
-from opusclip_mlops.delivery import is_caught_up
+from opusclip_mlops.crash_report import Case, report
+from opusclip_mlops.deaths import TRACEBACK_TAG, Death
 from opusclip_mlops.errors import ConfigError, DeliveryError, OpusclipError
-from opusclip_mlops.exits import DeathNotes
+from opusclip_mlops.exits import DeathNotes, as_tag, stacks_now
+from opusclip_mlops.faults import attempted
+from opusclip_mlops.flight import FlightNotes, OpenOperations
 from opusclip_mlops.folder import CONTROL, Identity, Position, RunFolder
 from opusclip_mlops.generations import generation_tag, rank_in, start_after
 from opusclip_mlops.journal import Journal
@@ -24,8 +27,15 @@ from opusclip_mlops.launch import ShipperGuard
 from opusclip_mlops.metadata import CheckpointMetadata
 from opusclip_mlops.naming import known_run, manifest_of, own_identity, secrets_of
 from opusclip_mlops.records import RunEnded, RunStarted, Tags, Text, last_training_step
+from opusclip_mlops.redaction import one_line
 from opusclip_mlops.selection import Selection
-from opusclip_mlops.sessions import final_end, hold_alive, process_started_s
+from opusclip_mlops.sessions import (
+    exit_code_decides,
+    final_end,
+    hold_alive,
+    process_started_s,
+    sessions,
+)
 
 POLL_S = 0.05
 _RESERVED_BYTES = 64 * 1024
@@ -43,6 +53,8 @@ class Session:
     since_ms = 0
     """No point of this part has an earlier time, in Unix milliseconds."""
 
+    _start_time_ms = 0
+
     def __init__(
         self,
         config: TrackingConfig,
@@ -53,6 +65,10 @@ class Session:
         self._begun_from = begun_from
         run_id, self._owned = known_run(config)
         self._manifest = manifest_of(config, run_id)
+        if config.alerts:
+            from opusclip_mlops.alerts.reading import watched
+
+            self._manifest = watched(self._manifest, config.alerts)
         self._secrets = secrets_of(config)
         self._resumed = run_id is not None
         self._presence, self._files = ExitStack(), ExitStack()
@@ -72,7 +88,9 @@ class Session:
         self.folder, hold = _held_folder(journal_dir, self._manifest.local_id, run_id)
         self._presence.callback(os.close, hold)
         self.folder.create(self._manifest)
-        self._manifest = self.folder.manifest()
+        asked, self._manifest = self._manifest, self.folder.manifest()
+        if asked.alerts not in ({}, self._manifest.alerts):
+            print("opusclip: the run is watched by the rules it began with", file=sys.stderr)
         self._name = _own_name()
         self._open_journals(config)
         self._open_control()
@@ -80,6 +98,9 @@ class Session:
     def _open_control(self) -> None:
         self._presence.callback(os.close, hold_alive(self.folder, self._name))
         self._presence.callback(DeathNotes(self.folder.path, self._name).release)
+        flight = FlightNotes(self.folder.path, self._name)
+        self._presence.callback(flight.release)
+        self.operations = flight.operations
         lost = self._account.count_lost
         self._control = Journal(self.folder.path, self._name + CONTROL, on_loss=lost)
         self._files.callback(self._control.close)
@@ -108,7 +129,7 @@ class Session:
             self.folder.write_identity(own_identity(self._manifest))
         self._start_time_ms = int(time.time() * 1000)
         tags = tags | self._generation(self._start_time_ms)
-        start = RunStarted(
+        self._start = RunStarted(
             session=self._name,
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -117,7 +138,7 @@ class Session:
             owned=self._owned,
             tags=tags,
         )
-        self._control.append(start)
+        self._control.append(self._start)
         if self._control.lost:
             raise OSError(errno.ENOSPC, self._control.fault)
         # Without its start, a power cut in the first second would leave a run that nobody ends.
@@ -169,6 +190,11 @@ class Session:
         """The sinks this run goes to."""
         return self._manifest.sinks
 
+    @property
+    def stop_reason(self) -> str:
+        """Why this process is to stop training; empty where nobody asks for it."""
+        return stopping.reason_to_stop(self.folder, since_ms=self._start_time_ms)
+
     def identity(self, *, wait_s: float) -> Identity:
         """What the run is in MLflow.
 
@@ -209,13 +235,32 @@ class Session:
         """
         # The clock may have been set back meanwhile.
         now_ms = max(int(time.time() * 1000), self._start_time_ms)
+        if why := self.stop_reason:
+            status, reason = stopping.stopped(status, reason, why)
         for record in self._count_left_out(now_ms):
             self._control.append(record)
         if traceback:
-            self._control.append(Tags({TRACEBACK_TAG: traceback}))
+            self._control.append(Tags({TRACEBACK_TAG: as_tag(traceback)}))
         is_owned = self._owned if owned is None else owned
         end = RunEnded(self._name, status, now_ms, reason, is_owned, at_exit)
+        if status != "FINISHED" and not exit_code_decides(end):
+            self._report(end, traceback)
         self._control.append(end)
+
+    def _report(self, end: RunEnded, traceback: str) -> None:
+        """Say how this process failed, before its end: what comes behind it starts a sink anew.
+
+        Whatever becomes of that, the end is declared.
+        """
+        if fault := attempted(lambda: self._say_why(end, traceback)):
+            why = one_line(f"{type(fault).__name__}: {fault}")
+            print(f"opusclip: no report of this end: {why}", file=sys.stderr, flush=True)
+
+    def _say_why(self, end: RunEnded, traceback: str) -> None:
+        death = Death(end.status, end.reason, traceback, told_by="the process", stacks=stacks_now())
+        case = Case(folder=self.folder, start=self._start, death=death, end_time_ms=end.end_time_ms)
+        for record in report(case):
+            self._control.append(record)
 
     def _count_left_out(self, now_ms: int) -> list[Tags | Text]:
         try:
@@ -231,14 +276,16 @@ class Session:
         return self._wait(lambda: all(self._has(sink, goal) for sink in sinks), wait_s)
 
     def wait_until_ended(self, *, wait_s: float) -> bool:
-        """Wait until every sink has everything and knows the end; False at the deadline."""
+        """Wait until every sink has everything and knows the end; False at the deadline.
+
+        A webhook of alerts that is away is not waited for.
+        """
         goal = self.folder.size_bytes()
         with waiting.delivery_shown(self.folder, self.sinks) as show:
 
             def is_done() -> bool:
                 show()
-                every = [self.folder.progress(sink) for sink in self.sinks]
-                if all(is_caught_up(self.folder, progress) for progress in every):
+                if waiting.has_ended(self.folder, self.sinks):
                     return True
                 # While another process logs to the run, its end is not ours to wait for.
                 is_shared = self.folder.path.exists() and final_end(self.folder) is None
@@ -325,6 +372,10 @@ class JoinedSession(Session):
         self._presence.callback(os.close, self.folder.hold())
         self._resumed = False
         self._name = _own_name()
+        # Whom it works for began last: a stop before that was another one's.
+        starts = (one.start.start_time_ms for one in sessions(self.folder))
+        self._start_time_ms = max(starts, default=0)
+        self.operations = OpenOperations(None)
         self._open_journals(config)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from opusclip_mlops import journal
 from opusclip_mlops.folder import CONTROL, RunFolder
-from opusclip_mlops.records import RunEnded, RunStarted
+from opusclip_mlops.records import Crash, RunEnded, RunStarted
 
 _FLOCK = struct.Struct("@hhqqi4x")
 _DEAD_STATES = ("Z", "X", "x")
@@ -26,12 +26,14 @@ _DEAD_STATES = ("Z", "X", "x")
 class Session:
     """A process that logs to a run, from its start to its end (None while it goes on).
 
-    `is_corrected` says that the end is the supervisor's word, not the process's own.
+    `is_corrected` says that the end is the supervisor's word, not the process's own; `has_report`
+    that it is reported how it died.
     """
 
     start: RunStarted
     end: RunEnded | None
     is_corrected: bool = False
+    has_report: bool = False
 
 
 def sessions(folder: RunFolder) -> list[Session]:
@@ -39,29 +41,45 @@ def sessions(folder: RunFolder) -> list[Session]:
     starts: dict[str, RunStarted] = {}
     own: dict[str, RunEnded] = {}
     told: dict[str, RunEnded] = {}
+    reported: set[str] = set()
     for path, record in _control_records(folder):
         if isinstance(record, RunStarted):
             starts[record.session] = record
+        elif isinstance(record, Crash):
+            reported.add(record.session)
         else:
             by = own if path.name.startswith(record.session) else told
             by[record.session] = record
-    return [_session(start, own.get(name), told.get(name)) for name, start in starts.items()]
+    return [
+        _session(start, own.get(name), told.get(name), has_report=name in reported)
+        for name, start in starts.items()
+    ]
 
 
-def _session(start: RunStarted, own: RunEnded | None, told: RunEnded | None) -> Session:
+def _session(
+    start: RunStarted, own: RunEnded | None, told: RunEnded | None, *, has_report: bool
+) -> Session:
     """A process's own word goes before the supervisor's, but for what the exit code belies."""
     corrected = told is not None and (own is None or own.at_exit)
-    return Session(start, told if corrected else own, corrected)
+    return Session(start, told if corrected else own, corrected, has_report)
 
 
-def _control_records(folder: RunFolder) -> Iterator[tuple[Path, RunStarted | RunEnded]]:
+def _control_records(folder: RunFolder) -> Iterator[tuple[Path, RunStarted | RunEnded | Crash]]:
     for path in folder.segments():
         if CONTROL not in path.name:
             continue
         for item in journal.read(path):
             record = item.record if isinstance(item, journal.Entry) else None
-            if isinstance(record, RunStarted | RunEnded):
+            if isinstance(record, RunStarted | RunEnded | Crash):
                 yield path, record
+
+
+def exit_code_decides(end: RunEnded) -> bool:
+    """Whether only the exit code of its process can tell if an end was the true one.
+
+    A `sys.exit` that somebody caught ends no process; other exceptions are certain.
+    """
+    return end.at_exit and (end.status == "FINISHED" or "SystemExit" in end.reason)
 
 
 def final_end(folder: RunFolder) -> RunEnded | None:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from opusclip_mlops.errors import ConfigError
 
 WANDB_MODES = ("online", "offline", "disabled")
@@ -17,6 +19,14 @@ LEAST_QUOTA_BYTES = 1024**2
 
 MAPPINGS: dict[str, Any] = {"priorities": Mapping[str, str], "log_intervals": Mapping[str, int]}
 """The fields that are mappings, by the types of what they hold."""
+
+STEPS: Any = tuple[int, int] | None
+"""The type of a span of steps: the first, and the one after the last."""
+
+MOST_PROFILED_STEPS = 100
+
+RULES_HINT: Any = str | Mapping[str, Any] | None
+"""The type of a field that names a file of rules, or holds them."""
 
 UNSET: Any = object()
 """Stands for a field that nobody gave, and for a value that is of another type."""
@@ -36,6 +46,11 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         f"{LEAST_QUOTA_BYTES} or more bytes (1 MiB)",
     ),
     "system_metrics_interval_s": (lambda v: 0.5 <= v < float("inf"), "0.5 or more seconds"),
+    "profile_interval_s": (lambda v: 0.1 <= v < float("inf"), "0.1 or more seconds"),
+    "profile_steps": (
+        lambda v: v is None or 0 <= v[0] < v[1] <= v[0] + MOST_PROFILED_STEPS,
+        f"a first step and a later one, such as 10,13, at most {MOST_PROFILED_STEPS} apart",
+    ),
     "log_frequency": (lambda v: v >= 1, "1 or more"),
     "save_frequency": (lambda v: v >= 1, "1 or more"),
     "max_epochs": (lambda v: v >= 1, "1 or more"),
@@ -106,6 +121,10 @@ def converted(value: Any, hint: Any) -> Any:
             return UNSET
     if value is None and hint is not str:
         return None
+    if hint == RULES_HINT:
+        return _converted_rules(value)
+    if hint == STEPS:
+        return _converted_pair(value)
     if hint in (str, str | None):
         text = os.fspath(value) if isinstance(value, os.PathLike) else value
         return text if isinstance(text, str) else UNSET
@@ -114,6 +133,23 @@ def converted(value: Any, hint: Any) -> Any:
     return (
         list(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else UNSET
     )
+
+
+def _converted_pair(value: Any) -> Any:
+    """Two whole numbers as a tuple; `UNSET` for anything else."""
+    if not isinstance(value, Sequence) or len(value) != 2:
+        return UNSET
+    pair = tuple(converted(one, int) for one in value)
+    return UNSET if UNSET in pair else pair
+
+
+def _converted_rules(value: Any) -> Any:
+    """Rules of alerts: a path, or what their file would hold."""
+    if isinstance(value, msgspec.Struct):
+        return msgspec.to_builtins(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    return converted(value, str)
 
 
 def _converted_mapping(value: Any, *hints: Any) -> Any:

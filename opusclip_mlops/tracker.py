@@ -69,6 +69,7 @@ class ExperimentTracker(CheckpointCalls, SampleCalls, ProfilingCalls):
             self._keeper.go_on_from(begun_from, since_ms=self._since_ms)
         if self.config.given_params:
             self.log_params(self.config.given_params)
+        self._profile_on_schedule(self.config.profile_steps, step=self._step + 1)
         self._exit_watch = ExitWatch()
         atexit.register(self._close_at_exit)
 
@@ -78,6 +79,7 @@ class ExperimentTracker(CheckpointCalls, SampleCalls, ProfilingCalls):
         self._append = session.append
         self._selection = session.selection
         self._begin_profiling()
+        self._watched = {}
         self._since_ms = session.since_ms
         self._keeper = CheckpointKeeper(
             session.folder, session=session.name, goes_on=session.has_earlier_parts
@@ -116,6 +118,11 @@ class ExperimentTracker(CheckpointCalls, SampleCalls, ProfilingCalls):
         """The last step that was logged, -1 before the first."""
         return self._step
 
+    @property
+    def should_stop(self) -> bool:
+        """Whether an alert asks that training stops: a loop that looks ends by its own lines."""
+        return bool(self._session.stop_reason)
+
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log values by key at a step; without a step, the one after the last.
 
@@ -130,6 +137,8 @@ class ExperimentTracker(CheckpointCalls, SampleCalls, ProfilingCalls):
         at = self._next_step() if step is None else records.to_step(step)
         self._log_now(values, at, None if values is metrics else passports_of(metrics))
         self._step = at
+        if self._profiler is not None:
+            self._profile_from(at + 1)
 
     def log_training_metrics(self, epoch: int, step: int, metrics: Mapping[str, Any]) -> None:
         """Log values as `training/<key>`, with the epoch."""
@@ -202,6 +211,7 @@ class ExperimentTracker(CheckpointCalls, SampleCalls, ProfilingCalls):
 
         Returns False when it has not within `timeout_s` (`drain_timeout_s` otherwise).
         """
+        self._loop_clock.flush()
         wait_s = self.config.drain_timeout_s if timeout_s is None else timeout_s
         sinks = [sink] if sink else self._session.sinks
         return self._session.wait_until_arrived(sinks, wait_s=wait_s)
@@ -225,10 +235,13 @@ class ExperimentTracker(CheckpointCalls, SampleCalls, ProfilingCalls):
 
     def _end(self, status: str, reason: str, *, traceback: str = "", at_exit: bool = False) -> None:
         if self._closed or os.getpid() != self._pid:
+            self._operations.flush()
             return
+        self.unwatch()
         self._closed = True
         _here.pop((self._session.folder.path, self._pid), None)
         atexit.unregister(self._close_at_exit)
+        self._end_profiling()
         self._session.end(status, reason, traceback=traceback, at_exit=at_exit)
         self._append = _refuse_after_close
         try:
@@ -291,6 +304,7 @@ class ExperimentTracker(CheckpointCalls, SampleCalls, ProfilingCalls):
             timestamp_ms = self._since_ms
         selection = self._selection
         if not selection.free_from_ms <= timestamp_ms < selection.free_until_ms:
+            self._loop_clock.look(step, timestamp_ms)
             values = selection.kept(values, step=step, timestamp_ms=timestamp_ms)
         if passports and (kept := {key: passports[key] for key in passports.keys() & values}):
             self._append(records.Text(timestamp_ms, step, PASSPORTS_KEY, encoded(kept)))

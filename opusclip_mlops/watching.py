@@ -6,9 +6,11 @@ What it has to say is appended to journals of its own in the run's folder: one r
 import contextlib
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from opusclip_mlops import accounting, backlog
+from opusclip_mlops.crash_report import TAIL_BYTES, Case, report
 from opusclip_mlops.deaths import (
     TRACEBACK_TAG,
     Death,
@@ -17,10 +19,20 @@ from opusclip_mlops.deaths import (
     takes_exit_code,
     wait_status,
 )
+from opusclip_mlops.faults import attempted
+from opusclip_mlops.flight import oom_kills
 from opusclip_mlops.folder import CONTROL, RunFolder
 from opusclip_mlops.journal import Journal
 from opusclip_mlops.records import Metrics, Record, RunEnded, RunStarted, Tags, Text, now_ms
-from opusclip_mlops.sessions import Session, is_alive, is_visible, sessions
+from opusclip_mlops.redaction import one_line
+from opusclip_mlops.sessions import (
+    Session,
+    exit_code_decides,
+    is_alive,
+    is_visible,
+    sessions,
+)
+from opusclip_mlops.stopping import reason_to_stop
 from opusclip_mlops.system_metrics import SystemMeter
 
 _OWN_NAME = "supervisor"
@@ -37,6 +49,7 @@ class Watch:
         self._control: Journal | None = None
         self._told_of: set[str] = set()
         self._seen_alive_ms: dict[str, int] = {}
+        self._seen_oom_kills: dict[str, int | None] = {}
         self._pidfds: dict[str, int] = {}
         self._looks_since_death: dict[str, int] = {}
         self._machine = _Machine(folder) if self._manifest.system_metrics else None
@@ -47,7 +60,7 @@ class Watch:
         for part in (
             self._put_on_disk,
             self._end_the_dead,
-            lambda: backlog.release(self._folder),
+            lambda: backlog.release(self._folder, kept_bytes=TAIL_BYTES),
             self._set_level,
             self._measure,
         ):
@@ -63,6 +76,7 @@ class Watch:
         for session in sessions(self._folder):
             if is_alive(self._folder, session.start):
                 self._seen_alive_ms[session.start.session] = now_ms()
+                self._seen_oom_kills[session.start.session] = oom_kills()
                 self._hold_pidfd(session.start)
             else:
                 # Read again: it may have declared its end before it died.
@@ -123,10 +137,35 @@ class Watch:
                 self._declare(start, death_of(notes, start, wait_status=status))
             return False
         if code is None or said_well == (code == 0):
-            return True
+            return said_well or not self._report_exit(session, code)
         left = f"process {start.pid} left with code {code}"
-        self._declare(start, Death("FAILED", left) if code else Death("FINISHED", ""))
+        failed = Death("FAILED", left, exit_code=code, told_by="its exit code")
+        self._declare(start, failed if code else Death("FINISHED", ""))
         return False
+
+    def _report_exit(self, session: Session, code: int | None) -> bool:
+        """Report a `sys.exit` that was true; whether anything was said that had not been."""
+        assert session.end is not None
+        end, told_by = session.end, "the process" if code is None else "its exit code"
+        death = Death(end.status, end.reason, exit_code=code, told_by=told_by)
+        return self._report(session.start, death, end.end_time_ms)
+
+    def _report(self, start: RunStarted, death: Death, end_time_ms: int) -> bool:
+        """Say how a process died, once; what can't be written is left out, and said in the log."""
+        every = sessions(self._folder)
+        if any(one.has_report for one in every if one.start.session == start.session):
+            return False
+        case = Case(
+            folder=self._folder,
+            start=start,
+            death=death,
+            end_time_ms=end_time_ms,
+            seen_oom_kills=self._seen_oom_kills.get(start.session),
+        )
+        found: list[Record] = []
+        if fault := attempted(lambda: found.extend(report(case))):
+            print(f"no report of {start.session}: {one_line(repr(fault))}", flush=True)
+        return self._say(*found) and bool(found)
 
     def _hold_pidfd(self, start: RunStarted) -> None:
         """Keep hold of the process, so that the kernel can tell how it ended."""
@@ -150,11 +189,16 @@ class Watch:
     def _declare(self, start: RunStarted, death: Death) -> None:
         seen_ms = self._seen_alive_ms.get(start.session, 0)
         end_time_ms = max(seen_ms, _last_sign_of_life_ms(self._folder, start))
+        why = reason_to_stop(self._folder, since_ms=start.start_time_ms)
+        if why and death.status == "KILLED":
+            death = replace(death, reason=f"{why} ({death.reason})")
         if start.session not in self._told_of:
             self._told_of.add(start.session)
             self._say(*_left_out(self._folder, end_time_ms))
             if death.traceback:
                 self._say(Tags({TRACEBACK_TAG: death.traceback}))
+            if death.status != "FINISHED":
+                self._report(start, death, end_time_ms)
         end = RunEnded(start.session, death.status, end_time_ms, death.reason, start.owned)
         if not self._say(end):
             raise OSError(f"the end of {start.session} cannot be written down")
@@ -210,9 +254,7 @@ class _Machine:
 
 def _awaits_exit_code(session: Session) -> bool:
     end = session.end
-    is_open = end is not None and end.at_exit and not session.is_corrected
-    # A `sys.exit` that somebody caught ends no process; other exceptions are certain.
-    return bool(end and is_open and (end.status == "FINISHED" or "SystemExit" in end.reason))
+    return end is not None and not session.is_corrected and exit_code_decides(end)
 
 
 def _left_out(folder: RunFolder, timestamp_ms: int) -> list[Tags | Text]:

@@ -227,6 +227,20 @@ def test_a_segment_may_be_given_back_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("holes")
+def test_the_last_bytes_stay_where_they_are_wanted(tmp_path: Path) -> None:
+    """Of each segment, and of one that is shorter than that all of it."""
+    folder = a_run(tmp_path)
+    long, short = log(folder, "s1", 3 * MIB), log(folder, "s2", MIB // 2)
+    sizes = {path.name: path.stat().st_size for path in (long, short)}
+    content = long.read_bytes()
+    folder.write_progress("mlflow", Progress(position=sizes))
+    released = (sizes[long.name] - MIB) // 4096 * 4096
+    assert backlog.release(folder, kept_bytes=MIB) == released
+    assert long.read_bytes()[released:] == content[released:]
+    assert short.read_bytes().strip(b"\0")
+
+
+@pytest.mark.usefixtures("holes")
 def test_positions_are_safe_before_blocks_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

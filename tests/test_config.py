@@ -37,8 +37,10 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "backlog_quota_bytes": (2**20, 2**21),
     "system_metrics": (False, True),
     "system_metrics_interval_s": (1.5, 2.5),
-    "profile_steps": ((10, 13), (0, 100)),
     "alerts": ("alerts-a.yaml", "alerts-b.yaml"),
+    "profile_operations": (False, True),
+    "profile_interval_s": (1.5, 2.5),
+    "profile_steps": ((10, 13), (0, 100)),
     "log_frequency": (3, 4),
     "save_frequency": (5, 6),
     "max_epochs": (7, 8),
@@ -58,7 +60,7 @@ FOREIGN = {
     "wandb_dir": "WANDB_DIR",
 }
 WHOLE = ["log_frequency", "save_frequency", "max_epochs", "batch_size", "backlog_quota_bytes"]
-NUMBERS = [*WHOLE, "drain_timeout_s", "system_metrics_interval_s"]
+NUMBERS = [*WHOLE, "drain_timeout_s", "system_metrics_interval_s", "profile_interval_s"]
 every_field = pytest.mark.parametrize("name", VALUES)
 
 
@@ -296,6 +298,7 @@ def test_a_wrong_type_is_refused(name: str, value: Any) -> None:
         ("log_intervals", {"lowest": 5}),
         ("backlog_quota_bytes", 2**20 - 1),
         *(("system_metrics_interval_s", value) for value in (0.49, float("nan"), float("inf"))),
+        *(("profile_interval_s", value) for value in (0.09, float("nan"), float("inf"))),
         *(("profile_steps", value) for value in ((3, 3), (5, 2), (-1, 2), (0, 101))),
         ("learning_rate", 0.0),
         ("learning_rate", -0.1),

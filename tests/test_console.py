@@ -145,6 +145,7 @@ def test_how_a_run_ended_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
         start_time_ms=0,
         end_time_ms=1_700_000_100_000,
         end_status="FAILED",
+        report="crash/s1/report.txt",
     )
     lines = shown(
         capsys,
@@ -152,7 +153,8 @@ def test_how_a_run_ended_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert lines[0].endswith("  ended FAILED")
     assert "  ended because: ValueError: x" in lines
-    assert any(line.startswith("  trainer gpu-7 pid 4242: FAILED 2023-11-") for line in lines)
+    [trainer] = [line for line in lines if line.startswith("  trainer gpu-7 pid 4242: FAILED 2023")]
+    assert trainer.endswith(", see its artifact crash/s1/report.txt")
 
 
 def test_a_crashed_run_names_the_process_that_is_gone(capsys: pytest.CaptureFixture[str]) -> None:
@@ -349,6 +351,7 @@ def test_scripts_read_json_with_units_in_its_names(capsys: pytest.CaptureFixture
     }
     assert set(one["sessions"][0]) == {
         *("session", "host", "pid", "is_alive", "start_time_ms", "end_time_ms", "end_status"),
+        "report",
     }
     assert set(one["sinks"][0]) == {
         *("sink", "position_bytes", "backlog_bytes", "lag_records", "lag_is_estimate", "lag_s"),

@@ -3,15 +3,18 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from opusclip_mlops.deaths import Death, death_of, exit_code, takes_exit_code, wait_status
 from opusclip_mlops.exits import EXIT_CODE, FATAL, SIGNALS
+from opusclip_mlops.flight import FlightNotes, flight_of
 from opusclip_mlops.records import RunStarted
 
 START = RunStarted("s1", "here", 4711, 0.0, 0)
@@ -39,7 +42,8 @@ def test_a_signal_that_asks_to_stop_kills_the_run(tmp_path: Path, name: str) -> 
     for kind in (*SIGNALS, FATAL, EXIT_CODE):
         note(tmp_path, kind, LINES if kind == name else "")
     died = death_of(tmp_path, START, wait_status=None)
-    assert died == Death("KILLED", f"process 4711 was ended by {name}", LINES)
+    reason = f"process 4711 was ended by {name}"
+    assert died == Death("KILLED", reason, LINES, name, told_by="its notes")
 
 
 @pytest.mark.parametrize(
@@ -55,9 +59,25 @@ def test_a_signal_that_asks_to_stop_kills_the_run(tmp_path: Path, name: str) -> 
 )
 def test_a_crash_fails_the_run(tmp_path: Path, words: str, name: str) -> None:
     """The interpreter's last words are told as the signal behind them, where there is one."""
-    note(tmp_path, FATAL, f"{words}\n\n{LINES}")
+    said = f"{words}\n\n{LINES}"
+    note(tmp_path, FATAL, said)
     died = death_of(tmp_path, START, wait_status=None)
-    assert died == Death("FAILED", f"process 4711 was ended by {name}", f"{words}\n\n{LINES}")
+    reason = f"process 4711 was ended by {name}"
+    assert died == Death("FAILED", reason, said, name, told_by="its notes")
+
+
+def test_a_machine_that_was_started_anew_is_told(tmp_path: Path) -> None:
+    """By the name that the kernel gives each start of the machine; another host's is not known."""
+    here = RunStarted("s1", socket.gethostname(), 4711, 0.0, 0)
+    notes = FlightNotes(tmp_path, "s1")
+    notes.release()
+    assert death_of(tmp_path, here, wait_status=None).reason.endswith("closing its run")
+    flight = flight_of(tmp_path, "s1")
+    assert flight is not None
+    earlier = msgspec.structs.replace(flight, boot_id="an-earlier-one")
+    note(tmp_path, "flight", msgspec.json.encode(earlier))
+    assert death_of(tmp_path, here, wait_status=None).reason.endswith("started anew since")
+    assert death_of(tmp_path, START, wait_status=None).reason.endswith("closing its run")
 
 
 def test_a_note_goes_before_what_the_kernel_says(tmp_path: Path) -> None:
@@ -94,7 +114,8 @@ def test_an_exit_code_tells_success_from_failure(
         note(tmp_path, EXIT_CODE, bytes([code]))
     died = death_of(tmp_path, START, wait_status=None if by == "note" else code << 8)
     reason = f"process 4711 left with exit code {code} without closing its run"
-    assert died == Death(status, reason)
+    told_by = "its exit code" if by == "note" else "the kernel"
+    assert died == Death(status, reason, exit_code=code, told_by=told_by)
 
 
 def test_an_empty_note_holds_no_code(tmp_path: Path) -> None:
@@ -127,13 +148,15 @@ def test_a_signal_without_a_note_is_told_by_the_kernel(
     note(tmp_path, EXIT_CODE, b"")
     name = signal.Signals(number & 0x7F).name
     died = death_of(tmp_path, START, wait_status=number)
-    assert died == Death(status, f"process 4711 was ended by {name}")
+    reason = f"process 4711 was ended by {name}"
+    assert died == Death(status, reason, signal=name, told_by="the kernel")
 
 
 def test_a_signal_without_a_name_is_told_by_its_number(tmp_path: Path) -> None:
     """Batch systems send real-time signals, most of which have none."""
     died = death_of(tmp_path, START, wait_status=40)
-    assert died == Death("FAILED", "process 4711 was ended by signal 40")
+    reason = "process 4711 was ended by signal 40"
+    assert died == Death("FAILED", reason, signal="signal 40", told_by="the kernel")
 
 
 def test_without_anything_a_process_has_vanished(tmp_path: Path) -> None:

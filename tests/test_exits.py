@@ -5,12 +5,22 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from opusclip_mlops.exits import SIGNALS, DeathNotes, ExitWatch, end_of, traceback_of
+from opusclip_mlops.exits import (
+    SIGNALS,
+    DeathNotes,
+    ExitWatch,
+    as_tag,
+    end_declared,
+    end_of,
+    stacks_now,
+    traceback_of,
+)
 
 PROCESS = """
 import ctypes, faulthandler, os, resource, shutil, signal, sys, threading, time
@@ -366,8 +376,8 @@ def test_a_traceback_holds_the_lines_and_no_password(monkeypatch: pytest.MonkeyP
     assert text.endswith("OSError: postgres://me:***@db/x refused ***\n")
 
 
-def test_of_a_long_traceback_the_end_is_kept() -> None:
-    """It fits a tag of MLflow, and names the fault."""
+def test_of_a_long_traceback_the_end_is_a_tag() -> None:
+    """It fits MLflow, and names the fault; the whole of it is kept elsewhere."""
 
     def deep(n: int) -> None:
         deep(n - 1) if n else (lambda: 1 / 0)()
@@ -378,11 +388,54 @@ def test_of_a_long_traceback_the_end_is_kept() -> None:
     def odd(n: int) -> None:
         even(n - 1)
 
-    text = traceback_of(raised_by(lambda: even(100)))
+    whole = traceback_of(raised_by(lambda: even(100)))
+    assert whole.startswith("Traceback")
+    text = as_tag(whole)
     assert 7000 < len(text) <= 8000
     assert text.startswith("…")
     assert text.endswith("ZeroDivisionError: division by zero\n")
+    assert as_tag("short") == "short"
     assert traceback_of(raised_by(lambda: deep(1))).startswith("Traceback")
+
+
+def test_a_run_that_is_closed_by_name_has_the_lines_of_what_is_handled() -> None:
+    """FAILED in an `except` tells why; FINISHED there, or anything elsewhere, does not."""
+    try:
+        raise ValueError("no loss")
+    except ValueError:
+        status, reason, lines = end_declared("FAILED")
+        assert end_declared("FINISHED") == ("FINISHED", "", "")
+    assert (status, reason) == ("FAILED", "")
+    assert lines.endswith("ValueError: no loss\n")
+    assert end_declared("FAILED") == ("FAILED", "", "")
+
+
+def test_the_stacks_of_all_threads_are_told() -> None:
+    """Each with its thread's name."""
+    is_over = threading.Event()
+    thread = threading.Thread(target=is_over.wait, name="a-reader")
+    thread.start()
+    told = stacks_now()
+    is_over.set()
+    thread.join()
+    assert "Thread a-reader (most recent call last):" in told
+    assert "in test_the_stacks_of_all_threads_are_told" in told
+    assert "in wait" in told
+
+
+@pytest.mark.parametrize("act", ["send, 'SIGTERM'", "send, 'SIGABRT'"])
+def test_busy_threads_change_no_death(folder: Path, act: str) -> None:
+    """The note is of the thread that was struck: walking the others' frames crashes some ends."""
+    code = """
+def spin():
+    while True: sum(n for n in range(50))
+for _ in range(3): threading.Thread(target=spin, daemon=True).start()
+"""
+    done = run(folder, BEGIN + code + f"train({act})")
+    assert done.returncode == -getattr(signal, act.split("'")[1])
+    [told] = notes(folder).values()
+    assert b"in train" in told
+    assert b"in spin" not in told
 
 
 def test_an_exit_that_is_asked_for_has_no_traceback() -> None:

@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "opusclip_mlops"
 
 FLOORS = [
     {"errors", "redaction", "slots", "lean_mlflow", "amounts", "object_storage"},
-    {"passports", "values", "setting_values"},
+    {"passports", "values", "setting_values", "confusion_counts"}
+    | {"trace_events"},
     {
         "config",
         "records",
@@ -32,19 +33,38 @@ FLOORS = [
         "decoding",
         "clip_files",
         "samples",
+        "histograms",
+        "untouched",
     },
-    {"animation", "encoding", "inspecting", "repackaging", "intervals"},
+    {"animation", "encoding", "inspecting", "repackaging", "intervals"}
+    | {"loop_parts", "operation_sums"}
+    | {"webhooks"},
     {"journal", "checkpoints", "video", "performance", "environment", "waiting", "exits"}
     | {"accounting", "backlog", "faults", "launch", "naming", "selection", "timing"}
+    | {"bottlenecks"}
     | {"points", "words", "references", "mirror_work", "mirror_state", "layout", "refusals"}
     | {"pictures", "repeats", "event_files", "policy", "retention", "chain", "generations"}
-    | {"verdicts", "panels", "origins", "staging", "temporal", "drift"},
-    {"media", "metrics", "keeping", "sessions", "deaths", "system_metrics", "wandb_layout"}
+    | {"verdicts", "panels", "origins", "staging", "temporal", "drift", "significance"},
+    {"mlflow_requests", "insight_documents", "operations"}
+    | {"torch_traces", "shown_files"}
+    | {"dead_units", "model_graph"}
+    | {"media", "metrics", "keeping", "sessions", "flight", "system_metrics", "wandb_layout"}
+    | {"insight_views"}
+    | {"curves", "contrasts"}
     | {"events", "watermarks", "tables", "listing", "mirror_processes", "arrivals"}
     | {"smoke", "smoke_worker", "version_page"}
-    | {"patience", "fetching", "asking", "wall_page", "begun_uploads"},
-    {"panel_steps", "wall_clips", "wall_measures", "named_runs", "frame_sources", "evaluations"},
+    | {"patience", "fetching", "asking", "wall_page", "begun_uploads", "blind_votes"},
+    {"table_cells", "loop_hooks", "posting", "stopping"},
+    {"dashboards", "efficiency"}
+    | {"insight_events", "projector", "insight_charts"}
+    | {"watched_model"}
+    | {"panel_steps", "wall_clips", "wall_measures", "named_runs", "frame_sources", "evaluations"}
+    | {"blind_results", "blind_page", "blind_server"}
+    | {"deaths"}
+    | {"insight_uploads", "insight_reading"},
     {
+        "crash_report",
+        "loop_clock",
         "scoring",
         "scored_runs",
         "walls",
@@ -66,10 +86,15 @@ FLOORS = [
         "standing",
         "registry_rows",
     },
-    {"contents", "settling", "touches", "wall_shipping", "wall_across"},
-    {"sinks", "holdings", "gates", "runs", "watching", "lookout"} | {"chronicle", "deciding"},
+    {"contents", "settling", "touches", "wall_shipping", "wall_across"}
+    | {"bottleneck_report", "alerts", "metric_rows"},
+    {"sinks", "holdings", "gates", "runs", "watching", "lookout", "comparing"}
+    | {"chronicle", "deciding"}
+    | {"blind_runs"},
     {"delivery", "differences", "mirror_writer", "signatures", "candidates", "promotion"}
+    | {"blind_voting"}
     | {"material", "guarded", "announcing", "watchable"},
+    {"mirror_load"},
     {"shipper", "registry", "session", "mirroring", "gated"},
     {"replay", "mirror_worker", "saving", "sampling", "insights"},
     {"profiling"},
@@ -78,28 +103,39 @@ FLOORS = [
     {"server_console", "doctor_console", "webhooks_console"}
     | {"console", "mirror_console", "registry_console", "samples_console", "packing"}
     | {"scoring_console"}
-    | {"lineage_console"},
-    {"registry_cli", "scoring_cli", "samples_cli"} | {"server_cli", "doctor_cli", "webhooks_cli"},
+    | {"lineage_console", "ab_console"}
+    | {"compare_console"}
+    | {"alerts_console"},
+    {"registry_cli", "scoring_cli", "samples_cli"}
+    | {"server_cli", "doctor_cli", "webhooks_cli", "ab_cli"}
+    | {"profiling_cli", "alerts_cli"}
+    | {"compare_cli"},
     {"cli", "__main__"},
 ]
 FREE = {
+    "alerts",
     "projects",
     "server",
     "metrics",
     "doctor",
     "monitoring",
+    "significance",
 }  # shelves whose files may import each other
 ROOF = len(FLOORS)  # the root package: it exports from below, so nobody imports from it
 
 OWNERS = {
     "mlflow": {
+        "alerts.past",
+        "posting",
         "environment",
         "gated",
         "projects",
         "artifacts",
         "asking",
+        "bottleneck_report",
         "candidates",
         "chronicle",
+        "comparing",
         "contents",
         "fetching",
         "run_history",
@@ -128,6 +164,9 @@ OWNERS = {
         "descent",
         "material",
         "uploads",
+        "insight_uploads",
+        "insight_reading",
+        "mlflow_requests",
         "begun_uploads",
         "checkpoint_uploads",
         "passport_files",
@@ -137,6 +176,7 @@ OWNERS = {
         "wall_across",
         "panel_steps",
         "named_runs",
+        "blind_runs",
         "scored_runs",
         "guarded",
         "announcing",
@@ -145,12 +185,13 @@ OWNERS = {
         "watchable",
     },
     "torch": {"checkpoints", "metrics", "performance", "projects", "scoring", "tensors"}
-    | {"frame_sources"},
+    | {"dead_units", "histograms", "model_graph", "untouched", "watched_model"}
+    | {"frame_sources", "torch_traces"},
     "torchmetrics": {"metrics", "scoring"},
-    "wandb": {"holdings.wandb", "sinks.wandb", "wandb_client", "wandb_log"},
-    "tensorboard": {"events"},
+    "wandb": {"holdings.wandb", "sinks.wandb", "wandb_client", "wandb_log", "insight_charts"},
+    "tensorboard": {"events", "insight_events", "projector"},
     "av": {"clip_files", "decoding", "encoding", "inspecting", "repackaging"},
-    "PIL": {"animation", "pictures"},
+    "PIL": {"animation", "pictures", "insight_charts", "shown_files"},
 }
 LIGHT = ["opusclip_mlops", *(f"opusclip_mlops.{name}" for name in ("cli", "shipper", "tracker"))]
 HEAVY = [*OWNERS, "numpy", "boto3", "sqlalchemy", "pandas"]

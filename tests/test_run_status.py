@@ -14,7 +14,7 @@ from opusclip_mlops import run_status
 from opusclip_mlops.errors import OpusclipError
 from opusclip_mlops.folder import CONTROL, Identity, Progress, RunFolder
 from opusclip_mlops.journal import Journal
-from opusclip_mlops.records import Metrics, Params, RunStarted, Text
+from opusclip_mlops.records import Crash, Metrics, Params, RunStarted, Text
 from opusclip_mlops.run_status import RunStatus, SinkStatus, status
 from tests.journeys import LOCAL_ID, append, end, make_run
 
@@ -214,11 +214,14 @@ def test_a_run_whose_process_lives_is_training(tmp_path: Path) -> None:
 
 def test_a_run_that_declared_its_end_has_ended(tmp_path: Path) -> None:
     """With status, time and reason."""
-    end(make_run(tmp_path), "FAILED", "ValueError: no frames")
+    folder = make_run(tmp_path)
+    append(folder, [Crash("s1", {})], journal="s1" + CONTROL)
+    end(folder, "FAILED", "ValueError: no frames")
     run = only(tmp_path)
     assert (run.state, run.end_status, run.end_time_ms) == ("ended", "FAILED", 1_700_000_100_000)
     assert run.end_reason == "ValueError: no frames"
     assert run.sessions[0].end_status == "FAILED"
+    assert run.sessions[0].report == "crash/s1/report.txt"
 
 
 def test_a_run_whose_process_is_gone_without_an_end_has_crashed(tmp_path: Path) -> None:

@@ -7,18 +7,28 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from opusclip_mlops import ExperimentTracker, OpusclipError, TrackingConfig, journal
+from opusclip_mlops import ExperimentTracker, OpusclipError, TrackingConfig, journal, stopping
 from opusclip_mlops.errors import ConfigError
 from opusclip_mlops.folder import CONTROL, Progress, RunFolder
 from opusclip_mlops.generations import generations_of
 from opusclip_mlops.loading import LoadedCheckpoint
 from opusclip_mlops.metadata import CheckpointMetadata
-from opusclip_mlops.records import Metrics, Record, RunEnded, RunStarted, Tags, Text, now_ms
+from opusclip_mlops.records import (
+    Crash,
+    Metrics,
+    Record,
+    RunEnded,
+    RunStarted,
+    Tags,
+    Text,
+    now_ms,
+)
 from opusclip_mlops.session import JoinedSession, Session
 from opusclip_mlops.sessions import final_end, sessions
 from tests.faults.disks import SmallDisk, small_disk
@@ -192,6 +202,52 @@ def test_a_run_is_begun_and_ended(folder: RunFolder) -> None:
     assert one.end.end_time_ms >= one.start.start_time_ms
 
 
+@pytest.mark.parametrize(
+    ("status", "reason", "at_exit", "is_reported"),
+    [
+        ("FAILED", "ValueError: x", True, True),
+        ("KILLED", "", False, True),
+        ("FINISHED", "", False, False),
+        ("FAILED", "SystemExit: 3", True, False),
+    ],
+    ids=["FAILED", "KILLED", "FINISHED", "a sys.exit that somebody may catch"],
+)
+def test_a_failure_is_reported_before_the_end(
+    folder: RunFolder, status: str, reason: str, at_exit: bool, is_reported: bool
+) -> None:
+    """Its lines, where its threads are and what it was in; an exit code that decides says more."""
+    session = Session(config(folder.path.parent), tags={})
+    session.operations.cells[session.operations.cell("data/decode")] = time.perf_counter_ns()
+    session.end(status, reason, traceback="line\n" * 2000, at_exit=at_exit)
+    session.release()
+    found = records(folder)
+    assert isinstance(found[-1], RunEnded)
+    crashes = [one for one in found if isinstance(one, Crash)]
+    assert len(crashes) == is_reported
+    assert sessions(folder)[0].has_report == is_reported
+    for crash in crashes:
+        told = {name: (folder.media / file).read_text() for name, file in crash.files.items()}
+        assert told["traceback.txt"] == "line\n" * 2000
+        assert "in test_a_failure_is_reported_before_the_end" in told["stacks.txt"]
+        assert "data/decode" in told["report.txt"]
+        assert isinstance(found[-2], Text)
+        assert found[-2].text == told["report.txt"]
+
+
+def test_a_report_that_cannot_be_written_keeps_no_run_open(
+    folder: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its end is declared all the same; one line says what is missing."""
+    session = Session(config(folder.path.parent), tags={})
+    folder.media.rmdir()
+    folder.media.touch()
+    session.end("FAILED", "ValueError: x")
+    session.release()
+    assert not sessions(folder)[0].has_report
+    assert sessions(folder)[0].end is not None
+    assert capsys.readouterr().err.startswith("opusclip: no report of this end: NotADirectory")
+
+
 def test_release_lets_go_of_every_file(folder: RunFolder) -> None:
     """But of the exit code's, which the C library writes last."""
     session = Session(config(folder.path.parent), tags={})
@@ -290,3 +346,50 @@ def test_who_joins_keeps_the_folder(folder: RunFolder) -> None:
         worker.wait(timeout=60)
     assert folder.remove_unless_held()
     assert not folder.path.exists()
+
+
+NAN = {"kind": "not_finite", "keys": ["*"]}
+
+
+def test_a_run_is_watched_by_the_rules_it_began_with(
+    folder: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a sink of their own; who brings others to the same folder is told so."""
+    journal_dir = folder.path.parent
+    with pytest.raises(ConfigError, match=r"^alerts: rules: nan: it needs a kind"):
+        Session(config(journal_dir, alerts={"rules": {"nan": {}}}), tags={})
+    for rules in ({"nan": NAN}, {"nan": NAN}, {"other": NAN}):
+        assert capsys.readouterr().err == ""
+        session = Session(config(journal_dir, alerts={"rules": rules}), tags={})
+        assert session.sinks == ["mlflow", "alerts"]
+        session.end("FINISHED", "")
+        session.release()
+    assert "watched by the rules it began with" in capsys.readouterr().err
+
+
+def test_a_stop_that_was_asked_for_is_how_the_run_ends(folder: RunFolder) -> None:
+    """Whatever its last lines say."""
+    session = Session(config(folder.path.parent), tags={})
+    assert session.stop_reason == ""
+    stopping.ask_to_stop(folder, "alert nan: it is", now_ms=now_ms())
+    assert session.stop_reason == "alert nan: it is"
+    session.end("FINISHED", "")
+    session.release()
+    end = final_end(folder)
+    assert end is not None
+    assert (end.status, end.reason) == ("KILLED", "alert nan: it is")
+
+
+def test_who_joins_is_stopped_with_its_own_part_and_not_with_an_earlier_one(
+    folder: RunFolder,
+) -> None:
+    """In a run that is gone on with in the same folder the old note still lies there."""
+    stopping.ask_to_stop(folder, "alert nan: it was", now_ms=now_ms() - 5)
+    begun = Session(config(folder.path.parent), tags={})
+    joined = JoinedSession(config(folder.path.parent), folder.path)
+    assert joined.stop_reason == ""
+    stopping.ask_to_stop(folder, "alert nan: it is", now_ms=now_ms())
+    late = JoinedSession(config(folder.path.parent), folder.path)
+    assert [one.stop_reason for one in (joined, late)] == ["alert nan: it is"] * 2
+    for one in (late, joined, begun):
+        one.release()

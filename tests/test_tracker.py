@@ -93,7 +93,7 @@ def test_the_three_places_hold_the_same_points(
     assert steps == {*range(50), 121}
     assert {"video/psnr", "training/loss", "training/epoch", "performance/rss_megabytes",
             "profiling/timings/forward", "profiling/memory/rss",
-            "profiling/model/forward/ms"} <= {p.key for p in record}  # fmt: skip
+            "profiling/model/forward/count"} <= {p.key for p in record}  # fmt: skip
     assert points_of_wandb(tmp_path, tracker.local_id) == record
     events = tmp_path / "runs" / "my_experiment" / tracker.local_id
     assert points_of_tensorboard(events) == narrow(record)
@@ -218,8 +218,13 @@ def test_wrong_use_raises_at_once(mlflow_only: TrackingConfig) -> None:
         tracker.close("DONE")
     tracker.close()
     tracker.close()
-    with pytest.raises(OpusclipError, match="closed"):
-        tracker.log_metrics({"a": 1.0})
+    for call in (
+        lambda: tracker.log_metrics({"a": 1.0}),
+        lambda: tracker.log_figure(np.zeros((2, 2)), "a"),
+        lambda: tracker.log_embedding([[1.0]]),
+    ):
+        with pytest.raises(OpusclipError, match=r"the tracker is closed: .* after close\(\)"):
+            call()
 
 
 @pytest.mark.parametrize(

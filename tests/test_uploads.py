@@ -11,7 +11,7 @@ from opusclip_mlops.contents import fetch, read_contents
 from opusclip_mlops.decoding import read_said
 from opusclip_mlops.inspecting import inspect
 from opusclip_mlops.panels import Panel
-from opusclip_mlops.records import Samples, Video
+from opusclip_mlops.records import Crash, Samples, Video
 from tests.journeys import make_run
 from tests.mlflow_runs import T0_MS, client, clip, delivered, of_kind, saved
 
@@ -86,3 +86,16 @@ def test_the_account_of_a_panel_names_its_clips_and_holds_only_json(tmp_path: Pa
     assert told["clip"].endswith(".webm")
     assert "clip" not in account["cells"][second.name]
     assert account["panel"] == panel.to_dict()
+
+
+def test_the_report_of_a_death_lies_under_its_sessions_name(tmp_path: Path) -> None:
+    """However often it is sent; nothing leaves its folder, and a file that is gone is left out."""
+    folder = make_run(tmp_path)
+    (folder.media / "crash-s2-report.txt").write_text("FAILED: no loss")
+    files = {"report.txt": "crash-s2-report.txt", "log.txt": "gone", "../up": "../manifest.json"}
+    run = delivered(folder, *[Crash("here-7/../s2", files)] * 2)
+    [place] = client().list_artifacts(run.info.run_id, "crash")
+    assert place.path == "crash/here-7_.._s2"
+    [path] = [one.path for one in client().list_artifacts(run.info.run_id, place.path)]
+    text = Path(client().download_artifacts(run.info.run_id, path, str(tmp_path))).read_text()
+    assert (Path(path).name, text) == ("report.txt", "FAILED: no loss")

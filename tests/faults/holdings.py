@@ -1,5 +1,6 @@
 """Compares what MLflow, TensorBoard and W&B hold of a run with what its trainers logged."""
 
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
@@ -10,6 +11,8 @@ import numpy as np
 from mlflow.entities import Run
 
 from opusclip_mlops import wandb_log
+from opusclip_mlops.crash_report import KEY
+from opusclip_mlops.layout import CRASHES
 from tests.faults.ledger import Call
 from tests.faults.site import Site
 from tests.reading import (
@@ -20,8 +23,8 @@ from tests.reading import (
     points_of_wandb,
 )
 
-SYSTEM = "system/"
-"""Begins the keys that the shipper measures by itself."""
+MEASURED = ("system/", "performance/", "profiling/")
+"""Begins the keys of what is measured beside what a trainer logs."""
 
 _SHOWN = 5
 _NOT_LOGGED = ("mlflow.", "opusclip.local_id", "opusclip.mirror", "opusclip.checkpoint",
@@ -48,6 +51,27 @@ def assert_whole(
     tags = _tags_of_mlflow(run)
     assert _tags_of_wandb(site.wandb_dir, mirror_id) == tags
     assert _tags_of_tensorboard(site.tensorboard_dir / mirror_id) == _as_cells(tags)
+
+
+def crash_reports(site: Site) -> dict[str, dict[str, str]]:
+    """The texts of the reports in the run's artifacts, by session and file name."""
+    run_id = site.run().info.run_id
+    found: dict[str, dict[str, str]] = {}
+    for folder in site.client.list_artifacts(run_id, CRASHES):
+        with tempfile.TemporaryDirectory() as place:
+            copy = Path(site.client.download_artifacts(run_id, folder.path, place))
+            found[copy.name] = {path.name: path.read_text() for path in copy.iterdir()}
+    return found
+
+
+def summary_in_mirrors(site: Site) -> bool:
+    """Whether TensorBoard and W&B have the text that sums a report up: both, or neither."""
+    mirror_id = site.run().data.tags["opusclip.mirror_id"]
+    files = [*(site.tensorboard_dir / mirror_id).glob("*tfevents*")]
+    logs = [*site.wandb_dir.glob(f"wandb/*{mirror_id}*/*.wandb")]
+    has = [any(KEY.encode() in path.read_bytes() for path in paths) for paths in (files, logs)]
+    assert has[0] == has[1], has
+    return has[0]
 
 
 def assert_mirrors_whole(site: Site, run: Run, *, lost: int = 0) -> list[Point]:
@@ -89,7 +113,7 @@ def _problems(points: list[Point], calls: list[Call]) -> list[str]:
             logged[name].append(call)
     found: dict[_Name, list[Point]] = defaultdict(list)
     for point in points:
-        if not point.key.startswith(SYSTEM):
+        if not point.key.startswith(MEASURED):
             found[point.key, point.step, point.value].append(point)
     problems = [
         *(f"in part: {call}" for call in calls if len({bool(found[n]) for n in _names(call)}) > 1),

@@ -31,7 +31,7 @@ SOAK = os.environ.get("OPUSCLIP_SOAK") == "1"
 
 _OURS = ("MLFLOW_", "WANDB_", "OPUSCLIP_")
 _PRELUDE = """\
-import ctypes, os, signal, sys, threading, time
+import ctypes, logging, os, signal, sys, threading, time
 from opusclip_mlops import ExperimentTracker, TrackingConfig
 from tests.faults.ledger import Ledger
 

@@ -1,6 +1,7 @@
 """How a training script can end, each in a process of its own."""
 
 import contextlib
+import json
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,12 +10,15 @@ import psutil
 import pytest
 from mlflow.entities import Run
 
-from tests.faults.holdings import assert_whole
+from tests.faults.holdings import assert_whole, crash_reports, summary_in_mirrors
 from tests.faults.proxy import FaultProxy
 from tests.faults.site import Site, Trainer, has_ended
 from tests.journeys import wait_until
 
-BEGIN = "tracker = ExperimentTracker()\nledger.steps(tracker, 20)\n"
+BEGIN = (
+    "tracker = ExperimentTracker()\nledger.steps(tracker, 20)\n"
+    "logging.getLogger('train').warning('for https://anna:hunter22@team/x')\n"
+)
 WAIT = "ledger.say('waiting')\ntime.sleep(600)\n"
 
 
@@ -121,6 +125,33 @@ def test_the_run_says_how_it_ended(ended: dict[str, tuple[Site, Trainer]], name:
 
 
 @pytest.mark.parametrize("name", ENDINGS)
+def test_what_died_has_a_true_report(ended: dict[str, tuple[Site, Trainer]], name: str) -> None:
+    """One, in its artifacts: who, how, its lines and last words, no credential; else there is none.
+
+    The mirrors have its summary.
+    """
+    (site, trainer), run = ended[name], ended[name][0].run()
+    assert summary_in_mirrors(site) == (run.info.status != "FINISHED")
+    reports = crash_reports(site)
+    if run.info.status == "FINISHED":
+        assert reports == {}
+        return
+    [report] = reports.values()
+    facts, code = json.loads(report["report.json"]), trainer.wait()
+    assert (facts["status"], facts["reason"]) == (run.info.status, of(run, "end_reason"))
+    assert (facts["pid"], facts["last_step"]) == (trainer.pid, 19)
+    assert facts["exit_code"] in (None, code)
+    # Ctrl-C is an exception.
+    struck = "" if code >= 0 or code == -signal.SIGINT else signal.Signals(-code).name
+    assert facts["signal"] == struck
+    assert report["report.txt"].startswith(f"{facts['status']}: {facts['reason']}")
+    assert ENDINGS[name].traceback in report.get("traceback.txt", "")
+    assert report["log.txt"].endswith("WARNING train: for https://anna:***@team/x\n")
+    assert json.loads(report["metrics.json"])["points"]
+    assert "hunter22" not in "".join(report.values())
+
+
+@pytest.mark.parametrize("name", ENDINGS)
 def test_all_that_was_logged_is_there(ended: dict[str, tuple[Site, Trainer]], name: str) -> None:
     """However it ended, the three places hold each call that returned."""
     assert_whole(ended[name][0])
@@ -140,6 +171,8 @@ def test_a_job_that_is_ended_as_a_whole(site: Site) -> None:
     assert done.returncode == 0, done.stderr
     assert site.run().info.status == "KILLED"
     assert "SIGTERM" in of(site.run(), "end_reason")
+    [report] = crash_reports(site).values()
+    assert json.loads(report["report.json"])["signal"] == "SIGTERM"
     assert_whole(site)
 
 

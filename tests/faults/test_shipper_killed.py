@@ -31,6 +31,7 @@ def await_batch(folder: RunFolder, sink: str) -> None:
         progress = folder.progress(sink)
         if progress.given and progress.number > number:
             return
+        time.sleep(0.0005)
 
 
 def test_whatever_is_killed_is_started_again_and_doubles_nothing(site: Site) -> None:

@@ -1,5 +1,6 @@
 """Kill -9 of the training process, at its worst moments."""
 
+import json
 import signal
 import textwrap
 import time
@@ -11,7 +12,7 @@ from tests.faults.files import (
     assert_checkpoints_whole,
     assert_clips_whole,
 )
-from tests.faults.holdings import assert_whole
+from tests.faults.holdings import assert_whole, crash_reports
 from tests.faults.site import SOAK, Site, Trainer
 from tests.journeys import wait_until
 
@@ -35,6 +36,22 @@ def kill(site: Site, trainer: Trainer) -> None:
     assert site.run().info.status == "FAILED"
     assert site.run().data.tags["opusclip.end_reason"]
     site.await_delivery()
+    assert_reported(site, trainer)
+
+
+def assert_reported(site: Site, trainer: Trainer) -> None:
+    """The run has one report, of this death: with its reason, and the last points there are."""
+    [report] = crash_reports(site).values()
+    facts = json.loads(report["report.json"])
+    assert facts["pid"] == trainer.pid
+    assert facts["reason"] == site.run().data.tags["opusclip.end_reason"]
+    # Before Linux 6.15 nobody but its parent knows how it ended.
+    assert facts["signal"] in ("SIGKILL", "")
+    points = json.loads(report["metrics.json"])["points"]
+    own = [known for key, known in points.items() if not key.startswith("system/")]
+    assert facts["last_step"] == max((one[1] for known in own for one in known), default=-1)
+    steps = [call.step for call in trainer.calls if call.kind == "metrics" and call.returned]
+    assert facts["last_step"] >= max(steps, default=-1)
 
 
 def kill_while_writing(site: Site, trainer: Trainer, pattern: str) -> None:
