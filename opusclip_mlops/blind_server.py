@@ -137,7 +137,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _is_welcome(self) -> bool:
         """Whether the address is the one that was given; who has another name for it is refused."""
-        given = parse_qs(urlsplit(self.path).query).get("token", [""])[0]
+        try:
+            query = urlsplit(self.path).query
+        except ValueError:
+            self._answer(HTTPStatus.BAD_REQUEST)
+            return False
+        given = parse_qs(query).get("token", [""])[0]
         knows = secrets.compare_digest(given.encode(), self.server.token.encode())
         if knows and self.headers.get("Host") in self.server.hosts:
             return True

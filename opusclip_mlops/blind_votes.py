@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -229,6 +230,7 @@ def append(path: Path, lines: Iterable[Line]) -> None:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         try:
+            _make_private(descriptor)
             # After a torn line a new one begins.
             end = os.fstat(descriptor).st_size
             is_torn = end and os.pread(descriptor, 1, end - 1) != b"\n"
@@ -240,6 +242,13 @@ def append(path: Path, lines: Iterable[Line]) -> None:
             os.close(descriptor)
     except OSError as error:
         raise PanelError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _make_private(descriptor: int) -> None:
+    """Let nobody else read a file of ours, whoever could before."""
+    about = os.fstat(descriptor)
+    if stat.S_ISREG(about.st_mode) and about.st_uid == os.geteuid():
+        os.fchmod(descriptor, 0o600)
 
 
 def take_saved(path: Path, saved: Path) -> int:

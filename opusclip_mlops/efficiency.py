@@ -131,6 +131,8 @@ class Batches(Generic[T]):
                 return
             self._count(batch)
             yield batch
+            # Else it is held while the next one is made.
+            del batch
 
 
 def samples_in(batch: Any) -> int | None:

@@ -4,6 +4,7 @@ The first value of each such event is a mark, under a plugin of no dashboard: it
 the event is, so that it is known again whatever the plugin does with the rest.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -112,10 +113,26 @@ def _graph(record: Insight) -> Iterator[Summary.Value]:
 
 
 def _graph_def(content: Mapping[str, Any]) -> GraphDef:
-    names = [str(node["name"]) for node in content["nodes"]]
-    # TensorBoard folds nodes by the slashes in their names, and reads other signs its own way.
-    scopes = {name: name.translate(_NOT_IN_SCOPE) for name in names}
+    scopes = _scopes(str(node["name"]) for node in content["nodes"])
     return GraphDef(node=[_node(node, scopes) for node in content["nodes"]])
+
+
+def _scopes(names: Iterable[str]) -> dict[str, str]:
+    """What each node is called: another name for each, and its own where that can be.
+
+    TensorBoard folds nodes by the slashes in their names, and reads other signs its own way.
+    """
+    plain = {name: name.translate(_NOT_IN_SCOPE) for name in names}
+    taken = {name for name, scope in plain.items() if name == scope}
+    found, again = {name: name for name in taken}, Counter[str]()
+    for name, scope in plain.items():
+        if name not in found:
+            found[name] = scope
+            while found[name] in taken:
+                again[scope] += 1
+                found[name] = f"{scope}_{again[scope] + 1}"
+            taken.add(found[name])
+    return found
 
 
 def _node(node: Mapping[str, Any], scopes: Mapping[str, str]) -> NodeDef:

@@ -25,6 +25,7 @@ class InsightCalls:
     """What a training loop calls to look into its model; a part of `ExperimentTracker`."""
 
     _append: Callable[[records.Record], object]
+    _closed: bool
     _log_now: Callable[..., None]
     _session: Session
     _since_ms: int
@@ -62,6 +63,7 @@ class InsightCalls:
                 would refuse. What matplotlib raises as it draws comes through.
         """
         records.check_key(key)
+        self._check_open("Image")
         at = self._current_step(step)
         kept = self._kept({"picture.png": shown_files.picture_png(figure)})
         if kept:
@@ -112,6 +114,7 @@ class InsightCalls:
                 another number of labels or images, or a key MLflow would refuse.
         """
         records.check_key(key)
+        self._check_open("Insight")
         at = self._current_step(step)
         embedding = shown_files.embedding_of(matrix, labels, images, columns)
         kept = self._kept(embedding.files)
@@ -220,7 +223,12 @@ class InsightCalls:
                 (self._session.folder.media / file).unlink(missing_ok=True)
             raise
 
-    def _kept(self, contents: Mapping[str, bytes]) -> dict[str, str]:
+    def _check_open(self, what: str) -> None:
+        """Refuse what has files before they are made: the run's folder may be gone."""
+        if self._closed:
+            raise OpusclipError(f"the tracker is closed: {what} came after close()")
+
+    def _kept(self, contents: Mapping[str, bytes | shown_files.Pieces]) -> dict[str, str]:
         """Files kept for the shipper, by name; none where the disk could not take them."""
         try:
             return shown_files.keep(self._session.folder.media, contents)

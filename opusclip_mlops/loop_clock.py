@@ -120,8 +120,10 @@ class LogCalls:
 
     def turn(self) -> None:
         """Begin to sample, or end it; once an interval is enough."""
-        if self._began_ns is not None:
-            seconds_ns = max(1, perf_counter_ns() - self._began_ns)
+        # Another thread may stop it at any moment.
+        began_ns = self._began_ns
+        if began_ns is not None:
+            seconds_ns = max(1, perf_counter_ns() - began_ns)
             self._share = sum(self._taken_ns) / seconds_ns
             self.stop()
         elif self._share is None:

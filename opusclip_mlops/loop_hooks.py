@@ -5,11 +5,13 @@ Torch is never imported here: who has a model or an optimizer has done so.
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from time import perf_counter_ns
+from types import FrameType
 from typing import Any, cast
 
 from opusclip_mlops.loop_parts import BACKWARD, EVALUATION, FORWARD, LOOP, OPTIMIZER
+from opusclip_mlops.model_hooks import Hook
 from opusclip_mlops.operations import Measured, Operations, Use
 
 _MOST_TENSORS = 16
@@ -47,7 +49,7 @@ class LoopHooks:
         def end(_: Any, __: Any, output: Any) -> None:
             use = self._operations.current.get()
             is_ours = use is not None and use.operation in (forward, evaluation)
-            (use.operation if use is not None and is_ours else forward).__exit__()
+            (use.operation if use is not None and is_ours else forward).end_here()
             _time_backward(output, _Backward(backward, self._operations.current.get()))
 
         self._handles += [
@@ -66,11 +68,14 @@ class LoopHooks:
         operation = self._part(OPTIMIZER)
 
         def begin(*_: Any) -> None:
-            operation.forget_open()
+            if known := operation.depth():
+                operation.forget_open(known - _callers_under_way() + 1)
             operation.__enter__()
 
         def end(*_: Any) -> None:
-            operation.__exit__()
+            if (known := operation.depth()) > 1:
+                operation.forget_open(known - _callers_under_way())
+            operation.end_here()
 
         self._handles += [begin_with(Hook(begin)), end_with(Hook(end))]
 
@@ -85,28 +90,14 @@ class LoopHooks:
         return cast(Measured, self._operations.named(LOOP, part))
 
 
-class Hook:
-    """A function that hangs on a model; a copy or a pickle of the model has it no more."""
-
-    def __init__(self, function: Callable[..., None]) -> None:
-        self._function = function
-        self._is_compiling: Callable[[], bool] = sys.modules["torch"].compiler.is_compiling
-
-    def __call__(self, *args: Any) -> None:
-        """Call it, but not as a part of what torch compiles: there it would break the graph."""
-        if not self._is_compiling():
-            self._function(*args)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _nothing, ()
-
-
-def _nothing() -> Callable[..., None]:
-    return _ignore
-
-
-def _ignore(*_: Any) -> None:
-    return None
+def _callers_under_way() -> int:
+    """How often what called the hook is under way: an optimizer's step may make another one's."""
+    frame: FrameType | None = sys._getframe(3)
+    code, count = frame and frame.f_code, 0
+    while frame is not None:
+        count += frame.f_code is code
+        frame = frame.f_back
+    return count
 
 
 class _Backward:
@@ -135,8 +126,12 @@ def _time_backward(output: Any, one: _Backward) -> None:
 
 
 def _with_gradient(output: Any) -> list[Any]:
-    """The first tensors in a model's output, a few levels deep, that a gradient comes to."""
-    found = (one for one in _leaves(output, depth=3) if getattr(one, "requires_grad", False))
+    """The first tensors in a model's output, a few levels deep, that a gradient goes through.
+
+    One that the model did not compute, such as its own parameter, is there at the next pass too.
+    """
+    found = (one for one in _leaves(output, depth=3) if not getattr(one, "is_leaf", True))
+    found = (one for one in found if getattr(one, "requires_grad", False))
     return [one for one, _ in zip(found, range(_MOST_TENSORS), strict=False)]
 
 

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, MutableSequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from threading import get_ident
 from time import perf_counter_ns
 from typing import Any, Protocol, TypeVar
 
@@ -91,6 +92,7 @@ class Use(msgspec.Struct, gc=False, eq=False):
     mark_ns: int
     inner_ns: int = 0
     memory: tuple[int, int | None] | None = None
+    thread: int = 0
     is_over: bool = False
 
 
@@ -126,7 +128,7 @@ class Measured(Operation):
             # It ended elsewhere, such as in the task that began this one.
             outer = None
         now_ns = perf_counter_ns()
-        use = Use(self, outer, now_ns, now_ns, 0, memory)
+        use = Use(self, outer, now_ns, now_ns, 0, memory, get_ident())
         self._open[use] = None
         self._notes.cells[self._cell] = now_ns
         self._current.set(use)
@@ -166,12 +168,26 @@ class Measured(Operation):
         if now_ns >= self._owner.due_ns or len(self._ended) >= _ADD_UP_AT:
             self._owner.look(now_ns, self)
 
-    def forget_open(self) -> None:
-        """Drop a use of this context that was begun and, by an exception, never ended."""
-        if (use := self._owner.within_reach(self)) is not None:
-            self._owner.unlink(use)
-            use.is_over = True
-            self._open.pop(use, None)
+    def depth(self) -> int:
+        """How many uses are under way in this task or thread, one inside of the other."""
+        use, count = self._current.get(), 0
+        while use is not None:
+            count += use.operation is self and not use.is_over
+            use = use.outer
+        return count
+
+    def end_here(self) -> None:
+        """End the innermost use of this task or thread, if there is one."""
+        if self._owner.within_reach(self) is not None:
+            self.__exit__()
+
+    def forget_open(self, count: int = 1) -> None:
+        """Drop the innermost uses here that were begun and, by an exception, never ended."""
+        for _ in range(count):
+            if (use := self._owner.within_reach(self)) is not None:
+                self._owner.unlink(use)
+                use.is_over = True
+                self._open.pop(use, None)
 
     def add_up(self) -> None:
         """Take the queue's times into the sums; for one thread at a time."""
@@ -258,8 +274,10 @@ class Operations:
         if use is not None:
             self.unlink(use)
             return use
-        # Begun in another task or thread.
-        return next((one for one in list(self.open) if one.operation is operation), None)
+        # Begun in another task, or in another thread.
+        found = [one for one in list(self.open) if one.operation is operation]
+        thread = get_ident()
+        return next((one for one in found if one.thread == thread), found[0] if found else None)
 
     def within_reach(self, operation: Measured) -> Use | None:
         """The innermost use of an operation that is under way in this task or thread."""

@@ -80,10 +80,10 @@ def heal(target: Path) -> None:
 
 
 def keep_only(target: Path, names: set[str]) -> None:
-    """Remove all embeddings but those of these names."""
+    """Remove all embeddings but those of these names; what is no folder is none."""
     if (target / _FOLDER).is_dir():
         for path in (target / _FOLDER).iterdir():
-            if path.name not in names:
+            if path.name not in names and path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
         _write_config(target)
 

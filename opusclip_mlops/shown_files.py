@@ -1,6 +1,7 @@
 """What is shown as it is, pictures, figures, vectors, as files of their own in a run's folder."""
 
 import math
+import os
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opusclip_mlops.errors import RecordError
-from opusclip_mlops.folder import write_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,12 +24,15 @@ SPRITE_SIDE = 8192
 MOST_VECTORS, MOST_VECTORS_BYTES = 100_000, 512 * 2**20
 """How many vectors TensorBoard's projector can hold, and how many bytes of them are kept."""
 
+Pieces = Sequence[bytes | memoryview]
+"""What a file holds, piece by piece."""
+
 _SLACK = 1e-3  # how far outside 0..1 a float may lie, as rounding leaves it
 _FASTEST = 1  # of PNG's levels: the training thread waits
 _PICTURE = "pass a matplotlib figure, a PIL picture, or an array (H, W), (H, W, 3) or (H, W, 4)"
 
 
-def keep(media: Path, contents: Mapping[str, bytes]) -> dict[str, str]:
+def keep(media: Path, contents: Mapping[str, bytes | Pieces]) -> dict[str, str]:
     """Write files whole, all or none; returns their names in `media`, by the names given.
 
     Raises:
@@ -40,9 +43,21 @@ def keep(media: Path, contents: Mapping[str, bytes]) -> dict[str, str]:
         for name, content in contents.items():
             path = media / names[name]
             undo.callback(path.unlink, missing_ok=True)
-            write_whole(path, content)
+            _write_new(path, [content] if isinstance(content, bytes) else content)
         undo.pop_all()
     return names
+
+
+def _write_new(path: Path, pieces: Pieces) -> None:
+    """Write a private file, which stands under its name once it is whole."""
+    unfinished = path.with_name(f".{path.name}")
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            file.writelines(pieces)
+        unfinished.rename(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def numbers_of(value: Any, what: str) -> "Array":
@@ -165,7 +180,7 @@ class Embedding:
     """Vectors as they are kept: what is said of them, and their files by name."""
 
     content: dict[str, Any]
-    files: dict[str, bytes]
+    files: dict[str, Pieces]
 
 
 def embedding_of(
@@ -183,10 +198,11 @@ def embedding_of(
     count, dimensions = vectors.shape
     names, texts = _labels_of(labels, columns, count)
     content = {"count": count, "dimensions": dimensions, "columns": names, "labels": texts}
-    files, size = {"vectors.npy": _npy(vectors)}, None
-    if images is not None:
-        files["sprite.png"], size = sprite_png(list(images), count)
-    return Embedding({**content, "sprite": size}, files)
+    files: dict[str, Pieces] = {"vectors.npy": _npy(vectors)}
+    if images is None:
+        return Embedding({**content, "sprite": None}, files)
+    sheet, size = sprite_png(list(images), count)
+    return Embedding({**content, "sprite": size}, {**files, "sprite.png": [sheet]})
 
 
 def vectors_of(matrix: Any) -> "np.ndarray[Any, np.dtype[np.float32]]":
@@ -221,13 +237,14 @@ def _check_vectors(count: int, dimensions: int) -> None:
         )
 
 
-def _npy(vectors: "Array") -> bytes:
-    """An array as an npy file, without pickle."""
+def _npy(vectors: "Array") -> Pieces:
+    """An array, C-contiguous, as an npy file; its numbers are not copied."""
     import numpy as np
 
-    content = BytesIO()
-    np.lib.format.write_array(content, vectors, allow_pickle=False)
-    return content.getvalue()
+    header = BytesIO()
+    about = np.lib.format.header_data_from_array_1_0(vectors)
+    np.lib.format.write_array_header_1_0(header, about)
+    return [header.getvalue(), vectors.data]
 
 
 def sprite_png(images: Sequence[Any], count: int) -> tuple[bytes, list[int]]:

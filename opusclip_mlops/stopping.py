@@ -31,13 +31,19 @@ class _Stop(msgspec.Struct, frozen=True):
 def ask_to_stop(folder: RunFolder, reason: str, *, now_ms: int) -> int:
     """Ask everybody who trains on the run to stop; returns how many processes were signalled.
 
+    Args:
+        folder: The run's.
+        reason: Why, on one line.
+        now_ms: Who began after this time, in Unix milliseconds, is not meant.
+
     Raises:
         OSError: the disk can't take the reason.
     """
     stop = _Stop(now_ms, one_line(reason))
     write_whole(folder.path / _FILE, msgspec.json.encode(stop))
     living = [one.start for one in sessions(folder) if one.end is None]
-    return sum(_is_signalled(start) for start in {one.pid: one for one in living}.values())
+    meant = {one.pid: one for one in living if one.start_time_ms <= now_ms}
+    return sum(_is_signalled(start) for start in meant.values())
 
 
 def reason_to_stop(folder: RunFolder, *, since_ms: int = 0) -> str:

@@ -4,8 +4,9 @@ import datetime
 import json
 import math
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from decimal import Decimal
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ from opusclip_mlops.journal import MAX_PAYLOAD_BYTES
 from opusclip_mlops.tables import MOST_ROWS
 
 _MISSING = ("NAType", "NaTType")  # what pandas has where nothing is
-_AS_THEY_ARE = (str, bool, type(None))
+_AS_THEY_ARE = (bool, type(None))
 _MOST_WHOLE = 2**63
 _DEEPEST = 32
 _ESCAPED = 3  # times as long as UTF-8 a text may become in JSON of ASCII alone
@@ -36,8 +37,6 @@ def table_of(data: Any, columns: Sequence[str] | None = None) -> tuple[list[str]
     names, rows = _read(data, columns)
     if len(set(names)) < len(names) or not names:
         raise RecordError(f"a table has one or more columns, each once, not {names!r:.120}")
-    if len(rows) > MOST_ROWS:
-        raise RecordError(f"the table has {len(rows):,} rows: at most {MOST_ROWS:,} are kept")
     for at, row in enumerate(rows):
         if len(row) != len(names):
             raise RecordError(f"row {at} has {len(row)} cells for {len(names)} columns")
@@ -53,23 +52,39 @@ def _read(data: Any, columns: Sequence[str] | None) -> tuple[list[str], list[lis
     if isinstance(columns, str):
         raise RecordError(f"columns must be a list of names, not {columns!r:.40}")
     if hasattr(data, "itertuples") and hasattr(data, "columns"):
-        found = [str(name) for name in data.columns]
+        _check_count(len(data))
+        found = [_text(name) for name in data.columns]
         return _chosen(found, [list(row) for row in data.itertuples(index=False)], columns)
     if isinstance(data, Mapping):
-        return _chosen([str(name) for name in data], _by_row(data), columns)
+        return _chosen([_text(name) for name in data], _by_row(data), columns)
     if isinstance(data, str | bytes) or not isinstance(data, Iterable):
         raise RecordError(
             f"a table cannot be made from {type(data).__name__}: pass a data frame, a mapping of"
             " columns, or rows"
         )
-    rows = list(data)
+    rows = _within(data)
     if rows and all(isinstance(row, Mapping) for row in rows):
         found = list(dict.fromkeys(name for row in rows for name in row))
         cells = [[row.get(name) for name in found] for row in rows]
-        return _chosen([str(name) for name in found], cells, columns)
+        return _chosen([_text(name) for name in found], cells, columns)
     if columns is None:
         raise RecordError("rows have no names for their columns: pass columns=")
-    return [str(name) for name in columns], [_row(row, at) for at, row in enumerate(rows)]
+    return [_text(name) for name in columns], [_row(row, at) for at, row in enumerate(rows)]
+
+
+def _within(values: Iterable[Any]) -> list[Any]:
+    """All of them; more than are kept, or without an end, are not gone through."""
+    if isinstance(values, Sized):
+        _check_count(len(values))
+    found = list(islice(values, MOST_ROWS + 1))
+    _check_count(len(found), "more than ")
+    return found
+
+
+def _check_count(count: int, least: str = "") -> None:
+    if count > MOST_ROWS:
+        rows = f"{least}{MOST_ROWS if least else count:,} rows"
+        raise RecordError(f"the table has {rows}: at most {MOST_ROWS:,} are kept")
 
 
 def _row(row: Any, at: int) -> list[Any]:
@@ -94,7 +109,10 @@ def _cells(values: Iterable[Any]) -> list[Any]:
     """The cells of a column; those of an array of numbers at once, as Python's own."""
     kind = getattr(getattr(values, "dtype", None), "kind", "")
     is_row = kind in ("b", "i", "u", "f") and getattr(values, "ndim", 0) == 1
-    return values.tolist() if is_row else list(values)  # type: ignore[attr-defined]
+    if not is_row:
+        return _within(values)
+    _check_count(len(values))  # type: ignore[arg-type]
+    return values.tolist()  # type: ignore[attr-defined,no-any-return]
 
 
 def _chosen(
@@ -103,10 +121,11 @@ def _chosen(
     """The columns that are asked for, in their order."""
     if columns is None:
         return found, rows
+    columns = [_text(name) for name in columns]
     if unknown := [name for name in columns if name not in found]:
         raise RecordError(f"the table has no column {unknown[0]!r:.40}, but {found!r:.120}")
     places = [found.index(name) for name in columns]
-    return list(columns), [[row[place] for place in places] for row in rows]
+    return columns, [[row[place] for place in places] for row in rows]
 
 
 def _cell(value: Any, row: int, column: str) -> Any:
@@ -119,6 +138,8 @@ def _cell(value: Any, row: int, column: str) -> Any:
 def plain(value: Any, *, depth: int = 0) -> Any:
     """A value as JSON holds it: NumPy's numbers as Python's, NaN as "nan", times as ISO 8601.
 
+    Half characters, which UTF-8 has not, become `\\udc80`, as in every record.
+
     Raises:
         TypeError: JSON has nothing for it.
         ValueError: a whole number beyond 64 bits, or lists in lists in lists without an end.
@@ -130,7 +151,7 @@ def plain(value: Any, *, depth: int = 0) -> Any:
     if type(value).__name__ in _MISSING:
         return None
     if isinstance(value, str):
-        return str(value)
+        return _text(value)
     if isinstance(value, numbers.Real | Decimal):
         return _number(value)
     if isinstance(value, datetime.date | datetime.time):
@@ -139,10 +160,15 @@ def plain(value: Any, *, depth: int = 0) -> Any:
         is_time = getattr(value.dtype, "kind", "") in ("M", "m")
         return str(value) if is_time else plain(value.item(), depth=depth + 1)
     if isinstance(value, Mapping):
-        return {str(name): plain(one, depth=depth + 1) for name, one in value.items()}
+        return {_text(name): plain(one, depth=depth + 1) for name, one in value.items()}
     if isinstance(value, list | tuple):
         return [plain(one, depth=depth + 1) for one in value]
     raise TypeError(f"is {type(value).__name__}, no JSON value{_advice(value)}")
+
+
+def _text(value: Any) -> str:
+    text = str(value)
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def _number(value: Any) -> int | float | str:

@@ -1,4 +1,4 @@
-"""How far delivery is, shown on a terminal and silent in a pipe."""
+"""How far delivery is, shown on a terminal and silent in a pipe, and when it is waited for."""
 
 import contextlib
 import sys
@@ -39,6 +39,20 @@ def _is_terminal(stream: object) -> bool:
         return bool(getattr(stream, "isatty", lambda: False)())
     except ValueError:  # closed
         return False
+
+
+def has_ended(folder: RunFolder, sinks: list[str]) -> bool:
+    """Whether every sink has everything and knows the run's end.
+
+    Alerts that are judged, and only wait for a webhook that is away, hold nobody up.
+    """
+    every = {sink: folder.progress(sink) for sink in sinks}
+    # Behind the positions: what alerts say in between is lacking then.
+    sizes = folder.size_bytes()
+    return all(
+        progress.has_all(sizes) and (progress.done or (sink == "alerts" and progress.error != ""))
+        for sink, progress in every.items()
+    )
 
 
 def undelivered(folder: RunFolder, sinks: list[str], *, ended: bool = True) -> list[str]:

@@ -170,6 +170,16 @@ def test_there_is_nothing_else(site: Site, method: str, path: str) -> None:
     assert site.ask(method, path)[0] == 404
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_what_is_no_address_is_answered(
+    site: Site, method: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With or without the token, and nothing is printed."""
+    for query in ("", site.query):
+        assert site.ask(method, "http://[x/", query=query)[:2] == (400, b"")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_nothing_is_logged(site: Site, capfd: pytest.CaptureFixture[str]) -> None:
     """The token is in each address."""
     site.ask("GET", "/")

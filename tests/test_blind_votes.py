@@ -87,6 +87,14 @@ def test_nobody_else_reads_the_file(begun: tuple[Path, Sheet]) -> None:
     assert stat.S_IMODE(begun[0].stat().st_mode) == 0o600
 
 
+def test_a_file_that_others_could_read_is_made_private(begun: tuple[Path, Sheet]) -> None:
+    """By the next vote."""
+    path, sheet = begun
+    path.chmod(0o644)
+    cast(path, sheet, (0, "left"))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
 def test_a_torn_line_costs_that_vote_only(begun: tuple[Path, Sheet]) -> None:
     """The next line begins anew, and the damage is counted."""
     path, sheet = begun
@@ -204,5 +212,7 @@ def test_names_lead_nowhere(tmp_path: Path, before: bytes, after: bytes) -> None
 
 def test_a_full_disk_is_told() -> None:
     """The vote was not kept."""
+    mode = Path("/dev/full").stat().st_mode
     with pytest.raises(PanelError, match="/dev/full cannot be written"):
         append(Path("/dev/full"), [session()])
+    assert Path("/dev/full").stat().st_mode == mode

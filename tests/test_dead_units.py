@@ -127,6 +127,25 @@ def test_a_copy_of_the_model_and_a_saved_one_do_not_listen() -> None:
     assert listener.heard() == {}
 
 
+def test_a_saved_model_needs_no_part_of_the_package() -> None:
+    """Saved while it is listened to, it can be loaded without it, run, compiled and saved again."""
+    model, listener = nn.Sequential(nn.Linear(3, 4), nn.ReLU()), DeadUnits(Faults())
+    listener.listen(model.named_modules())
+    example, saved = torch.randn(2, 3), pickle.dumps(model)
+    assert b"opusclip_mlops" not in saved
+    for other in (pickle.loads(saved), pickle.loads(pickle.dumps(copy.deepcopy(model)))):
+        assert torch.equal(other(example), model(example))
+        assert torch.equal(torch.compile(other, backend="eager")(example), model(example))
+        assert b"opusclip_mlops" not in pickle.dumps(other)
+
+
+def test_what_a_cuda_graph_captures_is_not_listened_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph would do it again in every replay."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert heard(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), torch.randn(2, 3)) == {}
+
+
 def test_a_fault_in_listening_stays_here() -> None:
     """The forward pass goes on; who watches is told which layer it was."""
 

@@ -1,6 +1,7 @@
 """Facts about `opusclip_mlops.efficiency`: what a loop gets done, and what its parts take."""
 
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -77,6 +78,24 @@ def test_batches_are_those_of_the_loader() -> None:
     with pytest.raises(TypeError):
         len(loop.efficiency.batches(broken(), samples=None, frames=None))
     assert loop.efficiency.batches([], samples=None, frames=None) is not None
+
+
+def test_a_batch_is_let_go_before_the_next_is_read() -> None:
+    """Two at once would be twice the memory."""
+    read: list[weakref.ref[torch.Tensor]] = []
+
+    def clips() -> Iterator[torch.Tensor]:
+        for _ in range(3):
+            assert all(one() is None for one in read)
+            clip = torch.zeros(4, 2)
+            read.append(weakref.ref(clip))
+            yield clip
+            del clip
+
+    for batch in Loop().efficiency.batches(clips(), samples=None, frames=None):
+        assert batch.shape == (4, 2)
+        del batch
+    assert len(read) == 3
 
 
 def test_speed_is_from_the_first_step_told() -> None:

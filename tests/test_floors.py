@@ -11,9 +11,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "opusclip_mlops"
 
 FLOORS = [
-    {"errors", "redaction", "slots", "lean_mlflow", "amounts", "object_storage"},
-    {"passports", "values", "setting_values", "confusion_counts"}
-    | {"trace_events"},
+    {"errors", "redaction", "slots", "lean_mlflow", "amounts", "object_storage", "model_hooks"},
+    {"passports", "values", "setting_values", "confusion_counts"} | {"trace_events"},
     {
         "config",
         "records",

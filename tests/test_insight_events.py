@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace
 from tensorboard.compat.proto.config_pb2 import RunMetadata
 from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tensorboard.plugins.custom_scalar import layout_pb2
@@ -120,6 +121,20 @@ def test_a_graph_is_the_runs_graph_and_stands_under_its_key() -> None:
     [content] = value.tensor.string_val
     [function] = RunMetadata.FromString(content).function_graphs
     assert function.pre_optimization_graph == found
+
+
+def test_nodes_that_differ_in_their_signs_alone_stay_apart() -> None:
+    """TensorBoard reads no colon; each node and each input still has a name of its own."""
+    record = graph()
+    known = [("a:b", []), ("a_b", ["a:b"]), ("a b", ["a_b"]), ("a_b_2", ["a b", "a:b"])]
+    empty: dict[str, object] = {"op": "relu", "shapes": [], "attributes": {}}
+    nodes = [{"name": name, "inputs": inputs, **empty} for name, inputs in known]
+    found = GraphDef.FromString(sent(replace(record, content={"nodes": nodes}))[1].graph_def).node
+    names = {name: node.name for (name, _), node in zip(known, found, strict=True)}
+    assert len(set(names.values())) == 4
+    assert (names["a_b"], names["a_b_2"]) == ("a_b", "a_b_2")
+    for (_, inputs), node in zip(known, found, strict=True):
+        assert list(node.input) == [names[name] for name in inputs]
 
 
 def test_traces_and_hyperparameters_are_texts(tmp_path: Path) -> None:

@@ -151,6 +151,33 @@ def test_no_record_is_earlier_than_its_part_of_the_run(tracker: ExperimentTracke
     assert {one.timestamp_ms for one in logged(tracker)} == {2**52}  # type: ignore[union-attr]
 
 
+def test_half_characters_stand_as_they_do_in_every_record(tracker: ExperimentTracker) -> None:
+    """A file name that is no UTF-8 holds them: in cells, labels, params, titles and texts."""
+    name, written = "kite-\udc80.mp4", "kite-\\udc80.mp4"
+    tracker.log_table({"clip": [name]}, "tables/clips")
+    tracker.log_embedding([[1.0]], labels=[name])
+    tracker.log_hparams({"clip": name})
+    tracker.log_layout({name: {name: ["loss"]}})
+    tracker.log_text(name, "clip")
+    table, embedding, params, hparams, layout, text = logged(tracker)
+    assert isinstance(table, records.Table)
+    assert table.rows == [[written]]
+    assert isinstance(embedding, records.Insight)
+    assert embedding.content["labels"] == [[written]]
+    assert params == records.Params({"clip": written})
+    assert isinstance(hparams, records.Insight)
+    assert hparams.content["params"] == {"clip": written}
+    assert isinstance(layout, records.Insight)
+    assert layout.content["categories"][0]["title"] == written
+    assert isinstance(text, records.Text)
+    assert text.text == written
+    for call in (tracker.log_table, tracker.log_text):
+        with pytest.raises(RecordError, match="key"):
+            call("x", name)
+    with pytest.raises(RecordError, match="key"):
+        tracker.log_hparams({name: 1})
+
+
 CALLS = {
     "log_figure": lambda tracker, key: tracker.log_figure(np.zeros((2, 2)), key),
     "log_table": lambda tracker, key: tracker.log_table({"a": [1]}, key),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from opusclip_mlops import loop_clock
 from opusclip_mlops.config import TrackingConfig
 from opusclip_mlops.loop_clock import LogCalls, LoopClock
 
@@ -67,6 +68,20 @@ def test_the_share_of_log_calls_is_sampled() -> None:
     calls.stop()
     owner.log(0)
     assert (calls.take(), owner.calls) == (None, 2)
+
+
+def test_sampling_that_ends_meanwhile_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may stop it at any moment, such as while this one looks at the clock."""
+    calls = LogCalls(Owner(), "log")
+    calls.turn()
+
+    def stop_meanwhile() -> int:
+        calls.stop()
+        return time.perf_counter_ns()
+
+    monkeypatch.setattr(loop_clock, "perf_counter_ns", stop_meanwhile)
+    calls.turn()
+    assert calls.take() == 0.0
 
 
 def test_an_ordinary_loop_is_measured_without_being_asked() -> None:

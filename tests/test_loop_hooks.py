@@ -1,8 +1,10 @@
 """Facts about `opusclip_mlops.loop_hooks`: passes are timed, and models stay as they are."""
 
+import contextlib
 import copy
 import io
 import pickle
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -143,9 +145,89 @@ def test_the_steps_of_all_optimizers_are_timed(timed: Timed) -> None:
     assert timed.operations.open_uses() == []
 
 
+def test_an_optimizer_that_wraps_another_is_timed_whole(timed: Timed) -> None:
+    """Its own time counts beside that of the one inside; one that raised inside is none."""
+    parameter = torch.nn.Parameter(torch.ones(2))
+
+    class Wrapping(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            """Take time before and after the step of the one inside."""
+            time.sleep(PAUSE_S)
+            with contextlib.suppress(ValueError):
+                inner.step(closure)
+            time.sleep(PAUSE_S)
+
+    def fail() -> float:
+        raise ValueError("closure")
+
+    inner, outer = torch.optim.AdamW([parameter]), Wrapping([parameter], lr=0.1)
+    timed.hooks.time_optimizers()
+    parameter.sum().backward()
+    outer.step()
+    taken = timed.taken()["optimizer"]
+    assert taken.count == 2
+    assert taken.self_ms >= 2e3 * PAUSE_S
+    outer.step(fail)
+    taken = timed.taken()["optimizer"]
+    assert taken.count == 1
+    assert taken.self_ms >= 2e3 * PAUSE_S
+    assert timed.operations.open_uses() == []
+
+
+def test_a_step_that_raised_is_not_what_the_next_one_is_inside_of(timed: Timed) -> None:
+    """Also if another optimizer makes that step."""
+    parameter = torch.nn.Parameter(torch.ones(2))
+    first, second = torch.optim.SGD([parameter], lr=0.1), torch.optim.AdamW([parameter])
+    timed.hooks.time_optimizers()
+    with pytest.raises(ZeroDivisionError):
+        first.step(lambda: 1 / 0)
+    second.step()
+    assert timed.operations.open_uses() == []
+    assert timed.taken()["optimizer"].count == 1
+
+
+def test_a_step_that_was_not_begun_here_ends_none_of_another_thread(timed: Timed) -> None:
+    """Such as one under way when the hooks were hung on."""
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    operation = timed.operations.named("loop", "optimizer")
+
+    def begin_elsewhere() -> float:
+        timed.hooks.time_optimizers()
+        thread = threading.Thread(target=operation.__enter__)
+        thread.start()
+        thread.join()
+        return 0.0
+
+    optimizer.step(begin_elsewhere)
+    assert [name for name, _ in timed.operations.open_uses()] == ["loop/optimizer"]
+
+
+def test_a_model_that_returns_its_own_weights_gets_no_hooks_on_them(timed: Timed) -> None:
+    """They would be one more at each pass; such an output has no backward pass of the model."""
+
+    class Weights(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(2))
+
+        def forward(self) -> torch.Tensor:
+            """Its own parameter."""
+            return self.weight
+
+    model = Weights()
+    timed.hooks.time_model(model)
+    for _ in range(3):
+        model().sum().backward()
+    assert not model.weight._backward_hooks
+    assert timed.taken().keys() == {"forward"}
+
+
 def test_copies_and_pickles_of_the_model_are_not_timed(timed: Timed) -> None:
     """An average of the weights is a copy; what is saved whole is read where there is no run."""
     timed.hooks.time_model(timed.model)
+    timed.hooks.time_model(plain := torch.nn.Linear(2, 2))
+    assert b"opusclip_mlops" not in pickle.dumps([plain, copy.deepcopy(plain)])
     given = torch.ones(1, 2)
     copies = [copy.deepcopy(timed.model), pickle.loads(pickle.dumps(timed.model))]
     file = io.BytesIO()

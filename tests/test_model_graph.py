@@ -1,5 +1,6 @@
 """The graph of a model: its nodes either way, what it says of them, and a model left alone."""
 
+import math
 import random
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from opusclip_mlops import model_graph
 from opusclip_mlops.errors import RecordError
-from opusclip_mlops.model_graph import WAYS, graph_of
+from opusclip_mlops.model_graph import MOST_NODES, WAYS, Nodes, graph_of
 from tests.looking import Calls
 
 
@@ -246,6 +247,51 @@ def test_a_graph_has_an_end(
     last = graph["nodes"][-1]
     assert (last["op"], int(last["attributes"]["nodes"])) == ("left_out", 10)
     assert capsys.readouterr().err == "opusclip: graph: 10 nodes are left out\n"
+
+
+def test_thousands_of_nodes_of_one_name_are_quickly_named() -> None:
+    """For a name no other is asked twice, and none at all where nodes are kept no more."""
+
+    class Asked(set[str]):
+        count = 0
+
+        def __contains__(self, name: object) -> bool:
+            self.count += 1
+            return super().__contains__(name)
+
+    nodes = Nodes()
+    nodes._names = asked = Asked()
+    nodes.add("add_2", "add")
+    for _ in range(2 * MOST_NODES):
+        nodes.add("add", "add")
+    assert asked.count < 3 * MOST_NODES
+    names = [one["name"] for one in nodes.all()]
+    assert names[:4] == ["add_2", "add", "add_1", "add_3"]
+    assert len(set(names)) == len(names) == MOST_NODES + 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
+def test_a_buffer_with_nan_is_left_as_it_is(dtype: torch.dtype) -> None:
+    """A backward pass that waits for it goes on behind the graph; one that changed is put back."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("scale", torch.tensor([1, math.nan, 0]).to(dtype))
+            self.register_buffer("seen", torch.tensor([math.nan, 2.0]).to(dtype))
+
+        def forward(self, given: Tensor) -> Tensor:
+            self.seen[0] = 1
+            made: Tensor = given * self.scale
+            return made
+
+    model, given = Scaled(), torch.ones(3, dtype=dtype, requires_grad=True)
+    loss = model(given).abs().sum()
+    model.seen[0] = math.nan
+    graph_of(model, given, by="modules")
+    loss.backward()
+    assert given.grad is not None
+    assert model.seen.isnan().tolist() == [True, False]
 
 
 @pytest.mark.parametrize("by", [None, *WAYS])

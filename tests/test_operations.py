@@ -182,6 +182,28 @@ def test_a_use_may_end_in_another_task_than_it_began(log: Log) -> None:
     assert log.all.open_uses() == []
 
 
+def test_a_use_of_this_thread_ends_before_one_of_another(log: Log) -> None:
+    """Where one operation is under way in both: the other thread's own end finds its own use."""
+    operation = log.named("a")
+    begun, done = threading.Event(), threading.Event()
+
+    def use() -> None:
+        with operation:
+            begun.set()
+            done.wait(timeout=60)
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    begun.wait(timeout=60)
+    [other] = log.all.open
+    contextvars.copy_context().run(operation.__enter__)
+    operation.__exit__()
+    assert list(log.all.open) == [other]
+    done.set()
+    thread.join()
+    assert log.taken()["a"].count == 2
+
+
 def test_a_chain_of_tasks_keeps_nothing(log: Log) -> None:
     """A task begun inside of an operation that has ended is inside of nothing."""
     depths = []

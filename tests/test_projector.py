@@ -140,6 +140,19 @@ def test_only_some_are_kept(folder: RunFolder, target: Path) -> None:
     projector.heal(target / "nothing")
 
 
+def test_a_file_among_the_embeddings_is_left_alone(folder: RunFolder, target: Path) -> None:
+    """Such as a file system or a file manager leaves there."""
+    name = projector.write(target, embedding(folder), folder.media)
+    stray, link = target / "projector" / ".DS_Store", target / "projector" / "link"
+    stray.write_text("x")
+    link.symlink_to(folder.media)
+    projector.heal(target)
+    projector.keep_only(target, set())
+    assert (stray.read_text(), link.is_symlink()) == ("x", True)
+    assert not (target / "projector" / name).exists()
+    assert any(folder.media.iterdir())
+
+
 def test_what_cannot_be_read_leaves_nothing(folder: RunFolder, target: Path) -> None:
     """Neither a folder nor a configuration."""
     record = embedding(folder)

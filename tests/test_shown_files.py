@@ -2,6 +2,7 @@
 
 import io
 import math
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +217,7 @@ def test_an_embedding_is_read_back_without_pickle() -> None:
         "count": 4, "dimensions": 2, "columns": ["what", "seed"], "sprite": [4, 6],
         "labels": [["kite", "1"], ["dog", "2"], ["cat", "3"], ["fox", "4"]],
     }  # fmt: skip
-    array = np.load(io.BytesIO(found.files["vectors.npy"]), allow_pickle=False)
+    array = np.load(io.BytesIO(b"".join(found.files["vectors.npy"])), allow_pickle=False)
     assert (array == vectors).all()
     plain = embedding_of(vectors, ["a", "b", "c", "d"])
     assert (plain.content["columns"], plain.content["sprite"]) == (["label"], None)
@@ -245,7 +246,7 @@ def test_a_sprite_is_a_square_grid_row_by_row() -> None:
     shades = [np.full((4, 6, 3), shade, np.uint8) for shade in (10, 20, 30, 40, 50)]
     files = embedding_of(np.zeros((5, 1)), images=(one for one in shades)).files
     content, size = sprite_png(shades, 5)
-    assert files["sprite.png"] == content
+    assert files["sprite.png"] == [content]
     sheet = np.asarray(opened(content).convert("RGB"))
     assert (sheet.shape, size) == ((12, 18, 3), [4, 6])
     assert sheet[::4, ::6, 0].tolist() == [[10, 20, 30], [40, 50, 0], [0, 0, 0]]
@@ -271,7 +272,9 @@ def test_a_sprite_of_other_than_pictures_is_refused() -> None:
 
 def test_files_are_private_and_whole_under_names_of_their_own(tmp_path: Path) -> None:
     """Nothing else is left in the folder; a name given has no say in where a file lies."""
-    names = keep(tmp_path, {"vectors.npy": b"one", "../../trace.json.gz": b"two"})
+    names = keep(
+        tmp_path, {"vectors.npy": [b"o", memoryview(b"ne")], "../../trace.json.gz": b"two"}
+    )
     assert names["vectors.npy"].endswith(".npy")
     assert names["../../trace.json.gz"].endswith(".json.gz")
     assert {(tmp_path / name).read_bytes() for name in names.values()} == {b"one", b"two"}
@@ -282,20 +285,31 @@ def test_files_are_private_and_whole_under_names_of_their_own(tmp_path: Path) ->
 
 def test_all_files_are_kept_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the disk takes the first and not the second, the first goes too."""
-    from opusclip_mlops import shown_files
-
-    write = shown_files.write_whole
+    rename = Path.rename
     full = iter([False, True])
 
-    def write_until_full(path: Path, content: bytes) -> None:
+    def rename_until_full(path: Path, target: Path) -> Path:
         if next(full):
             raise OSError(28, "No space left on device")
-        write(path, content)
+        return rename(path, target)
 
-    monkeypatch.setattr(shown_files, "write_whole", write_until_full)
+    monkeypatch.setattr(Path, "rename", rename_until_full)
     with pytest.raises(OSError, match="No space"):
         keep(tmp_path, {"a.npy": b"a", "b.png": b"b"})
     assert [one for one in tmp_path.iterdir() if one.is_file()] == []
+
+
+def test_vectors_are_written_without_a_second_copy(tmp_path: Path) -> None:
+    """Half a gibibyte of them is in memory once beside what was given, and no more."""
+    given = np.ones((4096, 1024), np.float32)
+    tracemalloc.start()
+    try:
+        names = keep(tmp_path, embedding_of(given).files)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert given.nbytes <= peak_bytes < 1.5 * given.nbytes
+    assert (np.load(tmp_path / names["vectors.npy"], allow_pickle=False) == given).all()
 
 
 def test_numbers_are_read_from_arrays_tensors_and_lists() -> None:

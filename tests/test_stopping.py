@@ -61,16 +61,18 @@ def started(process: subprocess.Popen[bytes], *, late_s: float = 0.0) -> RunStar
     return RunStarted("s2", socket.gethostname(), process.pid, since_s, 5)
 
 
-@pytest.mark.parametrize(("late_s", "count"), [(0.0, 1), (9.0, 0)])
+@pytest.mark.parametrize(
+    ("late_s", "now_ms", "count"), [(0.0, 10, 1), (0.0, 5, 1), (9.0, 10, 0), (0.0, 4, 0)]
+)
 def test_only_the_process_that_trains_is_signalled(
-    late_s: float, count: int, tmp_path: Path
+    late_s: float, now_ms: int, count: int, tmp_path: Path
 ) -> None:
-    """Not one that has its number since, nor this one, which began the run as well."""
+    """Not one that has its number since or began since, nor this one, which began it as well."""
     folder = make_run(tmp_path)
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
         append(folder, [started(process, late_s=late_s)], journal="s2" + CONTROL)
-        assert stopping.ask_to_stop(folder, "alert nan: it is", now_ms=10) == count
+        assert stopping.ask_to_stop(folder, "alert nan: it is", now_ms=now_ms) == count
         if count:
             assert process.wait(60) == -signal.SIGTERM
         assert process.poll() is None or count

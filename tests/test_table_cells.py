@@ -1,6 +1,7 @@
 """Facts about `opusclip_mlops.table_cells`: tables of any kind become rows of JSON values."""
 
 import datetime
+import itertools
 import json
 import math
 from decimal import Decimal
@@ -139,6 +140,49 @@ def test_a_table_that_no_mirror_takes_is_refused() -> None:
     # In a file of ASCII alone each of these takes twelve bytes.
     with pytest.raises(RecordError, match="bytes: at most 67,108,864"):
         table_of({"a": ["\N{GRINNING FACE}" * 2**16] * 88})
+
+
+class Unread(list[Any]):
+    """A list of many rows that nobody may go through."""
+
+    def __len__(self) -> int:
+        return 10**9
+
+    def __iter__(self) -> Any:
+        raise AssertionError("it was read")
+
+
+class UnreadFrame(pd.DataFrame):
+    """A data frame that nobody may go through."""
+
+    def itertuples(self, *_: Any, **__: Any) -> Any:
+        raise AssertionError("it was read")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (Unread(), "1,000,000,000 rows"),
+        ({"a": Unread()}, "1,000,000,000 rows"),
+        (UnreadFrame({"a": range(10_001)}), "10,001 rows"),
+        (([number] for number in itertools.count()), "more than 10,000 rows"),
+        ({"a": itertools.count()}, "more than 10,000 rows"),
+    ],
+)
+def test_a_table_is_counted_before_it_is_read(data: Any, message: str) -> None:
+    """A long one is refused at once, one without an end too."""
+    with pytest.raises(RecordError, match=f"the table has {message}: at most 10,000 are kept"):
+        table_of(data, ["a"])
+
+
+def test_half_characters_are_written_out() -> None:
+    """A file name that is no UTF-8 holds them: they stand as they do in every record."""
+    name = "kite-\udc80.mp4"
+    expected = (["a\\udc80"], [["kite-\\udc80.mp4"]])
+    assert table_of({"a\udc80": [name]}) == expected
+    assert table_of([[name]], ["a\udc80"]) == expected
+    assert table_of([{"a\udc80": np.str_(name)}], ["a\udc80"]) == expected
+    assert plain({name: [name]}) == {"kite-\\udc80.mp4": ["kite-\\udc80.mp4"]}
 
 
 def test_an_empty_table_has_its_columns() -> None:

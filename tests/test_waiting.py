@@ -158,3 +158,24 @@ def test_what_was_refused_is_said(folder: RunFolder) -> None:
     assert waiting.undelivered(folder, SINKS) == [
         f"mlflow refused 3 records: see {folder.rejected}"
     ]
+
+
+@pytest.mark.parametrize(
+    ("sink", "is_whole", "error", "is_over"),
+    [
+        ("alerts", True, "webhook team: no connection", True),
+        ("alerts", True, "", False),
+        ("alerts", False, "webhook team: no connection", False),
+        ("mlflow", True, "no connection", False),
+    ],
+)
+def test_a_webhook_that_is_away_is_not_waited_for(
+    folder: RunFolder, sink: str, is_whole: bool, error: str, is_over: bool
+) -> None:
+    """Once everything is judged; one that is being told is, and so is every other sink."""
+    sizes = folder.size_bytes()
+    folder.write_progress(sink, Progress(position=sizes if is_whole else {}, error=error))
+    folder.write_progress("wandb", Progress(position=sizes, done=True))
+    assert waiting.has_ended(folder, [sink, "wandb"]) == is_over
+    folder.write_progress(sink, Progress(number=1, position=sizes, done=True))
+    assert waiting.has_ended(folder, [sink, "wandb"])

@@ -23,7 +23,8 @@ from opusclip_mlops import ExperimentTracker, TrackingConfig
 from opusclip_mlops.errors import RecordError
 from opusclip_mlops.journal import Entry, read
 from opusclip_mlops.records import Insight, Metrics
-from opusclip_mlops.watched_model import MOST_LAYERS, layers
+from opusclip_mlops.values import MAX_KEY_CHARACTERS, check_key
+from opusclip_mlops.watched_model import MOST_LAYERS, Looking, layers
 from tests.looking import Calls, net
 
 
@@ -218,6 +219,68 @@ def test_a_look_waits_for_one_step_and_not_for_its_own_optimizer(calls: Calls) -
         one.step for one in calls.insights("gradients") if "2.bias" in one.content["histograms"]
     ]
     assert of_seldom == [5, 20]
+
+
+def test_a_look_waits_for_the_step_that_is_logged_next(calls: Calls) -> None:
+    """Of a loop that logs every third step; what the next look comes before has the last step."""
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    for every, steps in ((4, [3, 6, 9]), (1, [0, 0, 3, 3, 3, 6, 6, 6, 9, 9])):
+        calls.step, calls.rows[:] = 0, []
+        calls.watch(model, every)
+        for number in range(1, 11):
+            model(torch.randn(4, 3)).sum().backward()
+            optimizer.step()
+            if number % 3 == 0:
+                calls.step = number
+        calls.unwatch()
+        assert [one.step for one in calls.insights("gradients")] == steps
+
+
+def test_a_step_that_a_cuda_graph_captures_is_not_looked_at(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To fetch a value would break the capture; the next step that is done is the first."""
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    calls.watch(model, 1)
+    with monkeypatch.context() as captured:
+        captured.setattr(torch.cuda, "is_initialized", lambda: True)
+        captured.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        train(model, optimizer, calls, 2)
+    train(model, optimizer, calls, 1)
+    calls.unwatch()
+    assert [one.step for one in calls.insights("gradients")] == [3]
+    assert not capsys.readouterr().err
+
+
+def test_gradients_of_a_scale_that_cannot_be_taken_out_are_left_out(
+    calls: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only those of that look: the weights are seen, and the next gradients."""
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    calls.watch(model, 1)
+    for scale in (0.0, math.inf, math.nan, 2.0):
+        optimizer.grad_scale = torch.tensor(scale)  # type: ignore[attr-defined]
+        train(model, optimizer, calls, 1)
+    calls.unwatch()
+    assert [one.step for one in calls.insights("weights")] == [1, 2, 3, 4]
+    assert [one.step for one in calls.insights("gradients")] == [4]
+    assert [step for step, _ in calls.metrics("gradients/norm")] == [4]
+    assert not capsys.readouterr().err
+
+
+def test_keys_that_are_too_long_stay_apart() -> None:
+    """They end with a digest of what is cut; those that fit are as they are."""
+    looking = Looking(name="critic")
+    long = "blocks." * 50
+    keys = {looking.key(f"gradients/norms/{long}{number}") for number in range(3)}
+    assert len(keys) == 3
+    assert {len(one) for one in keys} == {MAX_KEY_CHARACTERS}
+    for one in keys:
+        check_key(one)
+    assert looking.key("gradients/norm") == "critic/gradients/norm"
 
 
 def test_parameters_that_an_optimizer_gets_later_are_seen(calls: Calls) -> None:

@@ -81,7 +81,7 @@ def _(rule: Divergence, memory: Memory, seen: Seen) -> Verdict:
         return Verdict(None)
     if len(window) < _LEAST_WINDOW:
         return _remembered(memory, value, rule.window)
-    reference = memory["best"] if rule.against == "best" else statistics.median(window)
+    reference = min(window) if rule.against == "best" else statistics.median(window)
     allowed = (rule.factor - 1) * abs(reference)
     if not allowed:
         # Of nothing there are no multiples.
@@ -124,7 +124,9 @@ def _(rule: WorseThanProduction, memory: Memory, seen: Seen) -> Verdict:
 
 @judged.register
 def _(rule: GpuIdle, memory: Memory, seen: Seen) -> Verdict:
-    if not seen.value < rule.below_percent:
+    if math.isnan(seen.value):
+        return Verdict(None)
+    if seen.value >= rule.below_percent:
         memory.pop("since_ms", None)
         return Verdict(False, f"{_gpu(seen.key)} is used {seen.value:g} % again")
     since_ms = memory.setdefault("since_ms", seen.timestamp_ms)
@@ -166,7 +168,6 @@ def _counted(
 def _remembered(memory: Memory, value: float, window: int) -> Verdict:
     if math.isfinite(value):
         memory["window"] = [*memory["window"], value][-window:]
-        memory["best"] = min(value, memory.get("best", value))
     return Verdict(None)
 
 

@@ -118,9 +118,9 @@ def alerts_in(run: str, *, tracking_uri: str | None = None) -> list[Event]:
         folder = f"{TEXTS}/{folder_of_key(KEY)}"
         paths = [one.path for one in client.list_artifacts(run_id, folder) if text_of(one.path)]
         with tempfile.TemporaryDirectory(prefix="opusclip-") as here:
-            texts = [
-                Path(client.download_artifacts(run_id, path, here)).read_text()
-                for path in paths[-_MOST_TEXTS:]
+            files = [
+                Path(client.download_artifacts(run_id, path, here)) for path in paths[-_MOST_TEXTS:]
             ]
+            texts = [one.read_text(encoding="utf-8", errors="replace") for one in files]
     found = [event for text in texts if (event := event_of(text))]
     return sorted(found, key=lambda event: (event.timestamp_ms, event.number, event.state))

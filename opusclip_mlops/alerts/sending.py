@@ -74,9 +74,15 @@ class Outgoing:
 
     def __init__(self, alerts: Alerts, entries: list[dict[str, Any]]) -> None:
         self.entries = entries
-        self.fault = ""
         self.faults = 0
+        self._errors: dict[str, str] = {}
         self._webhooks = alerts.webhooks
+
+    @property
+    def fault(self) -> str:
+        """What was wrong the last time with a webhook that is not told all; empty otherwise."""
+        waiting = (one["to"] for one in self.entries)
+        return next((self._errors[to] for to in waiting if to in self._errors), "")
 
     def add(self, event: Event, *, now_ms: int) -> list[Event]:
         """Put an event's actions on the list; gives what is said of those that had to go."""
@@ -105,10 +111,10 @@ class Outgoing:
         error, wait_s, is_final = self._sent(entry, run, post)
         if not error:
             self.entries.remove(entry)
-            self.fault = ""
+            self._errors.pop(entry["to"], None)
             return True, []
         self.faults += 1
-        self.fault = one_line(f"webhook {entry['to']}: {error}", at_most=300)
+        self._errors[entry["to"]] = one_line(f"webhook {entry['to']}: {error}", at_most=300)
         age_s = (now_ms - entry["since_ms"]) / 1000
         # One try is none: the machine may have slept for days before it.
         is_old = entry["tries"] and age_s >= self._webhooks[entry["to"]].give_up_after_s

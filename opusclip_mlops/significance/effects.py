@@ -36,7 +36,10 @@ def hedges_g(a: Floats, b: Floats) -> Estimate:
 def hedges_g_paired(differences: Floats) -> Estimate:
     """The mean of differences in units of their own spread, made unbiased for few pairs.
 
-    As `hedges_g`, with f = n - 1.
+    As `hedges_g`, with f = n - 1. Of two pairs J is 0: nothing would be left of any effect.
+
+    Args:
+        differences: Three or more finite values that differ.
     """
     mean, spread = float(differences.mean()), float(differences.std(ddof=1))
     count = len(differences)

@@ -52,7 +52,8 @@ class PairedComparison:
         difference: The mean difference with the interval of a bootstrap over pairs; None where it
             is not finite. Without an interval of fewer than 6 pairs.
         test: Wilcoxon's.
-        effect: Hedges' g of the pairs; None where the differences have no spread.
+        effect: Hedges' g of the pairs; None of fewer than 3, or where the differences have no
+            spread.
         p_adjusted: The test's p, after Holm where several metrics were compared together.
         metrics: How many were compared together.
         minimum_effect: The smallest mean difference that matters, in the metric's unit.
@@ -163,7 +164,7 @@ def compare_paired(
     above, below = int((differences > 0).sum()), int((differences < 0).sum())
     wins = (above, below) if better == "higher" else (below, above)
     is_finite = bool(np.isfinite(differences).all())
-    has_effect = is_finite and len(differences) > 1 and not is_constant(differences)
+    has_effect = is_finite and len(differences) > 2 and not is_constant(differences)
     return PairedComparison(
         metric=one_line(metric, at_most=250),
         better=better,

@@ -84,7 +84,7 @@ class AlertsSink:
         return Written(
             self._kept,
             unfinished=bool(self._outgoing.entries) or (self._is_timed and not is_over),
-            fault=self._outgoing.fault if self._outgoing.entries else "",
+            fault=self._outgoing.fault,
             faults=self._outgoing.faults - faults,
         )
 
@@ -120,7 +120,9 @@ class AlertsSink:
 
     def _stop(self, event: Event) -> None:
         reason = f"alert {event.alert}: {event.message}"
-        count = stopping.ask_to_stop(self._folder, reason, now_ms=now_ms())
+        # The event's own: a stop done late, or once more, is not about who began meanwhile.
+        at_ms = min(event.timestamp_ms, now_ms())
+        count = stopping.ask_to_stop(self._folder, reason, now_ms=at_ms)
         print(f"{reason}: {count} processes were told to stop", flush=True)
 
     def _run(self) -> Run:

@@ -72,11 +72,12 @@ def test_a_divergence_is_measured_by_what_was_before(against: str) -> None:
     assert verdicts(rule, values) == "." * 6 + "X" * 21 + ".o.X"
 
 
-def test_a_divergence_against_the_best_remembers_it_for_ever() -> None:
-    """The best has left the window long ago."""
-    values = [1.0, *[2.0] * 10, 3.5]
-    assert verdicts(Divergence(keys=KEYS, window=5, against="best"), values)[-1] == "X"
-    assert verdicts(Divergence(keys=KEYS, window=5), values)[-1] == "o"
+def test_a_divergence_against_the_best_forgets_what_left_the_window() -> None:
+    """A best of long ago is none; that of the points before is, and not their median."""
+    rule = Divergence(keys=KEYS, window=5, against="best")
+    assert verdicts(rule, [1.0, *[2.0] * 10, 3.5])[-1] == "o"
+    assert verdicts(rule, [*[2.0] * 10, 1.0, 3.5])[-1] == "X"
+    assert verdicts(Divergence(keys=KEYS, window=5), [*[2.0] * 10, 1.0, 3.5])[-1] == "o"
 
 
 def test_where_high_is_good_a_divergence_is_a_fall() -> None:
@@ -122,6 +123,12 @@ def test_a_gpu_is_idle_after_minutes_on_end() -> None:
     """One busy moment begins the minutes anew."""
     rule = GpuIdle(below_percent=5, minutes=1)
     assert verdicts(rule, [0, 1, 0, 90, 0, 0, 0, 50], every_s=30) == "..Xo..Xo"
+
+
+def test_a_gpu_whose_use_is_nan_is_neither_idle_nor_used() -> None:
+    """The minutes go on, and nothing recovers."""
+    rule = GpuIdle(below_percent=5, minutes=1)
+    assert verdicts(rule, [NAN, 0, NAN, 0, NAN, 50], every_s=30) == "...X.o"
 
 
 def test_a_disk_is_well_again_two_percent_below() -> None:

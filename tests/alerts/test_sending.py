@@ -124,6 +124,18 @@ def test_a_variable_that_is_gone_is_waited_for(monkeypatch: pytest.MonkeyPatch) 
     assert posts.got == [("chat", "msg_l1_nan-1-raised_5")]
 
 
+def test_the_fault_is_that_of_a_webhook_that_still_waits() -> None:
+    """Another one that is told meanwhile does not hide it."""
+    outgoing, posts = Outgoing(ALERTS, []), Posts(LATER)
+    outgoing.add(numbered(1, "team", "chat"), now_ms=0)
+    send(outgoing, posts, 0)
+    send(outgoing, posts, 0.1)
+    assert [name for name, _ in posts.got] == ["team", "chat"]
+    assert outgoing.fault == "webhook team: no connection"
+    send(outgoing, posts, 2)
+    assert (outgoing.fault, outgoing.entries) == ("", [])
+
+
 def test_of_too_many_that_wait_the_oldest_goes_and_that_is_said() -> None:
     """The list is never longer."""
     outgoing = Outgoing(ALERTS, [])

@@ -98,6 +98,16 @@ def test_of_fewer_than_six_pairs_there_is_no_verdict() -> None:
     assert found.difference.low is None
 
 
+def test_an_effect_takes_three_pairs() -> None:
+    """The factor that takes the bias away of two is 0: nothing would be left of any effect."""
+    two = compare_paired([1.0, 3.0], [0.0, 0.0], better="higher")
+    assert two.effect is None
+    assert "Hedges" not in two.sentence
+    three = compare_paired([1.0, 3.0, 2.0], [0.0, 0.0, 0.0], better="higher")
+    assert three.effect is not None
+    assert three.effect.value > 0
+
+
 def test_an_infinite_value_leaves_the_ranks_and_no_verdict() -> None:
     """Two that are infinite alike do not differ; one alone makes no mean."""
     a = [math.inf, math.inf, *range(8)]

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from opusclip_mlops import journal, stopping, wandb_log
+from opusclip_mlops import journal, stopping, waiting, wandb_log
 from opusclip_mlops.alerts.events import KEY, Event, event_of
 from opusclip_mlops.alerts.past import alerts_in
 from opusclip_mlops.delivery import deliver
 from opusclip_mlops.folder import RunFolder
-from opusclip_mlops.records import Batch, Metrics, Record, Tags, Text
+from opusclip_mlops.records import Batch, Metrics, Record, Tags, Text, now_ms
 from opusclip_mlops.sinks import open_sink
 from opusclip_mlops.sinks.alerts import NAME
 from tests.journeys import LOCAL_ID, append, deliver_and_die, end, make_run, store, wait_until
@@ -134,7 +134,7 @@ def test_no_secret_lies_in_the_runs_folder(tmp_path: Path, receiver: Receiver) -
 
 
 def test_a_receiver_that_is_away_is_told_when_it_comes_back(tmp_path: Path) -> None:
-    """The run's end waits for it, and its fault is shown meanwhile."""
+    """The sink goes on for it and shows its fault; who closes the run does not wait for it."""
     port = free_port()
     rules = {"nan": {**NAN, "actions": ["team"]}, "high": {**HIGH, "actions": ["team"]}}
     folder = watched_run(tmp_path, rules, url=f"http://127.0.0.1:{port}/")
@@ -143,6 +143,7 @@ def test_a_receiver_that_is_away_is_told_when_it_comes_back(tmp_path: Path) -> N
     with delivering(folder):
         wait_until(lambda: "webhook team: 127.0.0.1: no conn" in folder.progress("alerts").error)
         assert not folder.progress("alerts").done
+        assert waiting.has_ended(folder, ["alerts"])
         with receiving(port) as receiver:
             wait_until(lambda: folder.progress("alerts").done)
     assert list(receiver.counts.values()) == [1, 1]
@@ -247,6 +248,22 @@ def test_a_stop_reaches_the_process_that_trains(tmp_path: Path) -> None:
         wait_until(lambda: stopping.reason_to_stop(folder) != "")
         end(folder)
     assert stopping.reason_to_stop(folder) == "alert nan: train/loss is nan at step 0"
+
+
+def test_a_stop_bears_the_alerts_time_however_late_it_is_asked_for(tmp_path: Path) -> None:
+    """So it is not about who began meanwhile; a time that is still to come is none."""
+    ahead_ms = now_ms() + 3_600_000
+    folder = watched_run(tmp_path, {"nan": {**NAN, "actions": ["stop"]}})
+    append(folder, [Metrics(T0_MS + 7, 0, {"train/loss": math.nan})])
+    end(folder)
+    deliver(folder, "alerts")
+    assert stopping.reason_to_stop(folder, since_ms=T0_MS + 7)
+    assert not stopping.reason_to_stop(folder, since_ms=T0_MS + 8)
+    append(folder, losses(1, 1, first=1))
+    append(folder, [Metrics(ahead_ms, 3, {"train/loss": math.nan})])
+    deliver(folder, "alerts")
+    assert stopping.reason_to_stop(folder, since_ms=T0_MS + 8)
+    assert not stopping.reason_to_stop(folder, since_ms=ahead_ms)
 
 
 def test_a_full_disk_keeps_the_alert_for_later(
