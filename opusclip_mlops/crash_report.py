@@ -145,7 +145,7 @@ def _facts(case: Case) -> dict[str, Any]:
         "cwd": flight.cwd if flight else case.folder.manifest().cwd,
         "python": flight.python if flight else "",
         "open_operations": [
-            {"name": one.name, "open_s": round((case.end_time_ms - one.began_ms) / 1000, 3)}
+            {"name": one.name, "open_s": round(max(0, case.end_time_ms - one.began_ms) / 1000, 3)}
             for one in open_operations(case.folder.path, start.session)
         ],
         "checkpoint": _last_checkpoint(case.folder),

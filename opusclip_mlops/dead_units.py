@@ -6,6 +6,7 @@ other time the model has no hook of ours.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -101,18 +102,27 @@ class DeadUnits:
 class _Hook:
     """A forward hook that a copy of the model, or a saved one, has no part of."""
 
-    def __init__(self, hear: Callable[[Module, Any], None] | None = None) -> None:
+    def __init__(self, hear: Callable[[Module, Any], None]) -> None:
         self._hear = hear
 
     def __call__(self, module: Module, _: Any, output: Any) -> None:
         import torch
 
-        # What is compiled would hold the hook for ever.
-        if self._hear is not None and not torch.compiler.is_compiling():
+        # What is compiled, or captured, would hold the hook for ever.
+        if not torch.compiler.is_compiling() and not is_captured():
             self._hear(module, output)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Hook, ()
+        # It does nothing, and can be loaded where this package is missing.
+        return getattr, (contextlib.nullcontext(), "__exit__")
+
+
+def is_captured() -> bool:
+    """Whether a CUDA graph captures what is done now: then no value can be fetched."""
+    import torch
+
+    is_there: Callable[[], bool] = torch.cuda.is_initialized
+    return is_there() and torch.cuda.is_current_stream_capturing()
 
 
 def _units_of(before: Module | None) -> tuple[bool, int]:

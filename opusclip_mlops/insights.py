@@ -254,7 +254,8 @@ class InsightCalls:
 
         A look logs histograms of gradients and weights by parameter, and as metrics their norms,
         how many elements are NaN or infinite, and the share of dead units. It belongs to the step
-        that is logged next. A model that is watched already is watched anew.
+        that is logged next, or to the last one where the next look is sooner. A model that is
+        watched already is watched anew.
 
         Args:
             model: A `torch.nn.Module` that an optimizer of torch trains.

@@ -41,6 +41,7 @@ class Nodes:
     def __init__(self) -> None:
         self._kept: list[Node] = []
         self._names: set[str] = set()
+        self._last_numbers: dict[str, int] = {}
         self._count = 0
 
     def add(
@@ -53,10 +54,11 @@ class Nodes:
     ) -> str:
         """Add a node; the name it has got. `given` holds the tensors that it gives."""
         self._count += 1
+        if len(self._kept) >= MOST_NODES:
+            return name
         own = self._free(name)
-        if len(self._kept) < MOST_NODES:
-            self._names.add(own)
-            self._kept.append(_node(own, op, inputs, given, attributes or {}))
+        self._names.add(own)
+        self._kept.append(_node(own, op, inputs, given, attributes or {}))
         return own
 
     def all(self) -> list[Node]:
@@ -68,10 +70,12 @@ class Nodes:
         return [*self._kept, _node("left_out", "left_out", (), None, {"nodes": left_out})]
 
     def _free(self, name: str) -> str:
-        own, number = name, 0
+        number = self._last_numbers.get(name, 0)
+        own = f"{name}_{number}" if number else name
         while own in self._names:
             number += 1
             own = f"{name}_{number}"
+        self._last_numbers[name] = number
         return own
 
 

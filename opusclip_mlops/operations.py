@@ -249,11 +249,14 @@ class Operations:
         """The operation of this name, always the same object.
 
         Raises:
+            TypeError: a name that is no text.
             RecordError: a name that is no legal key.
         """
         known = self.known.get((category, name))
         if known is not None:
             return known
+        for text in (category, name):
+            check_key(text)
         check_key(f"profiling/{WORKERS}{category}/{name}/rss_change_megabytes")
         if len(self.known) >= MOST_OPERATIONS:
             category, name = OTHERS

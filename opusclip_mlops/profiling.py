@@ -35,6 +35,7 @@ class ProfilingCalls(InsightCalls):
     _loop_clock: LoopClock
     _operations: Operations
     _profiler: StepProfiler | None
+    _profilers: list[StepProfiler]
     _selection: Selection
 
     _step: int
@@ -53,7 +54,7 @@ class ProfilingCalls(InsightCalls):
             is_worker=isinstance(self._session, JoinedSession),
         )
         self._operations = self._loop_clock.operations
-        self._profiler = None
+        self._profiler, self._profilers = None, []
 
     def log_profiling_data(self, data: Mapping[str, Any], step: int | None = None) -> None:
         """Log `profiling/…`: numbers, and mappings of names to numbers, as metrics.
@@ -140,9 +141,11 @@ class ProfilingCalls(InsightCalls):
 
     def _step_profiler(self, first: int, end: int) -> StepProfiler:
         media = self._session.folder.media
-        return StepProfiler(
+        made = StepProfiler(
             first, end, folder=media, keep=self._keep_trace, tell=self._not_profiled
         )
+        self._profilers = [*(one for one in self._profilers if not one.is_done), made]
+        return made
 
     def _profile_on_schedule(self, steps: tuple[int, int] | None, *, step: int) -> None:
         """Watch for the steps that are to be profiled; `step` is about to begin."""
@@ -152,14 +155,16 @@ class ProfilingCalls(InsightCalls):
 
     def _profile_from(self, step: int) -> None:
         """Go on to a step; a profiler that is done is let go."""
-        if self._profiler is not None:
-            self._profiler.begin(step)
-            if self._profiler.is_done:
+        # Another thread may let it go meanwhile.
+        profiler = self._profiler
+        if profiler is not None:
+            profiler.begin(step)
+            if profiler.is_done:
                 self._profiler = None
 
     def _end_profiling(self) -> None:
-        profiler, self._profiler = self._profiler, None
-        if profiler is not None:
+        self._profiler = None
+        for profiler in self._profilers:
             profiler.stop()
         report = self._loop_clock.stop()
         if report is not None:

@@ -170,7 +170,8 @@ class Recording:
 class StepProfiler:
     """Profiles the steps from `first` up to `end`, which is not among them, once.
 
-    A context manager too: then steps are counted from 0, and `step()` ends each of them.
+    A context manager too: then steps are counted from 0, and `step()` ends each of them. Steps that
+    another thread says while one is at it are not counted.
 
     Args:
         first: The first step to profile.
@@ -195,6 +196,8 @@ class StepProfiler:
         self._recording: Recording | None = None
         self._next = 0
         self._latest: int | None = None
+        # By a signal's handler the same thread may come once more.
+        self._turn = threading.RLock()
         self.is_done = False
 
     def __enter__(self) -> Self:
@@ -211,7 +214,15 @@ class StepProfiler:
 
     def begin(self, step: int) -> None:
         """Say that a step begins, and that all before it have ended."""
-        if self.is_done or os.getpid() != self._pid:
+        if self.is_done or os.getpid() != self._pid or not self._turn.acquire(blocking=False):
+            return
+        try:
+            self._come_to(step)
+        finally:
+            self._turn.release()
+
+    def _come_to(self, step: int) -> None:
+        if self.is_done:
             return
         if self._recording is None:
             self._start(step)
@@ -221,9 +232,14 @@ class StepProfiler:
 
     def stop(self) -> None:
         """End what is profiled, and keep what there is; nothing is profiled afterwards."""
+        if os.getpid() == self._pid:
+            with self._turn:
+                self._finish()
+
+    def _finish(self) -> None:
         recording, self._recording = self._recording, None
         self.is_done = True
-        if recording is not None and os.getpid() == self._pid:
+        if recording is not None:
             self._try(lambda: self._keep(recording.end(self._folder)))
 
     def _start(self, step: int) -> None:
@@ -242,7 +258,7 @@ class StepProfiler:
 
     def _go_on(self, recording: Recording, step: int) -> None:
         if step >= self._end:
-            self.stop()
+            self._finish()
         elif step > recording.last_step:
             self._try(lambda: recording.go_on(step))
 

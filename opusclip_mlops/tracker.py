@@ -19,6 +19,7 @@ from opusclip_mlops import object_storage, provenance, records
 from opusclip_mlops.config import TrackingConfig
 from opusclip_mlops.errors import DeliveryError, OpusclipError
 from opusclip_mlops.exits import ExitWatch, end_declared, end_of, traceback_of
+from opusclip_mlops.faults import attempted
 from opusclip_mlops.keeping import CheckpointKeeper
 from opusclip_mlops.loading import LoadedCheckpoint
 from opusclip_mlops.naming import checked_config
@@ -237,11 +238,14 @@ class ExperimentTracker(CheckpointCalls, SampleCalls, ProfilingCalls):
         if self._closed or os.getpid() != self._pid:
             self._operations.flush()
             return
-        self.unwatch()
+        if fault := attempted(self.unwatch):
+            self._not_profiled(fault)
         self._closed = True
         _here.pop((self._session.folder.path, self._pid), None)
         atexit.unregister(self._close_at_exit)
-        self._end_profiling()
+        # Whatever becomes of it, the end is declared.
+        if fault := attempted(self._end_profiling):
+            self._not_profiled(fault)
         self._session.end(status, reason, traceback=traceback, at_exit=at_exit)
         self._append = _refuse_after_close
         try:

@@ -61,8 +61,17 @@ def _put_back(copies: list[tuple[Tensor, Tensor]]) -> None:
     with torch.no_grad():
         for one, copy in copies:
             # Written only where it must be: a backward pass may wait for it as it is.
-            if not torch.equal(one, copy):
+            if not _is_same(one, copy):
                 one.copy_(copy)
+
+
+def _is_same(one: Tensor, copy: Tensor) -> bool:
+    """Whether two tensors hold the same; NaN is the same as NaN."""
+    import torch
+
+    if torch.equal(one, copy):
+        return True
+    return one.shape == copy.shape and bool(((one == copy) | (one.isnan() & copy.isnan())).all())
 
 
 @contextlib.contextmanager

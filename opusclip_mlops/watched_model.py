@@ -7,6 +7,8 @@ looks nothing else is done, and no device is waited for.
 
 from __future__ import annotations
 
+import hashlib
+import math
 import re
 import sys
 import weakref
@@ -16,7 +18,7 @@ from functools import partial
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-from opusclip_mlops.dead_units import DeadUnits, Units, is_activation
+from opusclip_mlops.dead_units import DeadUnits, Units, is_activation, is_captured
 from opusclip_mlops.errors import RecordError
 from opusclip_mlops.faults import attempted
 from opusclip_mlops.histograms import Measured, Summary, measured, norm_of, summaries, whole_norm
@@ -38,6 +40,7 @@ Log = Callable[[dict[str, dict[str, Summary]], dict[str, float]], None]
 _WRAPPERS = re.compile(r"\b(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)(?:\.|$)")
 _ILLEGAL = re.compile(r"[^\w.\- ]")
 _REASON_CHARACTERS = 200
+_DIGEST_CHARACTERS = 16
 _LISTED = 5
 _AT_ONCE = 32
 
@@ -64,8 +67,15 @@ class Looking:
             check_key(self.key("gradients"))
 
     def key(self, key: str) -> str:
-        """The key under which something of this model is logged."""
-        return (f"{self.name}/{key}" if self.name else key)[:MAX_KEY_CHARACTERS]
+        """The key under which something of this model is logged.
+
+        One that is too long ends with a digest of the whole.
+        """
+        whole = f"{self.name}/{key}" if self.name else key
+        if len(whole) <= MAX_KEY_CHARACTERS:
+            return whole
+        digest = hashlib.sha256(whole.encode()).hexdigest()[:_DIGEST_CHARACTERS]
+        return f"{whole[: MAX_KEY_CHARACTERS - _DIGEST_CHARACTERS - 1]}-{digest}"
 
 
 @dataclass
@@ -120,8 +130,8 @@ class WatchedModel:
         model: A module; what wraps it for several devices, or compiles it, is looked through.
         looking: What is looked at, and how often.
         log: Takes a look at the first step behind it, so that what it belongs to was logged.
-        reached: Says which step was logged last: a look ends when that changes, or when an
-            optimizer comes again.
+        reached: Says which step was logged last: a look ends when that changes, or when the
+            next look at what an optimizer trains is due.
 
     Raises:
         TypeError: the model is no module.
@@ -168,8 +178,8 @@ class WatchedModel:
         self._dead_units.stop()
 
     def _on_step(self, optimizer: Optimizer, _: Any, __: Any) -> None:
-        # A compiled step can't be looked into, and would hold for ever what is called here.
-        if self._is_compiling():
+        # Such a step can't be looked into; a compiled one would hold for ever what is called here.
+        if self._is_compiling() or is_captured():
             return
         if fault := attempted(partial(self._take_step, optimizer)):
             self._leave_out("", fault)
@@ -180,9 +190,11 @@ class WatchedModel:
         if step < 0:
             return
         self._steps[optimizer] = step + 1
-        if self._look and (optimizer in self._looked or self._reached() != self._begun_at):
+        is_due = step % self.looking.every == 0
+        is_over = is_due and optimizer in self._looked
+        if self._look and (is_over or self._reached() != self._begun_at):
             self._tell()
-        if step % self.looking.every == 0:
+        if is_due:
             self._look_at(optimizer, step)
         if (step + 1) % self.looking.every == 0:
             self._listen(self._model())
@@ -222,9 +234,9 @@ class WatchedModel:
         look = self._look
         self._looked.add(optimizer)
         mine = self._trained_by(optimizer, model)
-        if self.looking.gradients:
+        factor = _factor_of(optimizer) if self.looking.gradients else 0.0
+        if factor:
             there = {name: one.grad for name, one in mine.items() if one.grad is not None}
-            factor = 1 / _scale_of(optimizer)
             look.seen.setdefault("gradients", {}).update(self._seen(there, step, factor))
         if self.looking.weights:
             look.seen.setdefault("weights", {}).update(self._seen(mine, step))
@@ -317,10 +329,11 @@ def _parameters_of(optimizer: Optimizer) -> set[int]:
     return {id(one) for group in optimizer.param_groups for one in group["params"]}
 
 
-def _scale_of(optimizer: Optimizer) -> float:
-    """What a gradient scaler has multiplied the gradients by, and leaves a fused step to undo."""
+def _factor_of(optimizer: Optimizer) -> float:
+    """What undoes a gradient scaler that leaves this to a fused step; 0 where nothing can."""
     scale = getattr(optimizer, "grad_scale", None)
-    return 1.0 if scale is None else float(scale)
+    known = 1.0 if scale is None else float(scale)
+    return 1 / known if 0 < known < math.inf else 0.0
 
 
 def _plain(name: str) -> str:

@@ -315,6 +315,11 @@ def test_a_name_that_is_no_key_is_refused(log: Log) -> None:
     for name in ("a?b", "../a", "x" * 230):
         with pytest.raises(RecordError, match="key"):
             log.named(name)
+    with pytest.raises(RecordError, match="key '' is empty"):
+        log.named("")
+    for wrong in (None, 3, ("a", "b")):
+        with pytest.raises(TypeError, match="a key must be a string"):
+            log.all.named("data", wrong)
 
 
 def test_names_without_end_are_counted_together(log: Log) -> None:

@@ -3,6 +3,8 @@
 import gzip
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,32 @@ def test_a_block_is_profiled(tracker: ExperimentTracker) -> None:
             layer(torch.ones(2, 8)).sum().backward()
             block.step()
     check_profiled(tracker, [1, 2], at=40)
+
+
+def test_threads_that_log_at_once_do_not_disturb_the_profiler(scheduled: ExperimentTracker) -> None:
+    """One of them is profiled; none fails, whoever comes first."""
+    go = threading.Barrier(4)
+
+    def work(number: int) -> int:
+        go.wait()
+        for step in range(50):
+            scheduled.log_metrics({f"loss/{number}": 1.0}, step)
+        return number
+
+    with scheduled, ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(work, range(4))) == [0, 1, 2, 3]
+
+
+def test_a_block_that_is_never_left_ends_with_the_tracker(scheduled: ExperimentTracker) -> None:
+    """Else the profiler is at work when Python ends, and Python crashes."""
+    block = scheduled.profiled((0, 50))
+    block.__enter__()
+    torch.nn.Linear(8, 8)(torch.ones(2, 8))
+    block.step()
+    scheduled.profiled((0, 3))
+    scheduled.close()
+    assert not torch.autograd._profiler_enabled()
+    check_profiled(scheduled, [0, 1], at=0)
 
 
 def test_a_block_without_steps_is_profiled_as_one(tracker: ExperimentTracker) -> None:

@@ -259,7 +259,7 @@ def test_gradients_of_a_scale_that_cannot_be_taken_out_are_left_out(
 ) -> None:
     """Only those of that look: the weights are seen, and the next gradients."""
     model = net()
-    optimizer = SGD(model.parameters(), lr=0.1)
+    optimizer = SGD(model.parameters(), lr=0.0, fused=True)
     calls.watch(model, 1)
     for scale in (0.0, math.inf, math.nan, 2.0):
         optimizer.grad_scale = torch.tensor(scale)  # type: ignore[attr-defined]

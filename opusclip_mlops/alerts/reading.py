@@ -14,6 +14,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +34,7 @@ _IN_CODE = "alerts"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}", re.ASCII)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}", re.ASCII)
 _MOST_RULES, _MOST_TEXTS = 100, 100
+_SINKS = ("mlflow", "tensorboard", "wandb")
 _LONGEST_PATTERN = 250
 _MONTH_S = 30 * 86_400
 _STEPS = 999_999_999
@@ -217,6 +219,14 @@ def _texts(given: Written) -> tuple[str, ...]:
     return found
 
 
+def _sinks(given: Written) -> tuple[str, ...]:
+    """Names of sinks, or patterns that fit some."""
+    found = _texts(given)
+    if any(not any(fnmatchcase(sink, one) for sink in _SINKS) for one in found):
+        raise given.error(f"known is {', '.join(_SINKS)}")
+    return found
+
+
 def _variable(given: Written) -> str:
     if not _VARIABLE.fullmatch(given.text()):
         # It is not shown: it may be the secret itself.
@@ -267,7 +277,7 @@ _RULE: dict[str, Callable[[Written], Any]] = {
     "by": _between(0, 1e300),
     "below_percent": _percent,
     "above_percent": _percent,
-    "sinks": _texts,
+    "sinks": _sinks,
 }
 _WEBHOOK: dict[str, Callable[[Written], Any]] = {
     "url": Written.text,

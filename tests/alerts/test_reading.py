@@ -217,3 +217,11 @@ def test_the_example_of_the_document_is_understood() -> None:
     text = document.read_text().partition("```yaml\n")[2].partition("```")[0]
     found = read_alerts(text, source="docs/alerts.md")
     assert {one.__struct_config__.tag for one in found.rules.values()} == KINDS.keys()
+
+
+def test_a_sink_that_is_none_is_named() -> None:
+    """Its rule would never say anything."""
+    text = "rules: {late: {kind: mirror_lag, sinks: [wandbb], minutes: 3}}"
+    [fault] = faults(text)
+    assert "known is mlflow, tensorboard, wandb" in fault
+    read_alerts(text.replace("wandbb", "w*"), source="a.yaml", with_variables=False)
