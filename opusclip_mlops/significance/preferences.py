@@ -101,7 +101,7 @@ class Preference:
         votes = f"{_counted(self.votes_a, 'vote')} for A, {self.votes_b} for B, {ties}"
         between = f"{self.share.low:.1%} to {self.share.high:.1%}"
         share = f"A's share {self.share.value:.1%} ({LEVEL:.0%} confidence sequence {between})"
-        evidence = f"e-value {self.e_value:.3g}, {p_in_words(self.p)} at any time"
+        evidence = f"e-value {self.e_value:.3g}, {p_in_words(self.p)} by its highest so far"
         return f"{votes}: {_SAID[self.verdict]}{self._turned}; {share}, {evidence}"
 
     @property

@@ -106,7 +106,7 @@ def test_it_says_what_votes_say() -> None:
     assert found.sentence.startswith(
         "16 votes for A, 2 for B, 2 ties: A is preferred; A's share 88.9% (95% confidence sequence "
     )
-    assert f"e-value {found.e_value:.3g}, p = {found.p:.2g} at any time" in found.sentence
+    assert f"e-value {found.e_value:.3g}, p = {found.p:.2g} by its highest so far" in found.sentence
     content = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert (content["n"], content["verdict"], content["p"]) == (20, "A", found.p)
     assert content["test"] == "beta-binomial e-process, Beta(2, 2)"
