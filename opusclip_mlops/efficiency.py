@@ -5,10 +5,12 @@ its time shows where the process waits for it.
 """
 
 import functools
+import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from time import perf_counter_ns
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
+from opusclip_mlops.errors import RecordError
 from opusclip_mlops.loop_hooks import LoopHooks
 from opusclip_mlops.loop_parts import CHECKPOINT, DATA, LOOP, OPTIMIZER, part_of
 from opusclip_mlops.operations import Interval, Operation, Operations
@@ -57,7 +59,13 @@ class Efficiency:
     def batches(
         self, loader: Iterable[T], *, samples: int | None, frames: int | None
     ) -> "Batches[T]":
-        """The batches of a loader, each wait for one timed, and their samples counted."""
+        """The batches of a loader, each wait for one timed, and their samples counted.
+
+        Raises:
+            RecordError: samples or frames are no whole number of 1 or more.
+        """
+        _check_count("samples", samples)
+        _check_count("frames", frames)
 
         def count(batch: T) -> None:
             found = samples if samples is not None else samples_in(batch)
@@ -147,3 +155,11 @@ def samples_in(batch: Any) -> int | None:
         found = next((n for n in inner if n is not None), None)
         return found if found is not None or isinstance(batch, tuple) else len(batch)
     return None
+
+
+def _check_count(name: str, value: Any) -> None:
+    is_count = (
+        isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
+    )
+    if value is not None and not is_count:
+        raise RecordError(f"{name} must be a whole number, 1 or more, not {value!r:.60}")

@@ -99,6 +99,9 @@ class ProfilingCalls(InsightCalls):
             loader: What gives the batches.
             samples: How many samples a batch holds; otherwise as its first array says.
             frames: How many frames a sample holds; then frames a second are logged.
+
+        Raises:
+            RecordError: samples or frames are no whole number of 1 or more.
         """
         return self._loop_clock.efficiency.batches(loader, samples=samples, frames=frames)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from opusclip_mlops.efficiency import Efficiency, samples_in, timed_as
+from opusclip_mlops.errors import RecordError
 from opusclip_mlops.loop_parts import part_of
 from opusclip_mlops.operation_sums import Taken
 from opusclip_mlops.operations import Interval, Operations
@@ -78,6 +79,17 @@ def test_batches_are_those_of_the_loader() -> None:
     with pytest.raises(TypeError):
         len(loop.efficiency.batches(broken(), samples=None, frames=None))
     assert loop.efficiency.batches([], samples=None, frames=None) is not None
+
+
+@pytest.mark.parametrize("count", ["x", -1, 0, 1.5, True])
+def test_a_count_that_is_none_is_refused_in_the_callers_line(count: Any) -> None:
+    """Not at the first batch, in the loop."""
+    loop = Loop()
+    with pytest.raises(RecordError, match="frames must be a whole number, 1 or more"):
+        loop.efficiency.batches([], samples=None, frames=count)
+    with pytest.raises(RecordError, match="samples must be"):
+        loop.efficiency.batches([], samples=count, frames=None)
+    assert list(loop.efficiency.batches([[1]], samples=np.int64(2), frames=3)) == [[1]]
 
 
 def test_a_batch_is_let_go_before_the_next_is_read() -> None:
