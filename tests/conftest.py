@@ -10,8 +10,9 @@ pytest_plugins = ["tests.browser"]
 
 _DRAWING = Path(tempfile.gettempdir()) / f"matplotlib-of-tests-{os.geteuid()}"
 _OURS = ("MLFLOW_", "WANDB_", "OPUSCLIP_")
-# Shippers give way to all else: on a machine full of tests a close() waits long for them.
-_PATIENT = {"OPUSCLIP_DRAIN_TIMEOUT_S": "240"}
+# Shippers give way to all else: on a machine full of tests a close() waits long for them. What is
+# logged once an interval would depend on how long a run takes there.
+_PATIENT = {"OPUSCLIP_DRAIN_TIMEOUT_S": "240", "OPUSCLIP_PROFILE_INTERVAL_S": "3600"}
 
 # Some machines keep Python from it; then each process that a test starts compiles what it imports.
 sys.dont_write_bytecode = False
@@ -72,6 +73,8 @@ def _nothing_of_another_file() -> Iterator[None]:
     yield
     if "wandb" in sys.modules:
         sys.modules["wandb"].teardown()
+    if hasattr(sys.modules.get("mlflow"), "set_tracking_uri"):
+        sys.modules["mlflow"].set_tracking_uri(None)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 
 from opusclip_mlops.blind_server import serving
 from opusclip_mlops.blind_votes import Choice
+from tests.journeys import wait_until
 
 
 class Votes:
@@ -95,7 +96,8 @@ def test_the_page_votes_and_finishes(site: Site) -> None:
     assert site.ask(body={"pair": 0, "choice": "undone"})[0] == 200
     assert site.box.kept == [(1, "left"), (0, "undone")]
     assert site.ask(path="/finish", body={})[0] == 200
-    assert site.box.is_finished
+    # The answer comes first, so that the page has it.
+    wait_until(lambda: site.box.is_finished)
 
 
 def test_a_vote_that_was_not_kept_is_not_answered_as_one(site: Site) -> None:

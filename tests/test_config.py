@@ -119,6 +119,7 @@ def test_our_variable_goes_before_others_and_the_file(
 def _own_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     """What all other tests set is not set here."""
     monkeypatch.delenv("OPUSCLIP_DRAIN_TIMEOUT_S")
+    monkeypatch.delenv("OPUSCLIP_PROFILE_INTERVAL_S")
 
 
 @pytest.mark.parametrize("name", FOREIGN)

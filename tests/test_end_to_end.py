@@ -226,11 +226,11 @@ def test_the_sample_moves_in_the_stock_image_grid(
     page = open_run(browser, interface, trained.run(), "model-metrics")
     title = page.get_by_text("samples/generated_vs_target").first
     # The page draws a chart once it is scrolled to.
-    for turn in range(240):
+    for turn in range(360):
         if title.is_visible():
             break
         page.mouse.move(800, 600)
-        page.mouse.wheel(0, -20_000 if turn % 24 == 23 else 300)
+        page.mouse.wheel(0, -100_000 if turn % 90 == 89 else 400)
         page.wait_for_timeout(250)
     title.scroll_into_view_if_needed()
     button = "following::button[@data-component-id='fullscreen_button_chartcard'][1]"

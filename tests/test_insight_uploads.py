@@ -118,9 +118,12 @@ def test_a_table_is_read_by_mlflow_itself(tmp_path: Path) -> None:
     assert noted[0] == theirs
     path = noted[1]["path"]
     assert layout.table_of(path) is not None
-    mlflow.set_tracking_uri(client().tracking_uri)
     experiment_id = run.info.experiment_id
-    found = client().load_table(experiment_id, path, run_ids=[run.info.run_id])
+    mlflow.set_tracking_uri(client().tracking_uri)
+    try:
+        found = client().load_table(experiment_id, path, run_ids=[run.info.run_id])
+    finally:
+        mlflow.set_tracking_uri(None)
     assert list(found.columns) == ["prompt", "score", "votes"]
     assert list(found["prompt"]) == ["a kite", "é"]
     client().log_table(run.info.run_id, {"a": [1]}, "more.json")

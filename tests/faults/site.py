@@ -121,6 +121,7 @@ class Site:
             "WANDB_ERROR_REPORTING": "false",
             "OPUSCLIP_EXPERIMENT_NAME": self.experiment,
             "OPUSCLIP_DRAIN_TIMEOUT_S": "120",
+            "OPUSCLIP_PROFILE_INTERVAL_S": "3600",
             "OPUSCLIP_TAGS": "team=film,faulty",
         }
         kept = {name: text for name, text in os.environ.items() if not name.startswith(_OURS)}

@@ -55,8 +55,8 @@ SINKS = ("mlflow", "tensorboard", "wandb")
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    """A disk of 2 MiB."""
-    with small_disk(tmp_path / "disk") as found:
+    """A disk of 4 MiB: the notes of the process take a third of one."""
+    with small_disk(tmp_path / "disk", size_kib=4096) as found:
         yield found
 
 
