@@ -15,7 +15,7 @@ import msgspec
 
 from opusclip_mlops.errors import OpusclipError
 from opusclip_mlops.faults import attempted
-from opusclip_mlops.trace_events import STEP, memory_counters, top_operators
+from opusclip_mlops.trace_events import STEP, decoded, memory_counters, top_operators
 
 if TYPE_CHECKING:
     from torch.profiler import record_function
@@ -99,7 +99,7 @@ class Recording:
         """
         self._stop()
         try:
-            return self._read(msgspec.json.decode(self._exported(folder)))
+            return self._read(decoded(self._exported(folder)))
         except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError) as error:
             raise OpusclipError(f"the trace is not whole: {_line(error)}") from None
 

@@ -1,9 +1,12 @@
 """What a Chrome trace of torch.profiler says: its operators, their time, and the memory in use."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 COLUMNS = [
     "operator", "calls", "self_cpu_us", "self_cpu_share", "total_cpu_us", "self_gpu_us",
@@ -15,6 +18,7 @@ STEP = "ProfilerStep#"
 Event = dict[str, Any]
 
 _MOST_OPERATORS = 20
+_NAME = re.compile(rb'(?<="name": ")[^\n]*(?=",?\n)')
 _OUTSIDE = "(outside operators)"
 _ON_CPU = {"cpu_op", "user_annotation", "cuda_runtime", "cuda_driver"}
 _ON_GPU = {"kernel", "gpu_memcpy", "gpu_memset"}
@@ -28,6 +32,22 @@ class _Spent:
     self_cpu_us: float = 0.0
     total_cpu_us: float = 0.0
     self_gpu_us: float = 0.0
+
+
+def decoded(document: bytes) -> dict[str, Any]:
+    """A trace as torch.profiler wrote it; it writes names as they are, quotes too.
+
+    Raises:
+        msgspec.DecodeError: it is no JSON for another reason than a name.
+    """
+    try:
+        return msgspec.json.decode(document, type=dict[str, Any])
+    except msgspec.DecodeError:
+        return msgspec.json.decode(_NAME.sub(_escaped, document), type=dict[str, Any])
+
+
+def _escaped(name: re.Match[bytes]) -> bytes:
+    return msgspec.json.encode(name[0].decode(errors="replace"))[1:-1]
 
 
 def top_operators(events: Iterable[Event]) -> tuple[list[list[Any]], dict[str, float]]:

@@ -19,7 +19,7 @@ from benchmarks.figures import (
     show,
 )
 from benchmarks.histories import make_run, names
-from benchmarks.watching_models import KINDS, figures_of
+from benchmarks.watching_models import figures_of
 
 
 def figure(**fields: object) -> Figure:
@@ -123,16 +123,24 @@ def test_a_sink_that_began_after_the_others_had_ended_is_rated_over_its_own_time
     assert rate(samples, until_s=4.0) == 10 * 100 / 2
 
 
-def test_a_look_is_told_apart_from_the_steps_around_it() -> None:
-    """It is the longest step of a turn less the median one; slow-downs are of mean times."""
-    plain, looked = [10, 10, 10, 10], [10, 10, 10, 110]
-    turns = {name: [{"taken_ns": plain, "cpu_ns": plain, "own_ns": []}] * 2 for name in KINDS}
-    turns["watched"] = [{"taken_ns": looked, "cpu_ns": plain, "own_ns": [0, 0, 0, 70]}] * 2
-    found = {one.what.partition(": ")[2] or one.what: one for one in figures_of(turns, 4, 1.0)}
-    assert found["slow-down"].ours == pytest.approx(250)
-    assert found["inside the hook"].ours == pytest.approx(50)
-    assert found["a look"].ours == pytest.approx(100 / 1e6)
-    assert (found["slow-down"].verdict, found["control, none watched"].ours) == ("MISSED", 0)
+def test_a_look_is_what_a_watched_turn_takes_more() -> None:
+    """It is told as a part of all steps between two looks, and the control beside it."""
+    plain = {"taken_ns": [10] * 4, "cpu_ns": [10] * 4, "faults": [1] * 4, "own_ns": []}
+    later = {**plain, "taken_ns": [10, 10, 10, 30]}
+    watched = {**plain, "taken_ns": [10, 10, 10, 120], "faults": [1, 1, 1, 8], "own_ns": [0, 0, 0]}
+    one = {"watched": watched, "unwatched": plain, "control": plain}
+    figures = figures_of([one] * 3, {"peer": [later]}, 1.0)
+    found = {one.what.partition(": ")[2] or one.what: one for one in figures}
+    assert found["slow-down by the clock"].ours == pytest.approx(100 * 110 / (500 * 10))
+    assert found["slow-down by the clock"].verdict == "MISSED"
+    assert found["slow-down in processor time"].ours == found["control by the clock"].ours == 0
+    assert found["page faults of a look"].ours == 7
+    assert found["a look"].ratio == pytest.approx(110 / 20)
+    noisy = figures_of([{**one, "control": later}], {}, 1.0)
+    assert noisy[1].ours == pytest.approx(100 * 20 / (500 * 12.5))
+    slow_hook = {**one, "watched": {**watched, "own_ns": [0, 5, 5, 110]}}
+    between = figures_of([slow_hook], {}, 1.0)[0].ours - found["slow-down by the clock"].ours
+    assert between == pytest.approx(100 * 5 * 496 / (500 * 10))
 
 
 def test_a_run_written_past_mlflow_is_read_by_its_client(tmp_path: Path) -> None:

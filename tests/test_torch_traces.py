@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.profiler import profile
+from torch.profiler import profile, record_function
 
 from opusclip_mlops.torch_traces import StepProfiler, Trace
 from opusclip_mlops.trace_events import top_operators
@@ -92,6 +92,15 @@ def test_a_trace_is_what_viewers_read(kept: Kept, tmp_path: Path) -> None:
     memory = [one for one in found if one["ph"] == "C"]
     assert max(one["args"]["bytes"] for one in memory) >= 3 * 32 * 32 * 4
     assert str(tmp_path) not in gzip.decompress(kept.trace.document).decode()
+
+
+@pytest.mark.parametrize("name", ['load "a.mp4"', 'a", "pid": 1, "b', "<i>'&'</i>"])
+def test_a_part_may_be_named_as_one_likes(kept: Kept, tmp_path: Path, name: str) -> None:
+    """Torch writes quotes as they are, which is no JSON: the trace is kept nevertheless."""
+    with kept.profiler(0, 1, tmp_path), record_function(name):
+        work()
+    assert name in [one["name"] for one in events(kept.trace)]
+    assert name in [row[0] for row in kept.trace.operators]
 
 
 def test_operators_are_read_from_the_trace(kept: Kept, tmp_path: Path) -> None:
