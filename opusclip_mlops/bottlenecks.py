@@ -294,11 +294,22 @@ def _resources(figures: Figures) -> Iterator[Finding]:
 def _unmeasured(figures: Figures) -> Iterator[Finding]:
     named = sum(figures.share(one) for one in _own(figures))
     if figures.seconds and named < 1 - OPERATION_SHARE:
-        text = (
-            f"{_percent(100 * (1 - named))} of the time belongs to no operation: "
-            "tracker.batches(loader) and tracker.time_model(model) name most of it"
-        )
+        share = _percent(100 * (1 - named))
+        text = f"{share} of the time belongs to no operation: {_advice(figures)}"
         yield _percentage("unmeasured", text, 100 * (1 - named))
+
+
+def _advice(figures: Figures) -> str:
+    """What names more of the time than is named already."""
+    used = {part_of(one.category, one.name) for one in _own(figures)}
+    calls = {
+        "tracker.batches(loader)": {DATA},
+        "tracker.time_model(model)": {FORWARD, EVALUATION, COMPUTE},
+    }
+    lacking = [call for call, parts in calls.items() if used.isdisjoint(parts)]
+    if not lacking:
+        return "tracker.profile_operation(name) around what you suspect names it"
+    return f"{' and '.join(lacking)} name{'s' if len(lacking) == 1 else ''} most of it"
 
 
 def _changes(figures: Figures, before: Figures, against: str) -> Iterator[Finding]:

@@ -44,6 +44,10 @@ def pr_curve(
     truth = _checked_labels(labels)
     scores = _checked(predictions, "predictions", labels.shape, most=1.0)
     weighed = np.ones(truth.size) if weights is None else _checked(weights, "weights", labels.shape)
+    with np.errstate(over="ignore"):
+        is_summed = np.isfinite(weighed.sum())
+    if not is_summed:
+        raise RecordError("the weights add up to more than 1.8e308: divide them all by one number")
     true_positives, positives = _at_least(levels, scores, weighed * truth)
     false_positives, negatives = _at_least(levels, scores, weighed * ~truth)
     counts = {
@@ -69,7 +73,10 @@ def _levels(thresholds: int | Sequence[float]) -> "Array":
         if not 2 <= thresholds <= MOST_THRESHOLDS:
             raise RecordError(f"thresholds must be 2 to {MOST_THRESHOLDS}, not {thresholds}")
         return np.linspace(0.0, 1.0, int(thresholds))
-    levels = np.asarray(thresholds, np.float64)
+    try:
+        levels = np.asarray(thresholds, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        levels = np.zeros(0)
     is_row = levels.ndim == 1 and 1 <= levels.size <= MOST_THRESHOLDS
     if not is_row or not (levels[0] >= 0 and levels[-1] <= 1 and (np.diff(levels) > 0).all()):
         raise RecordError(

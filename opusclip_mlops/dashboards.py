@@ -1,11 +1,11 @@
 """What is said of a run's params and curves, so that TensorBoard knows how to show them."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from opusclip_mlops import records
-from opusclip_mlops.errors import RecordError
+from opusclip_mlops.errors import RecordError, RecordTypeError
 from opusclip_mlops.table_cells import plain
 
 GOALS = ("minimize", "maximize")
@@ -18,16 +18,11 @@ def hparams(
     """Hyperparameters, and the metrics they are judged by, in JSON values.
 
     Raises:
-        TypeError: not mappings, or a result that is no number.
+        RecordTypeError: not mappings, or a result that is no number.
         RecordError: a key MLflow would refuse, or another goal than minimize or maximize.
     """
     texts = records.to_text_values(params)
-    for key in (*results, *goal):
-        records.check_key(key)
-        if goal.get(key, GOALS[0]) not in GOALS:
-            raise RecordError(
-                f"goal of {key!r} must be minimize or maximize, not {goal[key]!r:.40}"
-            )
+    _check_goals(results, goal)
     values = {
         key: None if one is None else records.to_float(key, one) for key, one in results.items()
     }
@@ -36,6 +31,18 @@ def hparams(
         "results": {key: plain(values.get(key)) for key in (*results, *goal)},
         "goal": dict(goal),
     }
+
+
+def _check_goals(results: Any, goal: Any) -> None:
+    for what, given in (("results", results), ("goal", goal)):
+        if not isinstance(given, Mapping):
+            kind = type(given).__name__
+            raise RecordTypeError(f"{what} must be a mapping by metric key, not {kind}")
+    for key in (*results, *goal):
+        records.check_key(key)
+        asked = goal.get(key, GOALS[0])
+        if not isinstance(asked, str) or asked not in GOALS:
+            raise RecordError(f"goal of {key!r} must be minimize or maximize, not {asked!r:.40}")
 
 
 def _typed(value: Any, text: str) -> Any:
@@ -57,11 +64,14 @@ def layout(
     """
     if not isinstance(categories, Mapping) or not categories:
         raise RecordError("a layout is a mapping of categories to charts, one or more")
-    if unknown := [title for title in closed if title not in categories]:
+    if isinstance(closed, str) or not isinstance(closed, Iterable):
+        raise RecordTypeError(f"closed must be a list of categories, not {closed!r:.40}")
+    titles = list(closed)
+    if unknown := [title for title in titles if title not in list(categories)]:
         raise RecordError(f"closed names {unknown[0]!r:.40}, which is no category of the layout")
     return {
         "categories": [
-            {"title": str(title), "is_closed": title in closed, "charts": _charts(title, charts)}
+            {"title": str(title), "is_closed": title in titles, "charts": _charts(title, charts)}
             for title, charts in categories.items()
         ]
     }
@@ -75,7 +85,7 @@ def _charts(category: str, charts: Any) -> list[dict[str, Any]]:
 
 def _chart(title: str, chart: Any) -> dict[str, Any]:
     if isinstance(chart, Mapping):
-        if sorted(chart) != sorted(_MARGIN):
+        if set(chart) != set(_MARGIN):
             raise RecordError(f"chart {title!r:.40} must name lower, value and upper")
         for key in chart.values():
             records.check_key(key)

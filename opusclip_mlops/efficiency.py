@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from time import perf_counter_ns
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
-from opusclip_mlops.errors import RecordError
+from opusclip_mlops.errors import RecordError, RecordTypeError
 from opusclip_mlops.loop_hooks import LoopHooks
 from opusclip_mlops.loop_parts import CHECKPOINT, DATA, LOOP, OPTIMIZER, part_of
 from opusclip_mlops.operations import Interval, Operation, Operations
@@ -19,7 +19,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
-UNASKED = frozenset({(LOOP, CHECKPOINT), (LOOP, OPTIMIZER)})
+RUN_ID, FLUSH = ("tracker", "run_id"), ("tracker", "flush")
+"""Category and name of what is timed where the loop waits for delivery."""
+
+UNASKED = frozenset({(LOOP, CHECKPOINT), (LOOP, OPTIMIZER), RUN_ID, FLUSH})
 """What is timed without anybody asking for it."""
 
 _END: Any = object()
@@ -62,8 +65,11 @@ class Efficiency:
         """The batches of a loader, each wait for one timed, and their samples counted.
 
         Raises:
+            RecordTypeError: the loader cannot be gone through.
             RecordError: samples or frames are no whole number of 1 or more.
         """
+        if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+            raise RecordTypeError(f"loader must give batches one by one, not {loader!r:.60}")
         _check_count("samples", samples)
         _check_count("frames", frames)
 
@@ -119,7 +125,10 @@ def _shares(interval: Interval) -> dict[str, float]:
 
 
 class Batches(Generic[T]):
-    """The batches of a loader, the wait for each of them timed; as many as the loader has."""
+    """The batches of a loader, the wait for each of them timed; as many as the loader has.
+
+    Anything else asked of it, such as `dataset`, `sampler` or `batch_size`, the loader answers.
+    """
 
     def __init__(
         self, loader: Iterable[T], operation: Operation, count: Callable[[T], object]
@@ -128,6 +137,12 @@ class Batches(Generic[T]):
 
     def __len__(self) -> int:
         return len(cast(Sized, self._loader))
+
+    def __getattr__(self, name: str) -> Any:
+        # What begins so is its own: a copy has nothing of it at first.
+        if name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self._loader, name)
 
     def __iter__(self) -> Iterator[T]:
         with self._operation:

@@ -3,6 +3,7 @@
 OpusclipError
 ├── ConfigError       a setting is unknown, malformed or out of range
 ├── RecordError       a key, step or value that MLflow would refuse
+│   └── RecordTypeError   one of another type: a TypeError too
 ├── VideoError        a clip that cannot be read, or cannot be encoded
 ├── DataError         a dataset that holds nothing to train on
 ├── CheckpointError   a checkpoint that is not whole, or not of this model
@@ -24,6 +25,10 @@ class ConfigError(OpusclipError, ValueError):
 
 class RecordError(OpusclipError, ValueError):
     """A key, step or value that the record cannot hold."""
+
+
+class RecordTypeError(RecordError, TypeError):
+    """A key, step or value of a type that the record cannot hold; a `TypeError` too."""
 
 
 class VideoError(OpusclipError, ValueError):

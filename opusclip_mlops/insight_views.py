@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from opusclip_mlops.errors import OpusclipError, RecordError
 from opusclip_mlops.layout import insight_path
+from opusclip_mlops.line_names import key_of
 from opusclip_mlops.records import Insight
 
 VECTORS, SPRITE, TRACE = "vectors.npy", "sprite.png", "trace.json.gz"
@@ -185,7 +186,9 @@ def _hparams_facts(content: Mapping[str, Any]) -> Iterator[list[str]]:
 def _trace_facts(record: Insight) -> Iterator[list[str]]:
     content = record.content
     first, last = content["steps"]
-    place = insight_path(record.kind, record.key, record.step, record.timestamp_ms, "…")
+    # In a mirror it may have another name; in MLflow it lies under its key.
+    key = key_of(record.key)
+    place = insight_path(record.kind, key, record.step, record.timestamp_ms, "…")
     yield ["steps", f"{first} to {last}"]
     for device, total_us in sorted(content["total_us"].items()):
         yield [f"{str(device).upper()} time", f"{float(total_us) / 1000:,.1f} ms"]

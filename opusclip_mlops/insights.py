@@ -11,7 +11,7 @@ from opusclip_mlops import (
     shown_files,
     table_cells,
 )
-from opusclip_mlops.errors import OpusclipError, RecordError
+from opusclip_mlops.errors import OpusclipError, RecordError, RecordTypeError
 from opusclip_mlops.histograms import Summary
 from opusclip_mlops.records import now_ms
 from opusclip_mlops.session import Session
@@ -174,12 +174,13 @@ class InsightCalls:
             goal: "minimize" or "maximize" by metric key.
 
         Raises:
-            TypeError: a result is no number.
+            RecordTypeError: no mappings, or a result that is no number.
             RecordError: another goal, or a key MLflow would refuse.
         """
-        content = dashboards.hparams(params, results or {}, goal or {})
+        results = {} if results is None else results
+        content = dashboards.hparams(params, results, {} if goal is None else goal)
         self._append(records.Params(records.to_text_values(params)))
-        if known := {key: value for key, value in (results or {}).items() if value is not None}:
+        if known := {key: value for key, value in results.items() if value is not None}:
             self._log_beside(known, None)
         self._log_insight("hparams", "hparams", self._current_step(None), content)
 
@@ -266,9 +267,12 @@ class InsightCalls:
             name: Begins all keys, `<name>/gradients` …; of several models each needs its own.
 
         Raises:
-            TypeError: the model is no module.
+            RecordTypeError: the model is no module, or the name no text.
             RecordError: `every` is no whole number from 1, or another model has the name.
         """
+        self._check_open("watch")
+        if not isinstance(name, str):
+            raise RecordTypeError(f"name must be a text, not {name!r:.60}")
         looking = Looking(
             every=every, gradients=gradients, weights=weights, activations=activations, name=name
         )
@@ -281,9 +285,14 @@ class InsightCalls:
         )
 
     def unwatch(self, model: "Module | None" = None) -> None:
-        """Look into a model no more, or into none at all; what was seen last is logged."""
+        """Look into a model no more, or into none at all; what was seen last is logged.
+
+        Raises:
+            RecordTypeError: the model is no module.
+        """
+        inner = None if model is None else inner_of(model)
         for name, watched in list(self._watched.items()):
-            if model is None or watched.model in (None, inner_of(model)):
+            if inner is None or watched.model in (None, inner):
                 self._watched.pop(name).stop()
 
     def _log_look(self, seen: dict[str, dict[str, Summary]], metrics: dict[str, float]) -> None:
@@ -316,10 +325,11 @@ class InsightCalls:
                 runs the model once and shows its modules; by default the first that works.
 
         Raises:
-            TypeError: the model is no module.
+            RecordTypeError: the model is no module, or `call` no function.
             RecordError: a key MLflow would refuse, or the model cannot be run on the input.
         """
         records.check_key(key)
+        self._check_open("Insight")
+        at = self._current_step(step)
         graph = model_graph.graph_of(inner_of(model), example_input, call=call, by=by)
-        at, timestamp_ms = self._current_step(step), max(now_ms(), self._since_ms)
-        self._append(records.Insight(timestamp_ms, at, key, "graph", graph))
+        self._append(records.Insight(self._shown_ms(), at, key, "graph", graph))

@@ -14,6 +14,7 @@
     origins/step_<step>-<mark>.json                              where a clip comes from
     checkpoints/<name>/                                          a checkpoint
     crash/<session>/                                             how a process died
+    reports/<name>.html and .md                                  a report of the run, or of several
 
 In folders a key is exact: `:` is written `~`, and a part too long for a file system goes on in the
 folder inside, after a `+`. Under `images/` names are MLflow's own, and a key is what they can hold.
@@ -39,6 +40,7 @@ PANELS = "panels"
 PICTURES, TABLES, INSIGHTS = "media/image", "tables", "insights"
 DATASETS, ORIGINS = "datasets", "origins"
 CRASHES = "crash"
+REPORTS = "reports"
 
 _PART_BYTES = 200
 _IMAGE_KEY_CHARACTERS = 160
@@ -102,9 +104,12 @@ def clip_of(path: str) -> Named | None:
 
 
 def image_stem(key: str, step: int, timestamp_ms: int, mark: str) -> str:
-    """The name that MLflow's image grid finds a picture by, without its ending."""
+    """The name that MLflow's image grid finds a picture by, without its ending.
+
+    Of a key that the grid can't hold it ends with a digest: two such keys are never shown as one.
+    """
     plain = "~".join(re.sub(r"[^a-zA-Z0-9_\-. ]", "_", part) for part in key.split("/"))
-    if len(plain) > _IMAGE_KEY_CHARACTERS:
+    if len(plain) > _IMAGE_KEY_CHARACTERS or plain != key.replace("/", "~"):
         plain = f"{plain[:_IMAGE_KEY_CHARACTERS]}_{_digest(key)[:8]}"
     return f"{plain}+step+{step}+timestamp+{timestamp_ms}+{mark}"
 

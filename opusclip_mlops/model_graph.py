@@ -8,13 +8,18 @@ evaluation, and left as it was: modes, buffers, gradients and the random generat
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
+import sysconfig
+import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opusclip_mlops.errors import RecordError
+from opusclip_mlops.errors import RecordError, RecordTypeError
 from opusclip_mlops.faults import attempted
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.untouched import as_in_evaluation
@@ -32,6 +37,11 @@ Call = Callable[..., object]
 
 _MOST_SHAPES = 16
 _MOST_CHARACTERS = 200
+_EXPORTERS_LOGGERS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
+_LIBRARIES = (
+    str(Path(__file__).parent),
+    *(sysconfig.get_path(one) for one in ("stdlib", "purelib", "platlib")),
+)
 _CONTAINERS = ("Sequential", "ModuleList", "ModuleDict")
 
 
@@ -91,8 +101,11 @@ def graph_of(
         by: One of `WAYS`; by default the first that works.
 
     Raises:
+        RecordTypeError: `call` is no function.
         RecordError: an unknown way, or the model can't be run on the input.
     """
+    if call is not None and not callable(call):
+        raise RecordTypeError(f"call must be a function, such as model.loss, not {call!r:.60}")
     if by not in (None, *WAYS) or (call is not None and by == "export"):
         raise RecordError(f"by is {by!r}: a graph is made by modules, or without call= by export")
     _check(model)
@@ -109,8 +122,16 @@ def graph_of(
             fault = attempted(partial(_keep, made, ways[way]))
         if made:
             return _content(model, made[0].all(), way)
+    kind = type(model).__name__
+    raise RecordError(f"{kind} cannot be run on example_input: {_told(fault)}") from None
+
+
+def _told(fault: Exception | None) -> str:
+    """What went wrong, and in which line of the caller's own code, on one line."""
     why = one_line(f"{type(fault).__name__}: {fault}")
-    raise RecordError(f"{type(model).__name__} cannot be run on example_input: {why}") from fault
+    frames = traceback.extract_tb(fault.__traceback__) if fault else []
+    own = [one for one in frames if not one.filename.startswith(_LIBRARIES)]
+    return f"{why} ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else why
 
 
 def _check(model: Module) -> None:
@@ -181,27 +202,50 @@ def _exported(model: Module, arguments: tuple[Any, ...], named: dict[str, Any]) 
 
     if sys.stderr.isatty():
         print(f"opusclip: graph: exporting {type(model).__name__} …", file=sys.stderr, flush=True)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _exporter_kept_quiet():
         # About attributes that are put back, and about the exporter's own parts.
         warnings.simplefilter("ignore")
         program = torch.export.export(model, arguments, named, strict=False)
-    signature = program.graph_signature
-    held = {
-        **dict.fromkeys(signature.inputs_to_parameters, "parameter"),
-        **dict.fromkeys(signature.inputs_to_buffers, "buffer"),
-    }
-    paths = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    nodes, names = Nodes(), dict[Any, str]()
+    signature, nodes, names = program.graph_signature, Nodes(), dict[Any, str]()
     for one in program.graph.nodes:
         inputs = [names[given] for given in one.all_input_nodes]
-        if one.op == "placeholder":
-            name = paths[one.name].replace(".", "/") if one.name in held else f"inputs/{one.name}"
-            kind = held.get(one.name, "input")
-        else:
-            name, kind = f"{_module_path(one)}{one.name}", str(one.target)
+        name, kind = _placeholder(one, signature) if one.op == "placeholder" else _operation(one)
         given = one.meta.get("val", [source.meta.get("val") for source in one.all_input_nodes])
         names[one] = nodes.add(name, kind, inputs, given, _constants(one))
     return nodes
+
+
+@contextlib.contextmanager
+def _exporter_kept_quiet() -> Iterator[None]:
+    """Without the tracebacks that the exporter logs in this thread: what it raises says it all."""
+    thread = threading.get_ident()
+    loggers = [logging.getLogger(name) for name in _EXPORTERS_LOGGERS]
+
+    def is_of_others(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    for one in loggers:
+        one.addFilter(is_of_others)
+    try:
+        yield
+    finally:
+        for one in loggers:
+            one.removeFilter(is_of_others)
+
+
+def _placeholder(node: Any, signature: Any) -> tuple[str, str]:
+    """Name and kind of what an exported graph is given: the model's own tensors, or an input."""
+    for paths, kind in (
+        (signature.inputs_to_parameters, "parameter"),
+        (signature.inputs_to_buffers, "buffer"),
+    ):
+        if node.name in paths:
+            return paths[node.name].replace(".", "/"), kind
+    return f"inputs/{node.name}", "input"
+
+
+def _operation(node: Any) -> tuple[str, str]:
+    return f"{_module_path(node)}{node.name}", str(node.target)
 
 
 def _module_path(node: Any) -> str:

@@ -249,7 +249,7 @@ class Operations:
         """The operation of this name, always the same object.
 
         Raises:
-            TypeError: a name that is no text.
+            RecordTypeError: a name that is no text.
             RecordError: a name that is no legal key.
         """
         known = self.known.get((category, name))

@@ -26,6 +26,7 @@ PASSPORTS_KEY = "opusclip/passports"
 Setting = str | int | float | bool
 _MOST_CHARACTERS = 400
 _MOST_OF_A_VALUE = 100
+_NOTHING: tuple[Any, ...] = (None, {}, [], ())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +75,7 @@ class Passport:
         reference: Digest of what it was measured against, "" where that is not fixed.
         settings: All else that the value depends on: windows, subsets, splits, seeds.
         interval: The value's confidence interval, None where there is none.
+        notes: What keeps the value from being read as it is, a sentence each.
 
     Raises:
         PassportError: A field is of another type, or the count below 0.
@@ -91,6 +93,7 @@ class Passport:
     reference: str = ""
     settings: Mapping[str, Setting] = field(default_factory=dict)
     interval: Interval | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         texts = [one.name for one in fields(self) if one.type == "str"]
@@ -99,6 +102,7 @@ class Passport:
         _bring(self, "count", _counted)
         _bring(self, "settings", _settings)
         _bring(self, "interval", _interval)
+        _bring(self, "notes", _notes)
 
     @property
     def digest(self) -> str:
@@ -123,9 +127,9 @@ class Passport:
         )
 
     def _protocol(self) -> dict[str, Any]:
-        """Every field but the interval, each setting by itself."""
+        """Every field but the interval and the notes, each setting by itself."""
         plain = {one.name: getattr(self, one.name) for one in fields(self)}
-        del plain["interval"], plain["settings"]
+        del plain["interval"], plain["notes"], plain["settings"]
         settings = {f"setting {key}": _exact(value) for key, value in self.settings.items()}
         return {**plain, **settings}
 
@@ -135,7 +139,7 @@ class Passport:
         if content["interval"]:
             content["interval"] = {k: _plain(v) for k, v in content["interval"].items()}
         content["settings"] = {key: _plain(value) for key, value in self.settings.items()}
-        return {key: value for key, value in content.items() if value not in (None, {})}
+        return {key: value for key, value in content.items() if value not in _NOTHING}
 
     @classmethod
     def from_dict(cls, content: Any) -> Self:
@@ -200,6 +204,12 @@ def _interval(value: Any) -> Interval | None:
     if not isinstance(value, Interval | None):
         raise TypeError("give an Interval or None")
     return value
+
+
+def _notes(values: Any) -> tuple[str, ...]:
+    if isinstance(values, str):
+        raise TypeError("give a list of texts")
+    return tuple(one_line(_text(one), at_most=_MOST_CHARACTERS) for one in values)
 
 
 def _check_known(given: Mapping[str, Any], kind: type[Passport | Interval]) -> None:

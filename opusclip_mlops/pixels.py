@@ -96,7 +96,7 @@ def frames_of(video: Any) -> Iterator[Any] | None:
     """The frames of a list or an iterator, one by one; None for what is an array by itself."""
     if isinstance(video, (list, tuple)):
         return iter(video)
-    array_like = hasattr(video, "__array__") or hasattr(video, "detach") or _is_picture(video)
+    array_like = hasattr(video, "__array__") or is_tensor(video) or _is_picture(video)
     if array_like or isinstance(video, _NOT_FRAMES) or not isinstance(video, Iterable):
         return None
     return iter(video)
@@ -113,7 +113,7 @@ def as_array(video: Any) -> Array:
     if _is_picture(video):
         numbers = video.mode[0] in "IF"  # not 8-bit colours: converting would clip them
         return np.asarray(video if numbers else video.convert("RGB"))
-    if hasattr(video, "detach"):
+    if is_tensor(video):
         return _tensor_array(video)
     if isinstance(video, (list, tuple)):
         return _whole(video)
@@ -130,6 +130,11 @@ def _whole(video: Any) -> Array:
     if frames is None:
         return as_array(video)
     return _stacked([as_array(frame) for frame in frames])
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether it is a tensor of torch; an open file has a `detach` too, which would close it."""
+    return hasattr(value, "detach") and hasattr(value, "cpu")
 
 
 def _is_picture(video: Any) -> bool:

@@ -8,7 +8,7 @@ from opusclip_mlops import records, torch_traces, trace_events
 from opusclip_mlops.bottlenecks import TEXT_KEY
 from opusclip_mlops.config import TrackingConfig
 from opusclip_mlops.efficiency import Batches
-from opusclip_mlops.errors import ConfigError, OpusclipError
+from opusclip_mlops.errors import ConfigError, OpusclipError, RecordTypeError
 from opusclip_mlops.insights import InsightCalls
 from opusclip_mlops.loop_clock import LogCalls, LoopClock
 from opusclip_mlops.operations import Operation, Operations
@@ -60,16 +60,17 @@ class ProfilingCalls(InsightCalls):
         """Log `profiling/…`: numbers, and mappings of names to numbers, as metrics.
 
         `bottlenecks` and any other list or text becomes one text.
+
+        Raises:
+            RecordTypeError: no mapping, or a value that is none of these; then nothing is logged.
+            RecordError: a key MLflow would refuse.
         """
         at = self._current_step(step)
-        for part, content in data.items():
-            if isinstance(content, Mapping):
-                self._log_beside(prefixed(f"profiling/{part}", content), at)
-            elif isinstance(content, str | Sequence):
-                text = content if isinstance(content, str) else "\n".join(map(str, content))
-                self.log_text(text, f"profiling/{part}", at)
-            else:
-                self._log_beside({f"profiling/{part}": content}, at)
+        numbers, texts = _sorted_out(data)
+        for values in numbers:
+            self._log_beside(values, at)
+        for key, text in texts.items():
+            self.log_text(text, key, at)
 
     def profile_operation(self, name: str, category: str = "operation") -> Operation:
         """Time a block or each call of a function: added up, and logged every some seconds.
@@ -85,9 +86,15 @@ class ProfilingCalls(InsightCalls):
                 `optimizer` are parts of the loop that reports name.
 
         Raises:
+            RecordTypeError: a name that is no text.
             RecordError: a name that is no legal key.
         """
-        known = self._operations.known.get((category, name))
+        try:
+            known = self._operations.known.get((category, name))
+        except TypeError:
+            records.check_key(category)
+            records.check_key(name)
+            raise
         return self._operations.named(category, name) if known is None else known
 
     def batches(
@@ -101,6 +108,7 @@ class ProfilingCalls(InsightCalls):
             frames: How many frames a sample holds; then frames a second are logged.
 
         Raises:
+            RecordTypeError: the loader cannot be gone through.
             RecordError: samples or frames are no whole number of 1 or more.
         """
         return self._loop_clock.efficiency.batches(loader, samples=samples, frames=frames)
@@ -112,7 +120,7 @@ class ProfilingCalls(InsightCalls):
         this is the time to launch the work.
 
         Raises:
-            TypeError: it is no module of torch.
+            RecordTypeError: it is no module of torch.
         """
         self._loop_clock.efficiency.hooks.time_model(model)
 
@@ -190,6 +198,27 @@ class ProfilingCalls(InsightCalls):
             self._session.count_lost(fault)
         kind = "" if isinstance(fault, OpusclipError) else f"{type(fault).__name__}: "
         print(f"opusclip: {one_line(f'profiling: {kind}{fault}')}", file=sys.stderr, flush=True)
+
+
+def _sorted_out(data: Any) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Profiling data as metrics, those of a part together, and as texts by key; all of it legal."""
+    if not isinstance(data, Mapping):
+        kind = type(data).__name__
+        raise RecordTypeError(f"profiling data must be a mapping of names to values, not {kind}")
+    numbers: list[dict[str, Any]] = []
+    texts: dict[str, str] = {}
+    for part, content in data.items():
+        key = f"profiling/{part}"
+        if isinstance(content, Mapping):
+            numbers.append(prefixed(key, content))
+        elif isinstance(content, str | Sequence):
+            records.check_key(key)
+            texts[key] = content if isinstance(content, str) else "\n".join(map(str, content))
+        else:
+            numbers.append({key: content})
+    for values in numbers:
+        records.to_values(values)
+    return numbers, texts
 
 
 def prefixed(prefix: str, metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -154,6 +154,8 @@ def _scores(scores: Mapping[str, Score]) -> Iterator[str]:
         cells = (name.ljust(widths[0]), value.rjust(widths[1]), interval.ljust(widths[2]))
         told = ", ".join(part for part in about if part)
         yield f"  {'  '.join([*cells, told])}".rstrip()
+    for name, score in scores.items():
+        yield from (f"  {name}: {note}" for note in score.passport.notes)
 
 
 def _better(name: str) -> str:

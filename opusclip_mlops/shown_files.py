@@ -3,14 +3,15 @@
 import math
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from contextlib import ExitStack
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opusclip_mlops.errors import RecordError
+from opusclip_mlops.errors import RecordError, RecordTypeError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +28,7 @@ MOST_VECTORS, MOST_VECTORS_BYTES = 100_000, 512 * 2**20
 Pieces = Sequence[bytes | memoryview]
 """What a file holds, piece by piece."""
 
+_MOST_LABELS = 1000  # of one vector
 _SLACK = 1e-3  # how far outside 0..1 a float may lie, as rounding leaves it
 _FASTEST = 1  # of PNG's levels: the training thread waits
 _PICTURE = "pass a matplotlib figure, a PIL picture, or an array (H, W), (H, W, 3) or (H, W, 4)"
@@ -68,11 +70,11 @@ def numbers_of(value: Any, what: str) -> "Array":
     """
     import numpy as np
 
-    from opusclip_mlops.pixels import as_array
+    from opusclip_mlops.pixels import as_array, is_tensor
 
     try:
-        array = as_array(value) if hasattr(value, "detach") else np.asarray(value)
-    except (RuntimeError, TypeError, ValueError) as error:
+        array = as_array(value) if is_tensor(value) else np.asarray(value)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())[:120]
         raise RecordError(f"{what} cannot be read as numbers: {reason}") from None
     if array.dtype.kind not in "biuf":
@@ -98,14 +100,18 @@ def picture_png(picture: Any) -> bytes:
 
 
 def _figure_png(figure: Any) -> bytes:
-    if not hasattr(figure, "get_size_inches"):
-        raise RecordError(f"a {type(figure).__name__} is no figure: pass plt.gcf()")
+    if isinstance(figure, type) or not hasattr(figure, "get_size_inches"):
+        raise RecordTypeError(f"a {_called(figure)} is no figure: pass plt.gcf()")
     width, height = (side * figure.dpi for side in figure.get_size_inches())
     _check_pixels(math.ceil(width), math.ceil(height), "the figure")
     content = BytesIO()
     options = {"compress_level": _FASTEST}
     figure.savefig(content, format="png", dpi=figure.dpi, pil_kwargs=options)
     return content.getvalue()
+
+
+def _called(given: Any) -> str:
+    return f"class {given.__name__}" if isinstance(given, type) else type(given).__name__
 
 
 def _plotly_png(figure: Any) -> bytes:
@@ -128,10 +134,12 @@ def _opened(picture: Any, what: str) -> "Image.Image":
     """A picture or array as a PIL picture that PNG can hold: grey, RGB or RGBA, 8 bits each."""
     from PIL import Image
 
+    from opusclip_mlops.pixels import is_tensor
+
     if isinstance(picture, Image.Image):
         return _plain(picture, what)
-    if not hasattr(picture, "detach") and not hasattr(picture, "__array__"):
-        raise RecordError(f"{what} cannot be made from {type(picture).__name__}: {_PICTURE}")
+    if isinstance(picture, type) or not (is_tensor(picture) or hasattr(picture, "__array__")):
+        raise RecordTypeError(f"{what} cannot be made from {_called(picture)}: {_PICTURE}")
     array = numbers_of(picture, what)
     if array.ndim not in (2, 3) or 0 in array.shape or array.shape[2:] not in ((), (3,), (4,)):
         channels_first = array.ndim == 3 and array.shape[0] in (1, 3, 4)
@@ -201,7 +209,7 @@ def embedding_of(
     files: dict[str, Pieces] = {"vectors.npy": _npy(vectors)}
     if images is None:
         return Embedding({**content, "sprite": None}, files)
-    sheet, size = sprite_png(list(images), count)
+    sheet, size = sprite_png(_listed(images, "images", count), count)
     return Embedding({**content, "sprite": size}, {**files, "sprite.png": [sheet]})
 
 
@@ -274,6 +282,16 @@ def _size_of_one(first: "Image.Image", across: int) -> tuple[int, int]:
     return width, height
 
 
+def _listed(values: Any, what: str, count: int = _MOST_LABELS) -> list[Any]:
+    """Values as a list; of an iterator, which may have no end, one more than there may be."""
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise RecordTypeError(f"{what} must be a list, not {values!r:.60}")
+    try:
+        return list(values if isinstance(values, Sized) else islice(values, count + 1))
+    except TypeError:
+        raise RecordTypeError(f"{what} must be a list, not {values!r:.60}") from None
+
+
 def _labels_of(
     labels: Sequence[Any] | None, columns: Sequence[str] | None, count: int
 ) -> tuple[list[str], list[list[str]]]:
@@ -282,14 +300,16 @@ def _labels_of(
     Raises:
         RecordError: another number of labels than vectors, or of texts than columns.
     """
+    named = [] if columns is None else [str(name) for name in _listed(columns, "columns")]
     if labels is None:
-        if columns:
+        if named:
             raise RecordError("columns name the labels of an embedding: pass labels too")
         return [], []
-    rows = [list(one) if isinstance(one, tuple | list) else [one] for one in labels]
+    given = _listed(labels, "labels", count)
+    rows = [list(one) if isinstance(one, tuple | list) else [one] for one in given]
     if len(rows) != count:
         raise RecordError(f"there are {len(rows)} labels for {count} vectors: pass one for each")
-    names = [str(name) for name in columns or (["label"] if len(rows[0]) == 1 else ())]
+    names = named or (["label"] if len(rows[0]) == 1 else [])
     odd = next((at for at, row in enumerate(rows) if len(row) != len(names)), None)
     if odd is not None:
         advice = f"name them with columns=, one for each of {len(rows[odd])}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from opusclip_mlops.errors import RecordError
+from opusclip_mlops.errors import RecordError, RecordTypeError
 from opusclip_mlops.journal import MAX_PAYLOAD_BYTES
 from opusclip_mlops.tables import MOST_ROWS
 
@@ -49,16 +49,17 @@ def table_of(data: Any, columns: Sequence[str] | None = None) -> tuple[list[str]
 
 
 def _read(data: Any, columns: Sequence[str] | None) -> tuple[list[str], list[list[Any]]]:
-    if isinstance(columns, str):
-        raise RecordError(f"columns must be a list of names, not {columns!r:.40}")
-    if hasattr(data, "itertuples") and hasattr(data, "columns"):
+    if columns is not None:
+        columns = _names(columns)
+    is_frame = hasattr(data, "itertuples") and hasattr(data, "columns")
+    if is_frame and not isinstance(data, type):
         _check_count(len(data))
         found = [_text(name) for name in data.columns]
         return _chosen(found, [list(row) for row in data.itertuples(index=False)], columns)
     if isinstance(data, Mapping):
         return _chosen([_text(name) for name in data], _by_row(data), columns)
-    if isinstance(data, str | bytes) or not isinstance(data, Iterable):
-        raise RecordError(
+    if isinstance(data, str | bytes | type) or not isinstance(data, Iterable):
+        raise RecordTypeError(
             f"a table cannot be made from {type(data).__name__}: pass a data frame, a mapping of"
             " columns, or rows"
         )
@@ -69,7 +70,14 @@ def _read(data: Any, columns: Sequence[str] | None) -> tuple[list[str], list[lis
         return _chosen([_text(name) for name in found], cells, columns)
     if columns is None:
         raise RecordError("rows have no names for their columns: pass columns=")
-    return [_text(name) for name in columns], [_row(row, at) for at, row in enumerate(rows)]
+    return list(columns), [_row(row, at, len(columns)) for at, row in enumerate(rows)]
+
+
+def _names(columns: Any) -> list[str]:
+    """The names of columns, which may come from an iterator."""
+    if isinstance(columns, str | bytes) or not isinstance(columns, Iterable):
+        raise RecordTypeError(f"columns must be a list of names, not {columns!r:.40}")
+    return [_text(name) for name in _within(columns)]
 
 
 def _within(values: Iterable[Any]) -> list[Any]:
@@ -87,17 +95,22 @@ def _check_count(count: int, least: str = "") -> None:
         raise RecordError(f"the table has {rows}: at most {MOST_ROWS:,} are kept")
 
 
-def _row(row: Any, at: int) -> list[Any]:
+def _row(row: Any, at: int, count: int) -> list[Any]:
     if isinstance(row, str | bytes | Mapping) or not isinstance(row, Iterable):
-        raise RecordError(f"row {at} is {type(row).__name__}: pass a list of its cells")
-    return list(row)
+        raise RecordTypeError(f"row {at} is {type(row).__name__}: pass a list of its cells")
+    cells = list(islice(row, count + 1))
+    if len(cells) > count:
+        raise RecordError(f"row {at} has more than {count} cells: columns= names {count}")
+    return cells
 
 
 def _by_row(data: Mapping[Any, Any]) -> list[list[Any]]:
     """The rows of a mapping of columns."""
     for name, values in data.items():
         if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
-            raise RecordError(f"column {name!r:.40} must be a list, not {type(values).__name__}")
+            raise RecordTypeError(
+                f"column {name!r:.40} must be a list, not {type(values).__name__}"
+            )
     found = {name: _cells(values) for name, values in data.items()}
     lengths = {name: len(values) for name, values in found.items()}
     if len(set(lengths.values())) > 1:
@@ -121,17 +134,16 @@ def _chosen(
     """The columns that are asked for, in their order."""
     if columns is None:
         return found, rows
-    columns = [_text(name) for name in columns]
     if unknown := [name for name in columns if name not in found]:
         raise RecordError(f"the table has no column {unknown[0]!r:.40}, but {found!r:.120}")
     places = [found.index(name) for name in columns]
-    return columns, [[row[place] for place in places] for row in rows]
+    return list(columns), [[row[place] for place in places] for row in rows]
 
 
 def _cell(value: Any, row: int, column: str) -> Any:
     try:
         return plain(value)
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise RecordError(f"the cell in row {row} of column {column!r:.40} {error}") from None
 
 

@@ -6,6 +6,8 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar, cast
 
+from opusclip_mlops.errors import RecordTypeError
+
 F = TypeVar("F", bound=Callable[..., Any])
 Timer = AbstractContextManager[None]
 
@@ -16,7 +18,13 @@ def timed(function: F, timer: Timer) -> F:
     A coroutine function is timed from its first step to its result, with all that it waited for. Of
     a generator, plain or async, each step to the next item is timed, and not what its user does in
     between.
+
+    Raises:
+        RecordTypeError: it is no function.
     """
+    if not callable(function):
+        kind = type(function).__name__
+        raise RecordTypeError(f"what is timed must be a function, not {kind}: decorate that")
     return cast(F, functools.wraps(function)(_kind_of(function)(function, timer)))
 
 

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, Self
 
 from opusclip_mlops import object_storage, provenance, records
 from opusclip_mlops.config import TrackingConfig
+from opusclip_mlops.efficiency import FLUSH, RUN_ID
 from opusclip_mlops.errors import DeliveryError, OpusclipError
 from opusclip_mlops.exits import ExitWatch, end_declared, end_of, traceback_of
 from opusclip_mlops.faults import attempted
@@ -112,7 +113,10 @@ class ExperimentTracker(CheckpointCalls, SampleCalls, ProfilingCalls):
         Raises:
             DeliveryError: no answer within `drain_timeout_s`.
         """
-        return self._session.identity(wait_s=self.config.drain_timeout_s).run_id
+        if (known := self._session.known_run_id()) is not None:
+            return known
+        with self._operations.named(*RUN_ID):
+            return self._session.identity(wait_s=self.config.drain_timeout_s).run_id
 
     @property
     def step(self) -> int:
@@ -131,7 +135,7 @@ class ExperimentTracker(CheckpointCalls, SampleCalls, ProfilingCalls):
         of a `Score` is kept beside its value.
 
         Raises:
-            TypeError: a value is no number, or the step is not whole.
+            RecordTypeError: a value is no number, or the step is not whole.
             RecordError: a key MLflow would refuse, or a step beyond 64 bits.
         """
         values = records.to_values(metrics)
@@ -215,7 +219,8 @@ class ExperimentTracker(CheckpointCalls, SampleCalls, ProfilingCalls):
         self._loop_clock.flush()
         wait_s = self.config.drain_timeout_s if timeout_s is None else timeout_s
         sinks = [sink] if sink else self._session.sinks
-        return self._session.wait_until_arrived(sinks, wait_s=wait_s)
+        with self._operations.named(*FLUSH):
+            return self._session.wait_until_arrived(sinks, wait_s=wait_s)
 
     def close(self, status: str | None = None, reason: str = "") -> None:
         """End the run and wait for delivery, at most `drain_timeout_s`.

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from opusclip_mlops.errors import RecordError
+from opusclip_mlops.errors import RecordError, RecordTypeError
 
 MAX_KEY_CHARACTERS = 250
 """The longest key MLflow stores."""
@@ -35,11 +35,11 @@ def check_key(key: str) -> None:
     Legal: 1 to 250 letters, digits, `_ - . : /` and spaces, as a plain relative path.
 
     Raises:
-        TypeError: the key is not a string.
+        RecordTypeError: the key is not a string.
         RecordError: the key is not legal; the message says why.
     """
     if not isinstance(key, str):
-        raise TypeError(f"a key must be a string, not {_described(key)}")
+        raise RecordTypeError(f"a key must be a string, not {_described(key)}")
     if key in _known_keys:
         return
     problem = _key_problem(key)
@@ -65,14 +65,14 @@ def to_float(key: str, value: Any) -> float:
     """Turn a number, NumPy scalar or 0-d tensor into a float; a masked one becomes NaN.
 
     Raises:
-        TypeError: it is anything else, a time or duration too; the message names the key.
+        RecordTypeError: it is anything else, a time or duration too; the message names the key.
         RecordError: an integer too large for a float.
     """
     if type(value) is float:
         return value
     scalar = _item(value) if getattr(value, "shape", None) == () else value
     if not isinstance(scalar, numbers.Real | Decimal):
-        raise TypeError(
+        raise RecordTypeError(
             f"metric {key!r} must be a number, a NumPy scalar or a 0-d tensor,"
             f" not {_described(value)}"
         )
@@ -101,7 +101,7 @@ def to_values(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Check every key and turn every value into a float.
 
     Raises:
-        TypeError: not a mapping, or a value that is no number.
+        RecordTypeError: not a mapping, or a value that is no number.
         RecordError: a key MLflow would refuse, or an empty mapping.
     """
     # The usual case, without a loop: nothing is to be checked or turned into anything.
@@ -113,7 +113,7 @@ def to_values(metrics: Mapping[str, Any]) -> dict[str, float]:
     ):
         return metrics
     if not isinstance(metrics, Mapping):
-        raise TypeError(
+        raise RecordTypeError(
             f"metrics must be a mapping of names to numbers, not {type(metrics).__name__}"
         )
     if not metrics:
@@ -130,13 +130,13 @@ def to_step(step: Any) -> int:
     """Turn a step into an int.
 
     Raises:
-        TypeError: the step is no whole number (2.0 is none).
+        RecordTypeError: the step is no whole number (2.0 is none).
         RecordError: it does not fit 64 bits.
     """
     try:
         whole = operator.index(step)
     except TypeError:
-        raise TypeError(f"step must be a whole number, not {_described(step)}") from None
+        raise RecordTypeError(f"step must be a whole number, not {_described(step)}") from None
     if not -_MAX_INT64 - 1 <= whole <= _MAX_INT64:
         raise RecordError("step must lie between -2**63 and 2**63 - 1: it is kept in 64 bits")
     return whole
@@ -163,12 +163,12 @@ def to_text_values(values: Mapping[str, Any], *, what: str = "param") -> dict[st
     """Check the keys of params or tags and turn the values into strings.
 
     Raises:
-        TypeError: not a mapping, or a key that is no string.
+        RecordTypeError: not a mapping, or a key that is no string.
         RecordError: a key MLflow would refuse, or more characters than MLflow stores: 6000 of a
             param, 8000 of a tag.
     """
     if not isinstance(values, Mapping):
-        raise TypeError(
+        raise RecordTypeError(
             f"{what}s must be a mapping of names to values, not {type(values).__name__}"
         )
     limit = MAX_PARAM_CHARACTERS if what == "param" else MAX_TAG_CHARACTERS

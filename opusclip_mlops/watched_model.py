@@ -19,7 +19,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from opusclip_mlops.dead_units import DeadUnits, Units, is_activation, is_captured
-from opusclip_mlops.errors import RecordError
+from opusclip_mlops.errors import RecordError, RecordTypeError
 from opusclip_mlops.faults import attempted
 from opusclip_mlops.histograms import Measured, Summary, measured, norm_of, summaries, whole_norm
 from opusclip_mlops.redaction import one_line
@@ -134,7 +134,7 @@ class WatchedModel:
             next look at what an optimizer trains is due.
 
     Raises:
-        TypeError: the model is no module.
+        RecordTypeError: the model is no module.
     """
 
     def __init__(
@@ -152,6 +152,7 @@ class WatchedModel:
         self._look: Look | None = None
         self._looked: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._begun_at = 0
+        self._is_over = False
         self._left_out: set[str] = set()
         self._dead_units = DeadUnits(self._leave_out)
         self._is_compiling = torch.compiler.is_compiling
@@ -165,7 +166,8 @@ class WatchedModel:
 
     def stop(self) -> None:
         """Log what was seen last, take every hook away, and tell again what was left out."""
-        self._let_go()
+        self._handle.remove()
+        self._give_up()
         if fault := attempted(self._tell):
             self._leave_out("", fault)
         if names := sorted(filter(None, self._left_out)):
@@ -173,17 +175,18 @@ class WatchedModel:
             told = ", ".join(names[:_LISTED]) + more
             _say(f"of {self._kind}, not looked at to the end: {told}")
 
-    def _let_go(self) -> None:
-        self._handle.remove()
+    def _give_up(self) -> None:
+        """Look no more; the hook of optimizers stays until `stop`, for torch goes through them."""
+        self._is_over = True
         self._dead_units.stop()
 
     def _on_step(self, optimizer: Optimizer, _: Any, __: Any) -> None:
         # Such a step can't be looked into; a compiled one would hold for ever what is called here.
-        if self._is_compiling() or is_captured():
+        if self._is_over or self._is_compiling() or is_captured():
             return
         if fault := attempted(partial(self._take_step, optimizer)):
             self._leave_out("", fault)
-            self._let_go()
+            self._give_up()
 
     def _take_step(self, optimizer: Optimizer) -> None:
         step = self._next_step_of(optimizer)
@@ -211,7 +214,7 @@ class WatchedModel:
     def _trains(self, optimizer: Optimizer) -> bool:
         model = self._model()
         if model is None:
-            self._let_go()
+            self._give_up()
             return False
         own = {id(one) for one in model.parameters()}
         return not own.isdisjoint(_parameters_of(optimizer))
@@ -227,7 +230,7 @@ class WatchedModel:
     def _look_at(self, optimizer: Optimizer, step: int) -> None:
         model = self._model()
         if model is None:
-            self._let_go()
+            self._give_up()
             return
         if self._look is None:
             self._look, self._begun_at = Look(_layers_of(model)), self._reached()
@@ -291,12 +294,12 @@ def inner_of(model: object) -> Module:
     """The module, without what wraps it.
 
     Raises:
-        TypeError: it is none.
+        RecordTypeError: it is none.
     """
     from torch.nn import Module
 
     if not isinstance(model, Module):
-        raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+        raise RecordTypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     return unwrapped(model)
 
 

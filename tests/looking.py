@@ -16,6 +16,7 @@ class Calls(InsightCalls):
         self.rows: list[Any] = []
         self._append = self.rows.append
         self._watched, self._since_ms, self.step = {}, 0, 0
+        self._closed = False
 
     def _current_step(self, step: int | None) -> int:
         return self.step if step is None else step

@@ -179,3 +179,29 @@ def test_the_machine_is_told_by_means() -> None:
     }
     assert machine_of(points) == {"gpu_utilization": 40.0, "gpu_memory": 91.0, "memory": 40.0}
     assert machine_of({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("spent", "advice"),
+    [
+        ({}, "tracker.batches(loader) and tracker.time_model(model) name most of it"),
+        ({"data": 1}, "tracker.time_model(model) names most of it"),
+        ({"forward": 1}, "tracker.batches(loader) names most of it"),
+        ({"evaluation": 1}, "tracker.batches(loader) names most of it"),
+        ({"data": 1, "forward": 1}, "tracker.profile_operation(name) around what you suspect"),
+        ({"workers/data__decode": 1}, "tracker.batches(loader) and tracker.time_model(model)"),
+    ],
+)
+def test_nothing_is_advised_that_is_done_already(spent: dict[str, float], advice: str) -> None:
+    """Where most of the time has no name, what would name it is told."""
+    finding = found("unmeasured", report_of(figures(**spent)))
+    assert finding is not None
+    assert advice in finding.text
+
+
+def test_waiting_for_an_answer_is_named() -> None:
+    """What a loop waits in the tracker for is an operation, and limits it where it is most."""
+    report = report_of(figures(tracker__run_id=60))
+    assert report.limit == "operation"
+    assert found("unmeasured", report) is None
+    assert "60.0 % of the time goes into tracker/run_id" in report.text()

@@ -1,5 +1,6 @@
 """Facts about `opusclip_mlops.efficiency`: what a loop gets done, and what its parts take."""
 
+import copy
 import time
 import weakref
 from collections.abc import Iterator
@@ -108,6 +109,26 @@ def test_a_batch_is_let_go_before_the_next_is_read() -> None:
         assert batch.shape == (4, 2)
         del batch
     assert len(read) == 3
+
+
+def test_the_loader_answers_for_its_batches() -> None:
+    """What a loop asks of its loader is there, and what that lacks is not; a copy is whole."""
+    loader = torch.utils.data.DataLoader(torch.arange(6), batch_size=2, shuffle=True)
+    batches = Loop().efficiency.batches(loader, samples=None, frames=None)
+    assert batches.dataset is loader.dataset
+    assert batches.sampler is loader.sampler
+    assert (batches.batch_size, len(batches)) == (2, 3)
+    with pytest.raises(AttributeError, match="nothing_of_this_name"):
+        batches.nothing_of_this_name  # noqa: B018
+    assert copy.copy(batches).batch_size == 2
+    assert not hasattr(batches, "_nothing")
+
+
+@pytest.mark.parametrize("loader", [None, 5, len])
+def test_what_gives_no_batches_is_refused(loader: Any) -> None:
+    """In the caller's line, and not where the first batch is asked for."""
+    with pytest.raises(RecordError, match="loader must give batches one by one, not "):
+        Loop().efficiency.batches(loader, samples=None, frames=None)
 
 
 def test_speed_is_from_the_first_step_told() -> None:

@@ -1,7 +1,10 @@
 """The calls that show figures, tables, embeddings and curves: what stands in the journal."""
 
+import itertools
 import json
 import shutil
+from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +12,12 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib import pyplot as plt
 from PIL import Image
 
 from opusclip_mlops import ExperimentTracker, accounting, records
-from opusclip_mlops.errors import RecordError
+from opusclip_mlops.errors import ConfigError, OpusclipError, RecordError
 from tests.joined_tracker import joined_tracker, logged, media
 
 matplotlib.use("agg")
@@ -216,3 +220,107 @@ def test_nothing_is_kept_of_a_call_that_is_refused(tracker: ExperimentTracker) -
         tracker.log_embedding(np.zeros((70, 1)), labels=["x" * 2**20] * 70)
     assert logged(tracker) == []
     assert list(media(tracker).iterdir()) == []
+
+
+class Strange:
+    """What nobody expects."""
+
+
+def endless() -> Iterator[int]:
+    """Numbers without an end."""
+    return itertools.count()
+
+
+WRONG: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
+    ("log_text", ("said", None), {}),
+    ("log_text", ("said", "a", "1"), {}),
+    ("log_figure", (None, "a"), {}),
+    ("log_figure", (np.zeros((2, 2)), 5), {}),
+    ("log_figure", (endless(), "a"), {}),
+    ("log_table", (None, "a"), {}),
+    ("log_table", (pd.DataFrame, "a"), {}),
+    ("log_table", (endless(), "a"), {"columns": ["n"]}),
+    ("log_table", ([endless()], "a"), {"columns": ["n"]}),
+    ("log_table", ([[1]], "a"), {"columns": 5}),
+    ("log_table", ([[1]], "a"), {"columns": endless()}),
+    ("log_table", ({"n": [Fraction(10**400)]}, "a"), {}),
+    ("log_table", ({"n": [torch.zeros((), device="meta")]}, "a"), {}),
+    ("log_table", ({"n": [Strange()]}, "a"), {}),
+    ("log_table", ({"n": [1]}, None), {}),
+    ("log_embedding", (None,), {}),
+    ("log_embedding", (endless(),), {}),
+    ("log_embedding", ([[1.0]],), {"labels": 5}),
+    ("log_embedding", ([[1.0]],), {"labels": endless()}),
+    ("log_embedding", ([[1.0]],), {"images": 5}),
+    ("log_embedding", ([[1.0]],), {"labels": ["a"], "columns": 5}),
+    ("log_embedding", ([[10**400]],), {}),
+    ("log_pr_curve", (None, None, "a"), {}),
+    ("log_pr_curve", ([0], [0.5], None), {}),
+    ("log_pr_curve", ([0], [0.5], "a"), {"thresholds": None}),
+    ("log_pr_curve", ([0], [0.5], "a"), {"thresholds": "x"}),
+    ("log_pr_curve", ([0], [0.5], "a"), {"thresholds": endless()}),
+    ("log_pr_curve", ([0, 0], [0.5, 0.5], "a"), {"weights": [1.7e308, 1.7e308]}),
+    ("log_pr_curve", ([0], [0.5], "a"), {"weights": "x"}),
+    ("log_hparams", ([1], {}), {}),
+    ("log_hparams", (None,), {}),
+    ("log_hparams", ({1: 2},), {}),
+    ("log_hparams", ({"lr": 1}, [1]), {}),
+    ("log_hparams", ({"lr": 1}, {"a": "b"}), {}),
+    ("log_hparams", ({"lr": 1}, {}, "minimize"), {}),
+    ("log_hparams", ({"lr": 1}, {}, {"a": np.zeros(2)}), {}),
+    ("log_layout", (None,), {}),
+    ("log_layout", ({"a": {"b": {"lower": "x", 1: "y"}}},), {}),
+    ("log_layout", ({"a": {"b": ["c"]}},), {"closed": None}),
+    ("log_layout", ({"a": {"b": ["c"]}},), {"closed": [["a"]]}),
+    ("log_profiling_data", (None,), {}),
+    ("log_profiling_data", ({"a": 1.0, "b": None},), {}),
+    ("log_profiling_data", ({"a": 1.0, "b": endless()},), {}),
+    ("profile_operation", (None,), {}),
+    ("profile_operation", ([1],), {}),
+    ("profile_operation", (lambda: None,), {}),
+    ("profile_operation", ("a", {}), {}),
+    ("batches", (None,), {}),
+    ("batches", ([],), {"samples": "x"}),
+    ("time_model", (None,), {}),
+    ("time_model", (torch.nn.Linear,), {}),
+    ("watch", (None,), {}),
+    ("watch", (torch.nn.Linear,), {}),
+    ("watch", (torch.nn.Linear(1, 1), "5"), {}),
+    ("watch", (torch.nn.Linear(1, 1),), {"name": None}),
+    ("watch", (torch.nn.Linear(1, 1),), {"name": ["a"]}),
+    ("unwatch", (5,), {}),
+    ("log_graph", (None, None), {}),
+    ("log_graph", (torch.nn.Linear(1, 1), torch.zeros(1, 1)), {"call": 5}),
+    ("log_graph", (torch.nn.Linear(1, 1), torch.zeros(1, 1)), {"key": None}),
+    ("profiled", (None,), {}),
+    ("profiled", ((2, 1),), {}),
+]
+
+
+@pytest.mark.parametrize(("call", "args", "options"), WRONG)
+def test_wrong_use_is_one_line_in_the_caller_s_own(
+    tracker: ExperimentTracker, call: str, args: tuple[Any, ...], options: dict[str, Any]
+) -> None:
+    """An error of ours on one line, and nothing of the call is logged or kept."""
+    with pytest.raises(OpusclipError) as caught:
+        getattr(tracker, call)(*args, **options)
+    assert isinstance(caught.value, RecordError | ConfigError)
+    assert "\n" not in str(caught.value)
+    assert logged(tracker) == []
+    assert list(media(tracker).iterdir()) == []
+
+
+def test_a_type_that_is_none_is_a_type_error_too(tracker: ExperimentTracker) -> None:
+    """For those who expect Python's own."""
+    for call in (tracker.watch, tracker.time_model, tracker.log_params, tracker.log_metrics):
+        with pytest.raises(TypeError) as caught:
+            call(None)  # type: ignore[operator]
+        assert isinstance(caught.value, RecordError)
+
+
+def test_after_close_no_model_is_watched(tracker: ExperimentTracker) -> None:
+    """It would be looked into, and nothing of that could be logged."""
+    tracker._closed = True
+    for use in (tracker.watch, lambda one: tracker.log_graph(one, torch.zeros(1, 1))):
+        with pytest.raises(OpusclipError, match="the tracker is closed"):
+            use(torch.nn.Linear(1, 1))

@@ -1,5 +1,6 @@
 """Facts about `opusclip_mlops.layout`: names of files say what they are, there and back."""
 
+import re
 import string
 
 from hypothesis import example, given
@@ -111,6 +112,14 @@ def test_two_long_keys_stay_two_in_the_image_grid() -> None:
     """Keys that begin with the same 200 letters are not shown as one picture."""
     first, second = (layout.image_stem("k" * 200 + end, 1, T0_MS, "0") for end in "ab")
     assert first != second
+
+
+def test_two_keys_of_other_letters_stay_two_in_the_image_grid() -> None:
+    """MLflow's own client takes plain letters only: in their place stands the same for all."""
+    keys = ["样本/一", "样本/二", "__/_", "a:b", "a_b", "a b"]
+    stems = [layout.image_stem(key, 1, T0_MS, "0") for key in keys]
+    assert len({layout.image_of(f"images/{one}.png").key for one in stems}) == len(keys)  # type: ignore[union-attr]
+    assert all(re.fullmatch(r"[a-zA-Z0-9_\-. ~]+", one.partition("+")[0]) for one in stems)
 
 
 def test_names_of_earlier_versions_are_read() -> None:

@@ -1,6 +1,7 @@
 """Facts about `opusclip_mlops.loop_clock`: what an ordinary loop says of itself."""
 
 import time
+import tracemalloc
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,6 +69,21 @@ def test_the_share_of_log_calls_is_sampled() -> None:
     calls.stop()
     owner.log(0)
     assert (calls.take(), owner.calls) == (None, 2)
+
+
+def test_what_is_sampled_is_not_kept_call_by_call() -> None:
+    """Twenty thousand log calls in one second take no more memory than one."""
+    owner = Owner()
+    calls = LogCalls(owner, "log")
+    calls.turn()
+    owner.log(0)
+    tracemalloc.start()
+    for _ in range(20_000):
+        owner.log(0)
+    grown_bytes = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    calls.stop()
+    assert grown_bytes < 10_000
 
 
 def test_sampling_that_ends_meanwhile_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

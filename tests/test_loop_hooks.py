@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from opusclip_mlops.errors import RecordError
 from opusclip_mlops.loop_hooks import LoopHooks
 from opusclip_mlops.operation_sums import Taken
 from opusclip_mlops.operations import Interval, Operations
@@ -273,10 +274,123 @@ def test_a_graph_is_not_broken_by_what_times_the_model(timed: Timed) -> None:
     assert timed.taken()["forward"].count == 1
 
 
-def test_what_is_no_model_is_refused(timed: Timed) -> None:
-    """In the caller's line."""
-    with pytest.raises(TypeError, match=r"torch.nn.Module, not function"):
-        timed.hooks.time_model(lambda: None)
+class Outer(torch.nn.Module):
+    """A model with another one inside, and with work of its own before and after it."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.breaks_off = False
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        """Take twice the time that the one inside takes."""
+        time.sleep(PAUSE_S)
+        with contextlib.suppress(KeyboardInterrupt):
+            given = self.inner(given)
+        if self.breaks_off:
+            raise KeyboardInterrupt
+        time.sleep(PAUSE_S)
+        return given
+
+
+class Interrupted(torch.nn.Module):
+    """A model in which Ctrl-C comes."""
+
+    def forward(self, _: torch.Tensor) -> torch.Tensor:
+        """As the handler of a signal raises."""
+        raise KeyboardInterrupt
+
+
+def test_a_timed_model_inside_another_takes_nothing_from_it(timed: Timed) -> None:
+    """Both passes count whole, each moment for one of them, and nothing stays open."""
+    outer = Outer(Outer(torch.nn.Linear(2, 2)))
+    for one in (outer, outer.inner):
+        timed.hooks.time_model(one)
+    began_s = time.perf_counter()
+    loss = outer(torch.ones(1, 2)).sum()
+    elapsed_ms = 1e3 * (time.perf_counter() - began_s)
+    taken = timed.taken()["forward"]
+    assert taken.count == 2
+    assert 4e3 * PAUSE_S <= taken.self_ms <= elapsed_ms
+    assert taken.total_ms >= 6e3 * PAUSE_S
+    assert timed.operations.open_uses() == []
+    loss.backward()
+    # One pass goes through both.
+    assert timed.taken()["backward"].count == 1
+
+
+class Recursive(torch.nn.Module):
+    """A model that calls itself for the rest of what it is given."""
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        """Go on with all but the first."""
+        time.sleep(PAUSE_S)
+        return given if len(given) == 1 else self(given[1:])
+
+
+def test_a_part_that_is_named_by_hand_around_a_timed_model_counts(timed: Timed) -> None:
+    """What the block takes besides is not lost, and no moment is counted twice."""
+    timed.hooks.time_model(timed.model)
+    began_s = time.perf_counter()
+    with timed.operations.named("loop", "forward"):
+        time.sleep(PAUSE_S)
+        timed.loss()
+    elapsed_ms = 1e3 * (time.perf_counter() - began_s)
+    taken = timed.taken()["forward"]
+    assert taken.count == 2
+    assert 2e3 * PAUSE_S <= taken.self_ms <= elapsed_ms
+
+
+def test_a_model_inside_of_itself_is_timed(timed: Timed) -> None:
+    """Each of its calls counts, and each moment once."""
+    model = Recursive()
+    timed.hooks.time_model(model)
+    began_s = time.perf_counter()
+    model(torch.ones(3))
+    elapsed_ms = 1e3 * (time.perf_counter() - began_s)
+    taken = timed.taken()["forward"]
+    assert taken.count == 3
+    assert 3e3 * PAUSE_S <= taken.self_ms <= elapsed_ms
+
+
+def test_a_pass_that_was_broken_off_inside_is_none(timed: Timed) -> None:
+    """Ctrl-C in the inner model tells no hook of its end: the outer pass goes on and counts."""
+    outer = Outer(Interrupted())
+    for one in (outer, outer.inner):
+        timed.hooks.time_model(one)
+    outer(torch.ones(1, 2))
+    assert timed.taken()["forward"].count == 1
+    assert timed.operations.open_uses() == []
+
+
+def test_a_pass_that_was_broken_off_holds_nothing_of_the_next_one(timed: Timed) -> None:
+    """Of whichever model that is: as in a notebook, where one goes on after Ctrl-C."""
+    outer, other = Outer(torch.nn.Linear(2, 2)), Outer(torch.nn.Linear(2, 2))
+    for one in (outer, outer.inner, other):
+        timed.hooks.time_model(one)
+    outer.breaks_off = True
+    with pytest.raises(KeyboardInterrupt):
+        outer(torch.ones(1, 2))
+    timed.taken()
+    other(torch.ones(1, 2))
+    assert timed.operations.open_uses() == []
+    assert timed.operations.current.get() is None
+    assert timed.taken()["forward"].count == 1
+
+
+@pytest.mark.parametrize("given", [None, 5, torch.nn.Linear, "model", lambda: None])
+def test_what_is_no_model_is_refused(timed: Timed, given: Any) -> None:
+    """In the caller's line; for those who expect it, it is a TypeError too."""
+    with pytest.raises(RecordError, match=r"model must be a torch.nn.Module, not ") as caught:
+        timed.hooks.time_model(given)
+    assert isinstance(caught.value, TypeError)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_torchscript_is_refused(timed: Timed) -> None:
+    """It takes no hooks; the error says what to do."""
+    with pytest.raises(RecordError, match=r"takes no hooks: .*: time the module that it was made"):
+        timed.hooks.time_model(torch.jit.script(torch.nn.Linear(2, 2)))
 
 
 def test_switched_off_nothing_is_hung_on() -> None:

@@ -1,5 +1,7 @@
 """The graph of a model: its nodes either way, what it says of them, and a model left alone."""
 
+import inspect
+import logging
 import math
 import random
 from collections.abc import Callable, Mapping
@@ -295,14 +297,45 @@ def test_a_buffer_with_nan_is_left_as_it_is(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("by", [None, *WAYS])
-def test_a_model_that_cannot_be_run_is_refused(by: str | None) -> None:
-    """The error is one line, names the model and what it said, and the model is left as it was."""
+def test_a_model_that_cannot_be_run_is_refused(
+    by: str | None, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The error is one line, names the model and what it said, and the model is left as it was.
+
+    Nothing else is printed: not what the exporter logs of it, with tracebacks.
+    """
     model = net()
     with pytest.raises(RecordError, match=r"Sequential cannot be run on example_input: ") as caught:
         graph_of(model, torch.randn(3, 5), by=by)
     assert "\n" not in str(caught.value)
+    assert caught.value.__suppress_context__
+    assert capfd.readouterr().err == ""
+    assert [one for one in caplog.records if one.levelno >= logging.INFO] == []
     assert model.training
     assert not any(one._forward_hooks for one in model.modules())
+
+
+class Raising(nn.Module):
+    """A model with a fault of its own."""
+
+    def forward(self, _: Tensor) -> Tensor:
+        """Ask for what is not there."""
+        return self.nothing_of_this_name
+
+
+def test_a_fault_of_the_model_is_told_with_its_line() -> None:
+    """Where the caller's own code raised, and not where torch did."""
+    line = inspect.getsourcelines(Raising.forward)[1] + 2
+    with pytest.raises(RecordError, match=rf"name.*\(test_model_graph.py, line {line}\)"):
+        graph_of(Raising(), torch.ones(1), by="modules")
+    with pytest.raises(RecordError, match=r"\(1x3 and 2x2\)$"):
+        graph_of(nn.Linear(2, 2), torch.ones(1, 3), by="modules")
+
+
+def test_a_call_is_a_function() -> None:
+    """Not what it gave."""
+    with pytest.raises(RecordError, match=r"call must be a function, such as model.loss, not 5"):
+        graph_of(net(), torch.ones(1, 4), call=5)  # type: ignore[arg-type]
 
 
 def test_a_model_that_is_not_made_yet_is_refused() -> None:

@@ -78,6 +78,21 @@ def test_the_interval_belongs_to_the_value() -> None:
     check_alike({"a": FID, "b": other.passport}, of="fid")
 
 
+def test_notes_belong_to_the_value() -> None:
+    """They are kept beside it, each on one line, and make no other way of measuring."""
+    noted = replace(FID, notes=["12 frames are far too few", "a\nb"])  # type: ignore[arg-type]
+    assert FID.differences(noted) == ()
+    assert noted.digest == FID.digest
+    assert "notes" not in FID.to_dict()
+    again = decoded(encoded({"fid": noted}))["fid"]
+    assert again == noted
+    assert again.notes[0] == "12 frames are far too few"
+    assert "\n" not in again.notes[1]
+    for odd in ("a text", 5, [5]):
+        with pytest.raises(PassportError, match="notes of a passport cannot be"):
+            replace(FID, notes=odd)  # type: ignore[arg-type]
+
+
 def test_a_value_without_a_passport_is_not_like_one_that_has_one() -> None:
     """Two that have none are not known to differ."""
     with pytest.raises(PassportError, match="one has none"):

@@ -1,5 +1,7 @@
 """Facts about `opusclip_mlops.pixels`: any video a model makes becomes RGB bytes, or is refused."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -97,6 +99,7 @@ def test_the_scale_of_alpha_does_not_matter() -> None:
         pytest.param([RGB[0], RGB[0, :-1]], "differ in shape", id="two sizes"),
         pytest.param("clip.mp4", "cannot be made from str", id="a path"),
         pytest.param([1, 2], "cannot be made from int", id="numbers"),
+        pytest.param(io.BytesIO(b"film"), "cannot be made from bytes", id="an open file"),
     ],
 )
 def test_what_is_no_video_is_refused_in_one_line(video: object, said: str) -> None:

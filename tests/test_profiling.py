@@ -6,13 +6,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from opusclip_mlops import ExperimentTracker, TrackingConfig, journal
-from opusclip_mlops.errors import OpusclipError, RecordError
+from opusclip_mlops.errors import DeliveryError, OpusclipError, RecordError
 from opusclip_mlops.records import Metrics, Table, Text
 from opusclip_mlops.session import Session
 
@@ -90,6 +91,19 @@ def test_intervals_are_not_thinned_out(monkeypatch: pytest.MonkeyPatch) -> None:
             tracker._operations.flush()
     assert sums(tracker, "step/count") == {"profiling/operation/step/count": 10}
     assert sums(tracker, "performance/x") == {"performance/x": 1.0}
+
+
+def test_the_wait_for_the_run_s_id_is_named(
+    tracker: ExperimentTracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where MLflow has not answered yet; the error says which setting is how long it waits."""
+    monkeypatch.setattr(tracker, "config", replace(tracker.config, drain_timeout_s=0.3))
+    with pytest.raises(DeliveryError, match=r"within drain_timeout_s \(0.3 s\): no answer yet"):
+        _ = tracker.run_id
+    with tracker.profile_operation("asked"):
+        pass
+    tracker.flush(timeout_s=0)
+    assert sums(tracker, "tracker/run_id/self_ms")["profiling/tracker/run_id/self_ms"] >= 300
 
 
 def test_an_exception_loses_nothing(tracker: ExperimentTracker) -> None:

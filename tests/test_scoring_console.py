@@ -65,6 +65,13 @@ def test_several_videos_are_a_table_and_a_total(capsys: pytest.CaptureFixture[st
     ]
 
 
+def test_what_a_passport_notes_is_told_beneath(capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as that a distance is of far too few frames."""
+    fid = score(40.0, "fid", notes=("12 frames are far too few",))
+    print_evaluation(evaluation(video("a.mp4", fid=fid, psnr=score(23.5, "psnr"))))
+    assert "  fid: 12 frames are far too few\n" in capsys.readouterr().out
+
+
 def test_ranked_videos_stand_the_best_first(capsys: pytest.CaptureFixture[str]) -> None:
     """In the table and in JSON."""
     print_evaluation(TWO, Ranking("ssim"))

@@ -3,6 +3,7 @@
 import io
 import math
 import tracemalloc
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,11 @@ def test_a_picture_that_was_closed_or_cut_is_refused(tmp_path: Path) -> None:
         (np.full((8, 8), 1.5), r"holds 1.5 to 1.5: bring its floats to 0..1"),
         (np.full((8, 8), np.nan), "holds nan to nan"),
         (np.array([[{}]]), "must be numbers, not object"),
+        (np.ndarray, "cannot be made from class ndarray"),
+        (Figure, "a class Figure is no figure"),
+        (torch.zeros(2, 2, device="meta"), "cannot be read as numbers"),
+        (torch.zeros(2, 2).to_sparse(), "cannot be read as numbers"),
+        (torch.zeros(2, 2, dtype=torch.complex64), "must be numbers, not complex64"),
         (Image.new("F", (2, 2)), "mode F: bring it to 8 bits"),
         (Image.new("I;16", (2, 2)), "mode I;16"),
         (np.broadcast_to(np.uint8(0), (8193, 8192)), "8192 x 8193 pixels: at least 1, at most"),
@@ -233,6 +239,12 @@ def test_an_embedding_is_read_back_without_pickle() -> None:
         ([("a", 1), ("b", 2)], None, "label 0 has 2 texts for 0: name them with columns="),
         ([("a", 1), ("b",)], ["x", "y"], "label 1 has 1 texts for 2"),
         (None, ["x"], "pass labels too"),
+        ("ab", None, "labels must be a list, not 'ab'"),
+        (5, None, "labels must be a list, not 5"),
+        (np.array(5), None, r"labels must be a list, not array\(5\)"),
+        (count(), None, "3 labels for 2 vectors"),
+        (["a", "b"], "label", "columns must be a list, not 'label'"),
+        (["a", "b"], 5, "columns must be a list, not 5"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(labels: Any, columns: Any, message: str) -> None:
@@ -268,6 +280,20 @@ def test_a_sprite_of_other_than_pictures_is_refused() -> None:
         sprite_png([RED], 2)
     with pytest.raises(RecordError, match="image 1 cannot be made from str"):
         sprite_png([RED, "path.png"], 2)
+    for images in (5, "ab", RED.tobytes()):
+        with pytest.raises(RecordError, match="images must be a list, not "):
+            embedding_of([[1.0], [2.0]], images=images)  # type: ignore[arg-type]
+
+
+def test_an_open_file_is_no_picture_and_stays_open(tmp_path: Path) -> None:
+    """It has a `detach` as a tensor has, which would take its bytes from the caller."""
+    path = tmp_path / "picture.png"
+    Image.fromarray(RED).save(path)
+    with path.open("rb") as file:
+        for use in (picture_png, lambda given: numbers_of(given, "the vectors")):
+            with pytest.raises(RecordError, match="BufferedReader"):
+                use(file)
+        assert file.read(4) == b"\x89PNG"
 
 
 def test_files_are_private_and_whole_under_names_of_their_own(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from opusclip_mlops.errors import RecordError
 from opusclip_mlops.timing import timed
 
 
@@ -31,6 +32,13 @@ class Timer:
 @pytest.fixture
 def timer() -> Timer:
     return Timer()
+
+
+@pytest.mark.parametrize("given", [None, 5, "a", classmethod(len)])
+def test_what_is_no_function_is_refused(timer: Timer, given: Any) -> None:
+    """Where it is decorated, and not at the first call."""
+    with pytest.raises(RecordError, match="what is timed must be a function, not "):
+        timed(given, timer)
 
 
 def test_each_call_of_a_function_is_timed(timer: Timer) -> None:

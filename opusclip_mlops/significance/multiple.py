@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from opusclip_mlops.errors import RecordError
+from opusclip_mlops.significance.results import numbers_of
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
@@ -19,7 +20,7 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     Raises:
         RecordError: One is no number from 0 to 1.
     """
-    given = np.asarray(p_values, float)
+    given = numbers_of(p_values, "p-values")
     if given.ndim != 1 or not ((given >= 0) & (given <= 1)).all():
         raise RecordError("p-values must be a list of numbers from 0 to 1")
     order = np.argsort(given, kind="stable")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -16,14 +17,19 @@ from opusclip_mlops.significance.multiple import holm
 from opusclip_mlops.significance.ranks import Zeros, signed_rank
 from opusclip_mlops.significance.results import (
     ALPHA,
+    ROUNDING,
     Estimate,
     Floats,
     HypothesisTest,
     as_json,
     checked,
-    is_constant,
+    checked_seed,
+    is_number,
+    mean_of,
     number,
     p_in_words,
+    power_of,
+    times_power,
 )
 
 Better = Literal["higher", "lower"]
@@ -156,29 +162,24 @@ def compare_paired(
     """
     _check(metric, better, minimum_effect, zeros)
     first, second = _pairs(a, b, metric)
-    with np.errstate(invalid="ignore"):
-        # Two values that are infinite alike do not differ.
-        differences = np.where(first == second, 0.0, first - second)
-        mean_a, mean_b = float(first.mean()), float(second.mean())
-    test = signed_rank(differences, zeros=zeros)
-    above, below = int((differences > 0).sum()), int((differences < 0).sum())
+    found = _Differences.of(first, second)
+    test = signed_rank(found.values, zeros=zeros)
+    above, below = int((found.values > 0).sum()), int((found.values < 0).sum())
     wins = (above, below) if better == "higher" else (below, above)
-    is_finite = bool(np.isfinite(differences).all())
-    has_effect = is_finite and len(differences) > 2 and not is_constant(differences)
     return PairedComparison(
         metric=one_line(metric, at_most=250),
         better=better,
-        n=len(differences),
+        n=len(first),
         n_a_better=wins[0],
         n_b_better=wins[1],
-        mean_a=mean_a,
-        mean_b=mean_b,
-        difference=_mean(differences, seed) if is_finite else None,
+        mean_a=mean_of(first),
+        mean_b=mean_of(second),
+        difference=found.mean(checked_seed(seed)),
         test=test,
-        effect=hedges_g_paired(differences) if has_effect else None,
+        effect=found.effect(),
         p_adjusted=test.p,
         minimum_effect=float(minimum_effect),
-        notes=tuple(_notes(differences, is_finite)),
+        notes=found.notes(),
     )
 
 
@@ -209,10 +210,8 @@ def compare_metrics(
     Raises:
         RecordError: Other metrics in `a`, `b` or `better`, or as `compare_paired`.
     """
-    least = minimum_effect or {}
-    for what, given in (("b", b), ("better", better), ("minimum_effect", {**dict(a), **least})):
-        if lacking := sorted(set(a) ^ set(given)):
-            raise RecordError(f"metric {one_line(lacking[0])!r} is not both in a and in {what}")
+    least = {} if minimum_effect is None else minimum_effect
+    _check_metrics(a, b, better, least)
     found = [
         compare_paired(
             a[name], b[name], better=better[name], minimum_effect=least.get(name, 0.0),
@@ -227,18 +226,32 @@ def compare_metrics(
     }
 
 
+def _check_metrics(a: Any, b: Any, better: Any, least: Any) -> None:
+    """Raises RecordError where they are no mappings of the same metrics."""
+    given = {"a": a, "b": b, "better": better, "minimum_effect": least}
+    for what, one in given.items():
+        if not isinstance(one, Mapping):
+            raise RecordError(f"{what} must be a mapping by metric, not {type(one).__name__}")
+    for what, names in (("b", set(b)), ("better", set(better)), ("minimum_effect", {*a, *least})):
+        if lacking := sorted(set(a) ^ names, key=str):
+            name = one_line(str(lacking[0]))
+            raise RecordError(f"metric {name!r} is not both in a and in {what}")
+
+
 def _check(metric: str, better: str, minimum_effect: float, zeros: str) -> None:
+    if not isinstance(metric, str):
+        raise RecordError(f"metric must be a text, not {metric!r:.60}")
     for name, given, known in (("better", better, Better), ("zeros", zeros, Zeros)):
         if given not in get_args(known):
             choice = " or ".join(get_args(known))
             raise RecordError(f"{name} of {metric} is {given!r:.60}: give {choice}")
-    if not 0 <= minimum_effect < float("inf"):
-        raise RecordError(f"minimum_effect of {metric} is {minimum_effect}: give 0 or more")
+    if not is_number(minimum_effect, 0.0, sys.float_info.max):
+        raise RecordError(f"minimum_effect of {metric} is {minimum_effect!r:.60}: give 0 or more")
 
 
 def _pairs(a: Values, b: Values, metric: str) -> tuple[Floats, Floats]:
     if isinstance(a, Mapping) and isinstance(b, Mapping):
-        if odd := sorted(set(a) ^ set(b)):
+        if odd := sorted(set(a) ^ set(b), key=str):
             who = "B" if odd[0] in a else "A"
             raise RecordError(f"{metric}: {who} has no value of {one_line(str(odd[0]))!r}")
         return _pairs(list(a.values()), [b[name] for name in a], metric)
@@ -251,20 +264,57 @@ def _pairs(a: Values, b: Values, metric: str) -> tuple[Floats, Floats]:
     return first, second
 
 
-def _mean(differences: Floats, seed: int) -> Estimate:
-    found = over_clips(list(differences), seed=seed) if len(differences) >= LEAST_PAIRS else None
-    return Estimate(
-        name="mean difference",
-        value=float(differences.mean()),
-        low=found.low if found else None,
-        high=found.high if found else None,
-        method="percentile bootstrap over pairs" if found else "",
-    )
+@dataclass(frozen=True, slots=True)
+class _Differences:
+    """A minus B of each pair, in units of 2**power: 0 where only rounding tells two apart.
 
+    `rounding` is how far off such a difference may be.
+    """
 
-def _notes(differences: Floats, is_finite: bool) -> list[str]:
-    if not is_finite:
-        return ["a difference is infinite, so nothing is said of the mean"]
-    if len(differences) < LEAST_PAIRS:
-        return [f"fewer than {LEAST_PAIRS} pairs are too few for a verdict"]
-    return [] if differences.any() else ["no pair differs at all"]
+    values: Floats
+    power: int
+    rounding: float
+
+    @classmethod
+    def of(cls, first: Floats, second: Floats) -> _Differences:
+        is_finite = bool(np.isfinite([first, second]).all())
+        power = power_of(first, second) if is_finite else 0
+        a, b = np.ldexp(first, -power), np.ldexp(second, -power)
+        sizes = np.where(np.isfinite(a) & np.isfinite(b), np.maximum(np.abs(a), np.abs(b)), 0.0)
+        with np.errstate(invalid="ignore", over="ignore"):
+            # Two values that are infinite alike do not differ.
+            is_same = (a == b) | (np.abs(a - b) <= ROUNDING * sizes)
+            return cls(np.where(is_same, 0.0, a - b), power, ROUNDING * float(sizes.max()))
+
+    def mean(self, seed: int) -> Estimate | None:
+        """The mean difference, None where one is infinite."""
+        if not self._is_finite:
+            return None
+        given = self.values
+        found = over_clips(list(given), seed=seed) if len(given) >= LEAST_PAIRS else None
+        plain = Estimate(
+            name="mean difference",
+            value=float(given.mean()),
+            low=found.low if found else None,
+            high=found.high if found else None,
+            method="percentile bootstrap over pairs" if found else "",
+        )
+        return times_power(plain, self.power)
+
+    def effect(self) -> Estimate | None:
+        """Hedges' g, None where it is not defined."""
+        if len(self.values) < 3 or not self._is_finite or np.ptp(self.values) <= self.rounding:
+            return None
+        return hedges_g_paired(self.values)
+
+    def notes(self) -> tuple[str, ...]:
+        """What could not be said, and why."""
+        if not self._is_finite:
+            return ("a difference is infinite, so nothing is said of the mean",)
+        if len(self.values) < LEAST_PAIRS:
+            return (f"fewer than {LEAST_PAIRS} pairs are too few for a verdict",)
+        return () if self.values.any() else ("no pair differs at all",)
+
+    @property
+    def _is_finite(self) -> bool:
+        return bool(np.isfinite(self.values).all())

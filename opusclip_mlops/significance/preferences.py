@@ -38,7 +38,14 @@ from scipy import special
 
 from opusclip_mlops.errors import RecordError
 from opusclip_mlops.intervals import LEVEL
-from opusclip_mlops.significance.results import ALPHA, Estimate, Floats, as_json, p_in_words
+from opusclip_mlops.significance.results import (
+    ALPHA,
+    Estimate,
+    Floats,
+    as_json,
+    is_number,
+    p_in_words,
+)
 
 Vote = Literal["A", "B", "tie"]
 Preferred = Literal["A", "B", "neither", "undecided"]
@@ -139,11 +146,9 @@ def preference(votes: Iterable[Vote], *, minimum_effect: float = MINIMUM_EFFECT)
     Raises:
         RecordError: A vote that is none, or a minimum effect out of range.
     """
-    given = list(votes)
-    if odd := [one for one in given if one not in get_args(Vote)]:
-        raise RecordError(f"vote {odd[0]!r:.60} is none of A, B, tie")
-    if not 0 <= minimum_effect <= 0.5:
-        raise RecordError(f"minimum_effect is {minimum_effect}: give 0 to 0.5")
+    given = _checked(votes)
+    if not is_number(minimum_effect, 0, 0.5):
+        raise RecordError(f"minimum_effect is {minimum_effect!r:.60}: give 0 to 0.5")
     decided = np.array([one == "A" for one in given if one != "tie"], float)
     wins, counts = np.cumsum(decided), np.arange(1, len(decided) + 1)
     grown = log_e_values(wins, counts - wins)
@@ -156,6 +161,21 @@ def preference(votes: Iterable[Vote], *, minimum_effect: float = MINIMUM_EFFECT)
         share=_share(wins, counts - wins),
         minimum_effect=float(minimum_effect),
     )
+
+
+def _checked(votes: Any) -> list[str]:
+    """Votes as a list of texts.
+
+    Raises:
+        RecordError: There is none to go through, or one of them is no vote.
+    """
+    if not isinstance(votes, Iterable):
+        raise RecordError(f"votes must be a list of A, B and tie, not {votes!r:.60}")
+    given = list(votes)
+    for one in given:
+        if not isinstance(one, str) or one not in get_args(Vote):
+            raise RecordError(f"vote {one!r:.60} is none of A, B, tie")
+    return given
 
 
 def log_e_values(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import msgspec
@@ -19,8 +21,13 @@ ALPHA = 0.05
 
 Floats = npt.NDArray[np.float64]
 
-_LARGEST = 1e150  # squares of larger ones are beyond all numbers
-_ROUNDING = 1e-12  # spread below this share of the values is that of their last digits
+ROUNDING = 4 * float(np.finfo(float).eps)
+"""What is below this share of the values is a matter of their last digits."""
+
+_INFINITE = 1.797e308  # databases of MLflow keep an infinity as the largest number there is
+_ORDINARY_POWER = 100  # the fourth power of 2**100 is still far from the largest number
+_NARROW = 1e-3  # of a spread below this share of the values, sums would lose digits
+_NUMBERS = "biufO"  # kinds of NumPy's types; Python's large integers are objects
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,15 +94,12 @@ def p_in_words(p: float) -> str:
 def checked(values: Sequence[float] | Floats, name: str) -> Floats:
     """Values as an array of one dimension; infinite ones may be among them.
 
-    One beyond 1e150 counts as infinite: databases of MLflow keep ±Infinity as ±1.797e308.
+    ±1.797e308 is infinite: databases of MLflow keep ±Infinity so.
 
     Raises:
         RecordError: They are no list of numbers, or one is NaN.
     """
-    try:
-        found = np.asarray(values, float)
-    except (TypeError, ValueError):
-        raise RecordError(f"{name} must be a list of numbers") from None
+    found = numbers_of(values, name)
     if found.ndim != 1:
         raise RecordError(f"{name} must be a list of numbers, not of shape {found.shape}")
     if np.isnan(found).any():
@@ -103,13 +107,102 @@ def checked(values: Sequence[float] | Floats, name: str) -> Floats:
         raise RecordError(
             f"value {where} of {len(found)} of {name} is NaN: find out why, or leave it out"
         )
-    return np.where(np.abs(found) > _LARGEST, np.copysign(np.inf, found), found)
+    return np.where(np.abs(found) >= _INFINITE, np.copysign(np.inf, found), found)
+
+
+def numbers_of(values: Any, name: str) -> Floats:
+    """Values as an array of any shape; what is masked is NaN.
+
+    Raises:
+        RecordError: They are no numbers.
+    """
+    try:
+        given = np.asarray(values)
+        if given.dtype.kind not in _NUMBERS:
+            raise TypeError
+        found = np.asarray(given, float)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        raise RecordError(f"{name} must be a list of numbers") from None
+    return np.where(np.ma.getmaskarray(values), np.nan, found) if np.ma.isMA(values) else found
+
+
+def checked_seed(seed: Any) -> int:
+    """A seed of random numbers.
+
+    Raises:
+        RecordError: It is no whole number of 0 or more.
+    """
+    try:
+        if (found := operator.index(seed)) >= 0:
+            return found
+    except TypeError:
+        pass
+    raise RecordError(f"seed is {seed!r:.60}: give a whole number, 0 or more")
+
+
+def is_number(value: Any, low: float, high: float) -> bool:
+    """Whether a value is a number within these limits; NaN is not."""
+    return isinstance(value, Real) and bool(low <= float(value) <= high)
 
 
 def is_constant(values: Floats) -> bool:
     """Whether values do not differ but by rounding."""
-    spread = _ROUNDING * np.abs(values).max(initial=0.0)
-    return bool(np.ptp(values) <= spread or values.var() == 0)
+    halves = values / 2  # the spread of the largest numbers is none
+    return bool(np.ptp(halves) <= ROUNDING * np.abs(halves).max(initial=0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Reduced:
+    """Groups of finite values brought near 1, which moves no test of theirs.
+
+    A value is 2**power · (origin + what is in its group). Values of ordinary size and spread are
+    as they were, with a power and an origin of 0.
+
+    Attributes:
+        groups: The values, such that their sums and the squares of these are numbers.
+        origin: What was taken from each.
+        power: Of 2, by which they were divided.
+    """
+
+    groups: tuple[Floats, ...]
+    origin: float
+    power: int
+
+    @classmethod
+    def of(cls, *groups: Floats) -> Reduced:
+        """Bring groups near 1, all of them alike."""
+        power = power_of(*groups)
+        scaled = [np.ldexp(one, -power) for one in groups]
+        every = np.concatenate(scaled)
+        is_narrow = np.ptp(every) <= _NARROW * np.abs(every).max()
+        origin = float(every[0]) if is_narrow else 0.0
+        return cls(tuple(one - origin for one in scaled), origin, power)
+
+
+def power_of(*groups: Floats) -> int:
+    """The power of 2 of the largest of some finite values, 0 where all are of ordinary size."""
+    power = int(np.frexp(max(np.abs(one).max() for one in groups))[1])
+    return power if abs(power) > _ORDINARY_POWER else 0
+
+
+def times_power(estimate: Estimate, power: int) -> Estimate:
+    """An estimate of what was divided by 2**power; beyond all numbers it is infinite."""
+    if not power:
+        return estimate
+    ends = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+    with np.errstate(over="ignore"):
+        known = {name: one for name, one in ends.items() if one is not None}
+        found: dict[str, Any] = {name: float(np.ldexp(one, power)) for name, one in known.items()}
+    return replace(estimate, **found)
+
+
+def mean_of(values: Floats) -> float:
+    """The mean: infinite or NaN where values are infinite, and else never."""
+    if not np.isfinite(values).all():
+        with np.errstate(invalid="ignore"):
+            return float(values.mean())
+    near = Reduced.of(values)
+    return float(np.ldexp(near.origin + near.groups[0].mean(), near.power))
 
 
 def as_json(result: Any) -> dict[str, Any]:

@@ -140,6 +140,30 @@ def test_a_score_carries_its_passport() -> None:
     assert passport.settings == {"references": 9, "subsets": 7, "subset_size": 5, "seed": "3"}
 
 
+@pytest.mark.parametrize("kind", [FID, FrechetVideoDistance])
+def test_a_frechet_distance_of_few_items_says_so(kind: type[FID]) -> None:
+    """Of no more items than features, on either side; and the value is told all the same."""
+    for made, true, is_few in ((9, 9, False), (8, 9, True), (9, 8, True)):
+        metric = kind(Projection(), resamples=0)
+        sets = [frames(n, seed=n) for n in (true, made + 1)]
+        real, fake = sets[0], sets[1][:made]
+        if metric.unit == "clips":
+            real, fake = (one[:, None].expand(-1, 2, -1, -1, -1) for one in (real, fake))
+        fed(metric, real, fake)
+        notes = metric.score().passport.notes
+        few = f"8 {metric.unit} are far too few for 8 features: the value is too large"
+        assert [note.startswith(few) for note in notes] == [True] * is_few
+
+
+def test_a_kernel_distance_of_few_frames_says_so() -> None:
+    """Below a hundred on either side."""
+    for made, true, is_few in ((100, 100, False), (99, 100, True), (100, 99, True)):
+        metric = KID(Projection(), subset_size=5, resamples=0)
+        fed(metric, frames(true), frames(made, seed=1))
+        notes = metric.score().passport.notes
+        assert [note.startswith("99 frames are too few") for note in notes] == [True] * is_few
+
+
 def test_another_reference_is_another_protocol() -> None:
     """The reference's digest depends on its pictures, and not on their order or batches."""
     whole, parts, other = (FID(Projection()) for _ in range(3))

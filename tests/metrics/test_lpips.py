@@ -191,7 +191,7 @@ def test_pairs_that_do_not_match_are_refused(metric: LPIPS) -> None:
         metric.update(pictures, targets[:1])
     with pytest.raises(VideoError, match="targets are of float32"):
         metric.update(pictures, targets.float())
-    with pytest.raises(VideoError, match=f"LPIPS {metric.net} over no pictures"):
+    with pytest.raises(VideoError, match=f"lpips_{metric.net} over no pictures"):
         metric.compute()
     with pytest.raises(VideoError, match="over no pictures"):
         metric.score()

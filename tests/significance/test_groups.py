@@ -3,6 +3,7 @@
 import json
 import math
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,7 +75,7 @@ def test_equal_constant_groups_do_not_differ() -> None:
     assert (found.p, found.differs) == (1.0, False)
     assert [one.name for one in found.tests] == ["exact Mann-Whitney"]
     assert found.effects[0].value == 0
-    assert "no group has any spread, so ranks decide" in found.sentence
+    assert "no group has a spread beyond rounding, so ranks decide" in found.sentence
 
 
 def test_constant_groups_that_are_apart_are_no_proof_in_themselves() -> None:
@@ -104,13 +105,61 @@ def test_one_infinite_value_leaves_the_ranks() -> None:
     assert math.isnan(both.mean_a)
 
 
+@pytest.mark.parametrize("shift", [0.0, 1e6, 1e15])
+@pytest.mark.parametrize("factor", [1.0, 2.0**-700, 2.0**900])
+def test_neither_size_nor_a_shift_moves_what_is_found(shift: float, factor: float) -> None:
+    """Of whole numbers, which stay exact: the same tests and effects, and the difference as large.
+
+    In particular no value is called infinite that is not, and no group without spread.
+    """
+    a, b = [float(n) for n in (1, 2, 3, 5, 9, 11)], [float(n) for n in (6, 8, 12, 13, 17, 19)]
+    plain = compare_groups(a, b)
+    moved = compare_groups(*([factor * (one + shift) for one in group] for group in (a, b)))
+    assert moved.notes == ()
+    for one, other in zip(plain.tests + plain.effects, moved.tests + moved.effects, strict=True):
+        assert one.value == pytest.approx(other.value)
+    assert (moved.p, moved.differs) == (pytest.approx(plain.p), plain.differs)
+    for one, other in ((plain.difference, moved.difference), (plain.resampled, moved.resampled)):
+        assert one is not None
+        assert other is not None
+        found = [other.value / factor, other.low / factor, other.high / factor]  # type: ignore[operator]
+        assert found == pytest.approx([one.value, one.low, one.high])
+    assert moved.mean_a / factor == pytest.approx(plain.mean_a + shift, rel=1e-15)
+
+
+def test_the_largest_numbers_have_means_and_an_answer() -> None:
+    """Their difference is beyond all numbers, and said to be; no value is called infinite."""
+    found = compare_groups([1e308, 1.1e308, 1.2e308], [-1e308, -1.1e308, -1.3e308])
+    assert found.notes == ()
+    assert (found.mean_a, found.mean_b) == pytest.approx((1.1e308, -1.7e308 / 1.5))
+    assert found.differs is True
+    assert found.difference is not None
+    assert found.difference.value == math.inf
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_rounding_is_no_difference() -> None:
+    """0.1 + 0.2 and 0.3 are no two settings."""
+    found = compare_groups([0.3] * 4, [0.1 + 0.2] * 4)
+    assert (found.differs, found.p) == (False, 1.0)
+    assert "no group has a spread beyond rounding" in found.sentence
+
+
+@pytest.mark.parametrize("names", [("A",), None, "AB", ("A", 2), ("A", "B", "C")])
+def test_groups_have_two_names(names: Any) -> None:
+    """In one line."""
+    with pytest.raises(RecordError, match=r"names must be two texts, one a group, not "):
+        compare_groups(A, B, names=names)
+    assert "\n" not in compare_groups(A, B, names=("a\nb", "c")).sentence
+
+
 def test_ties_are_told_by_exact_ranks() -> None:
     """Whole numbers that are often equal: p is that of all rearrangements."""
     found = compare_groups([1, 1, 2, 2], [2, 3, 3, 3])
     assert found.tests[1].p == pytest.approx(6 / 70)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(MANY, MANY)
 def test_whatever_the_values_there_is_an_answer(a: list[float], b: list[float]) -> None:
     """A p from 0 to 1, JSON without what JSON has not, and with A and B swapped the same turned."""

@@ -140,6 +140,10 @@ def test_values_belong_together_by_name() -> None:
         ([1.0], [1.0], {"zeros": "no"}, "zeros of fid is 'no': give wilcox or pratt"),
         ([1.0], [1.0], {"minimum_effect": -1}, "minimum_effect of fid is -1: give 0 or more"),
         ([1.0], [1.0], {"minimum_effect": math.nan}, "minimum_effect of fid is nan"),
+        ([1.0], [1.0], {"minimum_effect": "x"}, "minimum_effect of fid is 'x': give 0 or more"),
+        ([1.0], [1.0], {"better": None}, "better of fid is None: give higher or lower"),
+        ([1.0], [1.0], {"metric": 5}, "metric must be a text, not 5"),
+        ({1: 1.0, "x": 1.0}, {}, {}, "fid: B has no value of '1'"),
     ],
 )
 def test_what_does_not_belong_together_is_one_line(
@@ -148,6 +152,32 @@ def test_what_does_not_belong_together_is_one_line(
     """Which metric, what is wrong with it, what to give."""
     with pytest.raises(RecordError, match=problem):
         compare_paired(a, b, **{"better": "lower", "metric": "fid", **options})
+
+
+@pytest.mark.parametrize("factor", [2.0**-700, 2.0**900])
+def test_size_does_not_move_what_is_found(factor: float) -> None:
+    """Of values near the smallest and largest numbers: the same test, effect and verdict."""
+    plain = compare_paired(BETTER, BASE, better="higher")
+    moved = compare_paired(factor * BETTER, factor * BASE, better="higher")
+    assert (moved.verdict, moved.notes, moved.test) == ("better", (), plain.test)
+    assert (moved.effect, moved.mean_a / factor) == (plain.effect, plain.mean_a)
+    for one, other in ((plain.difference, moved.difference),):
+        assert one is not None
+        assert other is not None
+        assert (other.low / factor, other.high / factor) == (one.low, one.high)  # type: ignore[operator]
+
+
+def test_rounding_is_no_difference() -> None:
+    """0.1 + 0.2 is not better than 0.3, whichever is the higher."""
+    found = compare_paired([0.1 + 0.2] * 8, [0.3] * 8, better="higher")
+    assert (found.n_a_better, found.n_b_better, found.test.p) == (0, 0, 1.0)
+    assert found.notes == ("no pair differs at all",)
+
+
+def test_a_shift_of_all_has_no_effect_size() -> None:
+    """All prompts better by 0.1: what differs of that is rounding, and no spread."""
+    base = np.random.default_rng(3).normal(30, 4, 12)
+    assert compare_paired(base + 0.1, base, better="higher").effect is None
 
 
 def test_many_metrics_make_no_finds_by_chance() -> None:
@@ -169,6 +199,10 @@ def test_many_metrics_make_no_finds_by_chance() -> None:
         ({"y": BASE}, {"x": "lower"}, None, "metric 'x' is not both in a and in b"),
         ({"x": BASE}, {}, None, "metric 'x' is not both in a and in better"),
         ({"x": BASE}, {"x": "lower"}, {"z": 1.0}, "metric 'z' is not both in a and in minimum"),
+        ({"x": BASE, 5: BASE}, {"x": "lower"}, None, "metric '5' is not both in a and in b"),
+        (None, {"x": "lower"}, None, "b must be a mapping by metric, not NoneType"),
+        ({"x": BASE}, "lower", None, "better must be a mapping by metric, not str"),
+        ({"x": BASE}, {"x": "lower"}, 0.1, "minimum_effect must be a mapping by metric"),
     ],
 )
 def test_metrics_are_the_same_everywhere(b: Any, better: Any, least: Any, problem: str) -> None:

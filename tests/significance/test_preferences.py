@@ -167,6 +167,12 @@ def test_many_even_votes_say_neither() -> None:
         (["C"], {}, "vote 'C' is none of A, B, tie"),
         (["A"], {"minimum_effect": 0.6}, "minimum_effect is 0.6: give 0 to 0.5"),
         (["A"], {"minimum_effect": math.nan}, "minimum_effect is nan"),
+        (["A"], {"minimum_effect": "x"}, "minimum_effect is 'x': give 0 to 0.5"),
+        (["A"], {"minimum_effect": None}, "minimum_effect is None: give 0 to 0.5"),
+        (None, {}, "votes must be a list of A, B and tie, not None"),
+        (5, {}, "votes must be a list of A, B and tie, not 5"),
+        ([["A"]], {}, r"vote \['A'\] is none of A, B, tie"),
+        ([np.array(["A", "B"])], {}, "vote array"),
     ],
 )
 def test_what_is_no_vote_is_refused(votes: Any, options: dict[str, float], problem: str) -> None:

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -14,6 +14,7 @@ from opusclip_mlops.significance.ranks import MOST_EXACT, rank_sum, signed_rank
 FEW = st.lists(st.integers(-3, 3).map(float), min_size=3, max_size=5)
 
 
+@settings(deadline=None)
 @given(FEW, FEW)
 def test_with_ties_it_is_what_all_rearrangements_give(a: list[float], b: list[float]) -> None:
     """The share of ways to part the values that give a U as far out, twice the smaller tail."""
@@ -67,6 +68,7 @@ def test_infinite_values_have_ranks() -> None:
     assert rank_sum(a, b).p == pytest.approx(2 / 20)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-4, 4).map(float), min_size=1, max_size=9))
 def test_signs_are_all_tried_where_differences_are_tied(differences: list[float]) -> None:
     """The share of ways to give signs to the ranks that give a W as far out; zeros left out."""

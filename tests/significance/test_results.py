@@ -2,17 +2,23 @@
 
 import json
 import math
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
 
 from opusclip_mlops.errors import RecordError
+from opusclip_mlops.significance import compare_groups, compare_paired
 from opusclip_mlops.significance.results import (
     Estimate,
     HypothesisTest,
+    Reduced,
     as_json,
     checked,
     is_constant,
+    mean_of,
     p_in_words,
 )
 
@@ -25,6 +31,12 @@ from opusclip_mlops.significance.results import (
         (["a"], "loss must be a list of numbers"),
         ([[1.0], []], "loss must be a list of numbers"),
         (None, "loss must be a list of numbers, not of shape"),
+        ([10**400, 1], "loss must be a list of numbers"),
+        ([1 + 2j], "loss must be a list of numbers"),
+        (np.array(["2020-01-01"], "M8[D]"), "loss must be a list of numbers"),
+        (["1.0", "2.0"], "loss must be a list of numbers"),
+        ((one for one in [1.0]), "loss must be a list of numbers"),
+        ({"seed 1": 1.0}, "loss must be a list of numbers"),
     ],
 )
 def test_what_cannot_be_compared_is_told(given: object, problem: str) -> None:
@@ -39,13 +51,47 @@ def test_spread_that_is_rounding_is_none() -> None:
     assert is_constant(np.zeros(3))
     assert not is_constant(np.array([0.3, 0.3001]))
     assert not is_constant(np.array([-1e-9, 1e-9]))
+    assert not is_constant(np.array([1e-200, 3e-200]))
+    assert not is_constant(np.array([1e15, 1e15 + 1, 1e15 + 2]))
+    assert not is_constant(np.array([-1.7e308, 1.7e308]))
 
 
 def test_the_largest_number_is_how_mlflow_keeps_infinity() -> None:
-    """What comes back from its database as 1.797e308 was infinite; 1e100 is a number."""
-    found = checked([1.7976931348623157e308, -1.7e308, 1e100], "loss")
-    assert found.tolist() == [math.inf, -math.inf, 1e100]
-    assert is_constant(np.array([1e-200, 3e-200]))  # their squares are 0
+    """What comes back from its database as ±1.797e308 was infinite; 1.7e308 is a number."""
+    found = checked([1.7976931348623157e308, -1.7976931348623157e308, 1.7e308], "loss")
+    assert found.tolist() == [math.inf, -math.inf, 1.7e308]
+
+
+def test_whole_numbers_and_fractions_are_numbers_and_what_is_masked_is_not() -> None:
+    """A masked value is not taken for what lies under the mask."""
+    assert checked([Fraction(1, 2), Decimal("0.25"), 10**30, True], "x").tolist() == [
+        0.5, 0.25, 1e30, 1.0,
+    ]  # fmt: skip
+    with pytest.raises(RecordError, match="value 2 of 2 of loss is NaN"):
+        checked(np.ma.masked_array([1.0, 2.0], [False, True]), "loss")
+
+
+@pytest.mark.parametrize(
+    "values", [[0.31, 0.29, 0.33], [1e15, 1e15 + 1, 1e15 + 2], [1.7e308, 1.6e308, -1.7e308], [0.0]]
+)
+def test_reduced_values_are_the_same_values(values: list[float]) -> None:
+    """To the last digit, and the mean is within them."""
+    near = Reduced.of(np.array(values))
+    back = [math.ldexp(near.origin + one, near.power) for one in near.groups[0]]
+    assert back == values
+    assert min(values) <= mean_of(np.array(values)) <= max(values)
+    assert float(np.abs(near.groups[0]).max()) ** 4 < math.inf
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "x", None])
+def test_a_seed_is_a_whole_number(seed: Any) -> None:
+    """In one line, whoever is asked."""
+    for call in (
+        lambda: compare_groups([1.0], [2.0], seed=seed),
+        lambda: compare_paired([1.0], [2.0], better="lower", seed=seed),
+    ):
+        with pytest.raises(RecordError, match=r"seed is .*: give a whole number, 0 or more"):
+            call()
 
 
 def test_sentences_say_all_numbers() -> None:
