@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 WAIT_S = 120.0
+AGAIN_S = 1.0
 
 
 def main(argv: list[str]) -> None:
@@ -113,7 +114,7 @@ def patiently(call: Callable[[], None], fault: type[Exception]) -> None:
             if time.monotonic() > end:
                 sys.exit(f"error: {error}")
             print(f"not yet: {error}", file=sys.stderr)
-            time.sleep(1)
+            time.sleep(AGAIN_S)
 
 
 if __name__ == "__main__":

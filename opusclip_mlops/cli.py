@@ -18,6 +18,7 @@ from opusclip_mlops import (
     doctor_cli,
     profiling_cli,
     registry_cli,
+    report_cli,
     samples_cli,
     scoring_cli,
     server_cli,
@@ -213,6 +214,7 @@ def mirror(
             run_ids, to=to, experiments=experiments, plan=plan, wait_s=wait_s, places=where,
             show=show,
         )  # fmt: skip
+    mirror_console.refuse_unknown(found)
     mirror_console.print_mirrored(found, as_json=as_json)
     if any(one.outcome == "mirrored" for one in found):
         mirror_console.tell_offline(to, where)
@@ -249,7 +251,9 @@ def verify(
             places=replay.Places(**places),
             show=show,
         )
+    mirror_console.refuse_unknown(found)
     mirror_console.print_verified(found, as_json=as_json)
+    mirror_console.tell_under_way(found)
     sys.exit(0 if verifying.is_equal(found) else 1)
 
 
@@ -264,6 +268,7 @@ for _verb in (
     *alerts_cli.VERBS,
     *ab_cli.VERBS,
     *compare_cli.VERBS,
+    *report_cli.VERBS,
 ):
     opusclip.add_command(_verb)
 

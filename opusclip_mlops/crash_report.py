@@ -123,11 +123,20 @@ def _redacted_values(value: Any) -> Any:
 
 
 def _facts(case: Case) -> dict[str, Any]:
-    start, death = case.start, case.death
-    flight = flight_of(case.folder.path, start.session)
-    identity = case.folder.identity()
+    flight = flight_of(case.folder.path, case.start.session)
     return {
         "format": 1,
+        **_of_its_end(case, flight),
+        **_of_the_process(case, flight),
+        "open_operations": _open_operations(case),
+        "checkpoint": _last_checkpoint(case.folder),
+        "stderr_file": _readable_errors(flight),
+    }
+
+
+def _of_its_end(case: Case, flight: Flight | None) -> dict[str, Any]:
+    death = case.death
+    return {
         "status": death.status,
         "reason": death.reason or "closed so by the script",
         "signal": death.signal,
@@ -135,6 +144,12 @@ def _facts(case: Case) -> dict[str, Any]:
         "told_by": death.told_by,
         "out_of_memory": _out_of_memory(case, flight),
         "ended_ms": case.end_time_ms,
+    }
+
+
+def _of_the_process(case: Case, flight: Flight | None) -> dict[str, Any]:
+    start, identity = case.start, case.folder.identity()
+    return {
         "started_ms": start.start_time_ms,
         "session": start.session,
         "host": start.host,
@@ -144,13 +159,15 @@ def _facts(case: Case) -> dict[str, Any]:
         "command": flight.argv if flight else [],
         "cwd": flight.cwd if flight else case.folder.manifest().cwd,
         "python": flight.python if flight else "",
-        "open_operations": [
-            {"name": one.name, "open_s": round(max(0, case.end_time_ms - one.began_ms) / 1000, 3)}
-            for one in open_operations(case.folder.path, start.session)
-        ],
-        "checkpoint": _last_checkpoint(case.folder),
-        "stderr_file": _readable_errors(flight),
     }
+
+
+def _open_operations(case: Case) -> list[dict[str, Any]]:
+    found = open_operations(case.folder.path, case.start.session)
+    return [
+        {"name": one.name, "open_s": round(max(0, case.end_time_ms - one.began_ms) / 1000, 3)}
+        for one in found
+    ]
 
 
 def _readable_errors(flight: Flight | None) -> str:

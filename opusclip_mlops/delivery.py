@@ -19,6 +19,7 @@ from opusclip_mlops.faults import attempted
 from opusclip_mlops.folder import Position, Progress, Rejection, RunFolder
 from opusclip_mlops.records import Batch, Record, last_training_step
 from opusclip_mlops.redaction import one_line, redacted
+from opusclip_mlops.rewinding import bring_to_line
 from opusclip_mlops.sessions import final_end
 from opusclip_mlops.sinks import (
     NEEDS_NEW_PROCESS,
@@ -37,6 +38,7 @@ POLL_S = 0.1
 SETTLED_S = 2.0
 LINGER_S = 0.9
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 10.0
+HEARS_ALERTS_S = 10.0
 
 
 def is_caught_up(folder: RunFolder, progress: Progress) -> bool:
@@ -91,6 +93,7 @@ class _Delivery:
         self._repeats = deque(self._progress.given)
         # What a sink put off before it was opened again is asked about, whatever else there is.
         self._unfinished = True
+        self._hears_until_s = float("inf")
 
     def run(self) -> None:
         """Open the sink, give it everything, declare the end."""
@@ -112,13 +115,25 @@ class _Delivery:
         elif self._unfinished:
             time.sleep(POLL_S)
             self._ask()
-        elif end is not None and self._has_all():
+        elif end is not None and self._has_heard_alerts() and self._has_all():
             self._sink.close(end)
+            bring_to_line(self._folder, self._name, end)
             self._keep(done=True)
             return True
         else:
             time.sleep(POLL_S)
         return False
+
+    def _has_heard_alerts(self) -> bool:
+        """Whether the alerts have judged all that was logged, or are not waited for any longer.
+
+        What they say behind a sink's end would have that sink opened once more.
+        """
+        alerts = self._folder.progress("alerts")
+        if self._name == "alerts" or alerts.number == 0:
+            return True
+        self._hears_until_s = min(self._hears_until_s, time.monotonic() + HEARS_ALERTS_S)
+        return alerts.has_all(self._folder.size_bytes()) or time.monotonic() > self._hears_until_s
 
     def _has_all(self) -> bool:
         """Whether nothing is left that may still become a whole frame."""

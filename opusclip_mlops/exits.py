@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, NoReturn
 
 from opusclip_mlops.errors import RecordError
+from opusclip_mlops.faults import attempted
 from opusclip_mlops.redaction import one_line, readable
 
 SIGNALS = ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGXCPU")
@@ -71,8 +72,15 @@ def end_of(error: BaseException | None) -> tuple[str, str]:
     """How an exception ends a run, FINISHED, FAILED or KILLED, and the reason in one line."""
     if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
         return "FINISHED", ""
-    reason = one_line(f"{type(error).__name__}: {error}")
+    reason = one_line(f"{type(error).__name__}: {_words_of(error)}")
     return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", reason
+
+
+def _words_of(error: BaseException) -> str:
+    """What an exception says of itself; one that fails in it still ends its run."""
+    words: list[str] = []
+    fault = attempted(lambda: words.append(str(error)))
+    return f"(no words: {type(fault).__name__})" if fault else words[0]
 
 
 def end_declared(status: str | None) -> tuple[str, str, str]:

@@ -132,14 +132,22 @@ def _this_process() -> Flight:
 
 def _arguments() -> list[str]:
     """The command line; a secret may stand in the word after the one that names it."""
-    cut = [" ".join(one[:_ARGUMENT_CHARACTERS].split("\n")) for one in sys.orig_argv[:_ARGUMENTS]]
+    cut = [
+        " ".join(_sayable(one[:_ARGUMENT_CHARACTERS]).split("\n"))
+        for one in sys.orig_argv[:_ARGUMENTS]
+    ]
     words = redacted("\n".join(cut)).split("\n")
     return words if len(words) == len(cut) else [*cut[:1], "***"]
 
 
+def _sayable(text: str) -> str:
+    """What the system gave, where its bytes were no UTF-8 in a form that can be written."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def _cwd() -> str:
     try:
-        return os.getcwd()
+        return _sayable(os.getcwd())
     except OSError:
         return ""
 
@@ -148,7 +156,7 @@ def _stderr_file() -> str:
     """Where errors go, if that is a file: it can be read without being in anybody's way."""
     try:
         is_file = stat.S_ISREG(os.fstat(2).st_mode)
-        return os.readlink("/proc/self/fd/2") if is_file else ""
+        return _sayable(os.readlink("/proc/self/fd/2")) if is_file else ""
     except OSError:
         return ""
 

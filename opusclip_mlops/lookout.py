@@ -11,6 +11,7 @@ from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from opusclip_mlops.errors import OpusclipError
+from opusclip_mlops.redaction import one_line
 from opusclip_mlops.run_history import RunGoneError
 
 _PAGE_RUNS = 500
@@ -56,7 +57,9 @@ def one_run(client: MlflowClient, run_id: str) -> Run:
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        raise RunGoneError(f"run {run_id} is not in MLflow") from None
+        raise RunGoneError(
+            f"run {one_line(run_id)} is not in MLflow: give its whole id, or another --tracking-uri"
+        ) from None
     if run.info.lifecycle_stage == "deleted":
         raise RunGoneError(f"run {run_id} was deleted in MLflow: its mirrors stay as they are")
     return run

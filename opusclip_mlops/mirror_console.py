@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 
+from opusclip_mlops import run_status
 from opusclip_mlops.config import TrackingConfig
+from opusclip_mlops.errors import OpusclipError
 from opusclip_mlops.mirror_work import RunReport
 from opusclip_mlops.replay import Places, target_of
 
@@ -40,6 +42,31 @@ def tell_offline(to: Iterable[str], places: Places) -> None:
                 file=sys.stderr,
             )
             return
+
+
+def refuse_unknown(reports: Sequence[RunReport]) -> None:
+    """Do nothing where at least one of the runs that were named is in MLflow.
+
+    Raises:
+        OpusclipError: None is.
+    """
+    gone = dict.fromkeys(one.error for one in reports if one.outcome == "gone")
+    if gone and all(one.outcome == "gone" for one in reports):
+        raise OpusclipError("; ".join(gone))
+
+
+def tell_under_way(reports: Iterable[RunReport]) -> None:
+    """Say on stderr of runs that differ from their mirrors that they are still delivered here."""
+    differing = {one.run_id for one in reports if one.outcome in ("unequal", "absent")}
+    for folder in run_status.run_folders() if differing else ():
+        found = run_status.status_of(folder)
+        lacking = [one.sink for one in found.sinks if not one.is_done]
+        if found.run_id in differing and lacking:
+            print(
+                f"opusclip: run {found.run_id} is still on its way to {', '.join(lacking)}: verify "
+                "it again once opusclip status shows it no more",
+                file=sys.stderr,
+            )
 
 
 def print_mirrored(reports: Sequence[RunReport], *, as_json: bool) -> None:

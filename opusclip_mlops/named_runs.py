@@ -31,7 +31,11 @@ def run_called(client: MlflowClient, name: str) -> Run:
         return found[0]
     what = one_line(repr(name), at_most=120)
     if not found:
-        raise RegistryError(f"no run in MLflow is called {what}")
+        place = one_line(str(client.tracking_uri), at_most=200)
+        raise RegistryError(
+            f"no run in MLflow is called {what}: give its id, its name or a beginning of one, or "
+            f"another --tracking-uri than {place}"
+        )
     shown = ", ".join(f"{one.info.run_id} ({one.info.run_name})" for one in found[:_SHOWN])
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     raise RegistryError(f"{len(found)} runs are called {what}: {shown}{more}; give an id")

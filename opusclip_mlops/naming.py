@@ -2,14 +2,17 @@
 
 import os
 import re
+import stat
 import sys
 import time
 import uuid
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from opusclip_mlops.config import TrackingConfig
 from opusclip_mlops.errors import ConfigError
 from opusclip_mlops.folder import Identity, Manifest
+from opusclip_mlops.redaction import one_line
 
 _SECRET_IN_QUERY = re.compile(r"(?i)(passw|pwd|token|secret|key)\w*\s*=")
 
@@ -19,14 +22,17 @@ def checked_config(config: object) -> TrackingConfig:
 
     Raises:
         TypeError: it is anything else.
-        ConfigError: the current folder is gone.
+        ConfigError: the current folder is gone, or its name is no UTF-8.
     """
     if not isinstance(config, TrackingConfig | None):
         raise TypeError(f"config must be a TrackingConfig, not {config!r:.60}")
     try:
-        os.getcwd()
+        os.getcwd().encode()
     except FileNotFoundError:
         raise ConfigError("the current folder was removed: change to one that is there") from None
+    except UnicodeEncodeError:
+        named = repr(os.fsencode(os.getcwd()))
+        raise ConfigError(f"the current folder {named} has no name in UTF-8: rename it") from None
     return config or TrackingConfig()
 
 
@@ -83,6 +89,32 @@ def manifest_of(config: TrackingConfig, run_id: str | None) -> Manifest:
 
 def _mirrors_to_wandb(config: TrackingConfig) -> bool:
     return config.use_wandb and config.wandb_mode != "disabled"
+
+
+def unwritable(manifest: Manifest) -> str:
+    """Why TensorBoard's files cannot be written, and what to do; empty where they can."""
+    if "tensorboard" not in manifest.sinks:
+        return ""
+    why = _fault_of_folder(Path(manifest.cwd, manifest.tensorboard_dir))
+    return why and (
+        f"tensorboard_dir {one_line(manifest.tensorboard_dir)} cannot be made or written: {why}; "
+        "training goes on, and TensorBoard gets the run once it can be"
+    )
+
+
+def _fault_of_folder(folder: Path) -> str:
+    """Why nobody can write into a folder that may still have to be made; empty where one can."""
+    for place in (folder, *folder.parents):
+        try:
+            if not stat.S_ISDIR(place.stat().st_mode):
+                return f"{one_line(str(place))} is no folder"
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError) as error:
+            return getattr(error, "strerror", None) or "it is no path"
+        is_writable = os.access(place, os.W_OK | os.X_OK)
+        return "" if is_writable else f"{one_line(str(place))} may not be written"
+    return ""
 
 
 def own_identity(manifest: Manifest) -> Identity:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Literal
@@ -17,6 +19,8 @@ from opusclip_mlops.webhooks import Message, Receiver
 
 CONNECT_S, ANSWER_S = 5.0, 10.0
 """How long a connection may take, and each wait for the answer, in seconds."""
+WHOLE_S = 25.0
+"""How long all of it may take: who answers byte by byte has each wait anew, in seconds."""
 
 _PASSING = frozenset({408, 425, 429})
 _LONGEST_WAIT_S = 3600.0
@@ -53,6 +57,29 @@ def post(webhook: Receiver, message: Message) -> Outcome:
         headers = message.headers(webhook.secret.signing_keys(), sent_s=int(time.time()))
     except ConfigError as error:
         return Outcome("later", str(error), is_about_all=True)
+    return _within_time(webhook, lambda: _answered(webhook, message, headers))
+
+
+def _within_time(webhook: Receiver, send: Callable[[], Outcome]) -> Outcome:
+    """What came of it, or that nothing did in time; then nothing else is sent there meanwhile."""
+    found: list[Outcome] = []
+    thread = threading.Thread(
+        target=lambda: found.append(send()), name=f"opusclip-webhook-{webhook.name}", daemon=True
+    )
+    before = _late.get(webhook.url)
+    if before is None or not before.is_alive():
+        thread.start()
+        thread.join(WHOLE_S)
+        if thread.is_alive():
+            _late[webhook.url] = thread
+    late = Outcome("later", f"{webhook.host}: no whole answer in {WHOLE_S:g} s", is_about_all=True)
+    return found[0] if found else late
+
+
+_late: dict[str, threading.Thread] = {}
+
+
+def _answered(webhook: Receiver, message: Message, headers: dict[str, str]) -> Outcome:
     try:
         with _session(webhook) as session, _posted(session, webhook, message, headers) as answer:
             return _outcome(answer)

@@ -25,7 +25,7 @@ from opusclip_mlops.generations import generation_tag, rank_in, start_after
 from opusclip_mlops.journal import Journal
 from opusclip_mlops.launch import ShipperGuard
 from opusclip_mlops.metadata import CheckpointMetadata
-from opusclip_mlops.naming import known_run, manifest_of, own_identity, secrets_of
+from opusclip_mlops.naming import known_run, manifest_of, own_identity, secrets_of, unwritable
 from opusclip_mlops.records import RunEnded, RunStarted, Tags, Text, last_training_step
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.selection import Selection
@@ -91,6 +91,8 @@ class Session:
         asked, self._manifest = self._manifest, self.folder.manifest()
         if asked.alerts not in ({}, self._manifest.alerts):
             print("opusclip: the run is watched by the rules it began with", file=sys.stderr)
+        if fault := unwritable(self._manifest):
+            print(f"opusclip: {fault}", file=sys.stderr, flush=True)
         self._name = _own_name()
         self._open_journals(config)
         self._open_control()
@@ -210,7 +212,7 @@ class Session:
         self._wait(is_known, wait_s)
         if not self._identity:
             why = self.folder.progress("mlflow").error or "no answer yet"
-            raise DeliveryError(f"MLflow has not made the run within {wait_s:g} s: {why}")
+            raise DeliveryError(f"MLflow made no run within drain_timeout_s ({wait_s:g} s): {why}")
         return self._identity
 
     def known_run_id(self) -> str | None:

@@ -127,12 +127,21 @@ def converted(value: Any, hint: Any) -> Any:
         return _converted_pair(value)
     if hint in (str, str | None):
         text = os.fspath(value) if isinstance(value, os.PathLike) else value
-        return text if isinstance(text, str) else UNSET
+        return text if isinstance(text, str) and _is_utf8(text) else UNSET
     if isinstance(value, Mapping):
         return dict(value)
     return (
         list(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else UNSET
     )
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether a text can be written down; one of a file's odd name, or half a sign, can't."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _converted_pair(value: Any) -> Any:

@@ -142,7 +142,8 @@ def write_html(
 
     Args:
         path: Where to write.
-        name: The page: its parts are `<name>.html`, `.css` and `.js` in the folder pages/.
+        name: The page: its parts are `<name>.html`, `.css` and `.js` in the folder pages/; all
+            pages begin with `head.html`.
         title: Of the window.
         content: What the page's script finds in the element `content`, JSON values.
         films: Clips; their base64 stands in the elements `film-0`, `film-1` …
@@ -152,7 +153,7 @@ def write_html(
         OSError: It cannot be written, or a clip's file is gone.
     """
     style, script = _part(f"{name}.css"), _part(f"{name}.js")
-    head, tail = _part(f"{name}.html").split("<!-- films -->")
+    head, tail = (_part("head.html") + _part(f"{name}.html")).split("<!-- films -->")
     said = {"title": html.escape(title), "policy": may + _policy(style, script), "style": style}
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write(_filled(head, said))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import yaml
@@ -47,25 +47,44 @@ class Written:
         """What is wrong with the value, with its line and its name."""
         return self._at(self.line, self._about(problem))
 
-    def entries(self, known: Collection[str] = ()) -> dict[str, Written]:
-        """A mapping's values by key; with `known`, no other keys."""
+    @property
+    def count(self) -> int:
+        """How many entries it has, right or wrong; 0 for a scalar."""
+        return 0 if isinstance(self.node, yaml.ScalarNode) else len(self.node.value)
+
+    def entries(
+        self, known: Collection[str] = (), *, tell: Callable[[PolicyError], None] | None = None
+    ) -> dict[str, Written]:
+        """A mapping's values by key; with `known`, no other keys.
+
+        With `tell` a key that is wrong is told and passed over; otherwise it is raised.
+        """
         if not isinstance(self.node, yaml.MappingNode):
             raise self._is_no("a mapping")
         found: dict[str, Written] = {}
         for key, node in self.node.value:
-            line = _line_of(key)
-            if not isinstance(key, yaml.ScalarNode) or not key.value.strip():
-                raise self._at(line, self._about("a key must be a word"))
-            name = str(key.value)
-            if known and name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5) or list(known)
-                problem = f"unknown key {shown(name)}: known is {', '.join(near)}"
-                raise self._at(line, self._about(problem))
-            if name in found:
-                problem = f"{shown(name)} is given twice, first in line {found[name].key_line}"
-                raise self._at(line, self._about(problem))
-            found[name] = self._entry(name, line, node)
+            if problem := self._fault_of_key(key, known, found):
+                fault = self._at(_line_of(key), self._about(problem))
+                if tell is None:
+                    raise fault
+                tell(fault)
+            else:
+                found[key.value] = self._entry(key.value, _line_of(key), node)
         return found
+
+    def _fault_of_key(
+        self, key: yaml.Node, known: Collection[str], found: Mapping[str, Written]
+    ) -> str:
+        """What is wrong with a key of a mapping; empty for nothing."""
+        if not isinstance(key, yaml.ScalarNode) or not key.value.strip():
+            return "a key must be a word"
+        name = str(key.value)
+        if known and name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5) or list(known)
+            return f"unknown key {shown(name)}: known is {', '.join(near)}"
+        if name in found:
+            return f"{shown(name)} is given twice, first in line {found[name].key_line}"
+        return ""
 
     def _entry(self, name: str, key_line: int, node: yaml.Node) -> Written:
         line = _line_of(node) if isinstance(node, yaml.ScalarNode) else key_line

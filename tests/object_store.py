@@ -11,11 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import boto3
-import botocore.config
-import botocore.exceptions
+import pytest
 
-from tests.servers import BIN, free_port
+from tests.servers import BIN, free_port, mlflow_server
 
 KEY = "opusclip-tests"
 SECRET = "tr0ub4dor-and-3-staples"
@@ -58,6 +56,10 @@ class ObjectStore:
     @cached_property
     def client(self) -> Any:
         """A client that is not MLflow's."""
+        # Not above: most tests need no S3, and each worker would load it.
+        import boto3
+        import botocore.config
+
         return boto3.client(
             "s3",
             endpoint_url=self.address,
@@ -88,13 +90,13 @@ class ObjectStore:
         self._wait_until_up()
 
     def _wait_until_up(self) -> None:
+        from botocore.exceptions import BotoCoreError, ClientError
+
         end = time.monotonic() + 60
         assert self.process is not None
         while self.process.poll() is None and time.monotonic() < end:
             # It answers half a second before the bucket is there.
-            with contextlib.suppress(
-                botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError
-            ):
+            with contextlib.suppress(ClientError, BotoCoreError):
                 self.client.head_bucket(Bucket=BUCKET)
                 return
             time.sleep(0.05)
@@ -109,6 +111,25 @@ class ObjectStore:
         for name in _SERVICES:
             socket = Path(f"/tmp/seaweedfs-{name}-grpc-{self.ports[f'{name}.port.grpc']}.sock")
             socket.unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[ObjectStore]:
+    """A store that the tests of a file share."""
+    with object_store() as store:
+        yield store
+
+
+@pytest.fixture(scope="module")
+def s3_server(tmp_path_factory: pytest.TempPathFactory, s3: ObjectStore) -> Iterator[str]:
+    """An MLflow server that keeps what it is given in S3; it alone has the keys."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3.environment().items():
+            patch.setenv(name, value)
+        folder = tmp_path_factory.mktemp("server")
+        with mlflow_server(folder, artifacts=f"s3://{BUCKET}/served") as address:
+            patch.undo()
+            yield address
 
 
 @contextlib.contextmanager

@@ -15,6 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 RESET, HANG = -1, -2
 
@@ -71,6 +73,13 @@ class Receiver:
     @property
     def counts(self) -> Counter[str]:
         return Counter(one.id for one in self.got)
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """A receiver of this test alone."""
+    with receiving() as found:
+        yield found
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 That S3 keeps nothing is shown in tests/test_checkpoint_uploads.py.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,9 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from opusclip_mlops import object_storage
 from opusclip_mlops.begun_uploads import BegunUploads
-from tests.object_store import BUCKET, ObjectStore, object_store
+from tests.object_store import BUCKET, ObjectStore
 
 WHERE = {"bucket": BUCKET, "key": "runs/weights"}
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[ObjectStore]:
-    """A store that the tests of this file share."""
-    with object_store() as store:
-        yield store
 
 
 @pytest.fixture

@@ -36,8 +36,8 @@ from opusclip_mlops.faults import attempted
 from opusclip_mlops.folder import RunFolder
 from opusclip_mlops.loading import load_checkpoint
 from tests.journeys import make_run, wait_until
-from tests.object_store import BUCKET, ObjectStore, object_store
-from tests.servers import free_port, mlflow_server
+from tests.object_store import BUCKET, ObjectStore
+from tests.servers import free_port
 
 NAME = "epoch_0001-step_000003"
 ROADS = {"direct": "", "proxied": "false", "multipart": "true"}
@@ -57,25 +57,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Checkpoints of 1 MB, and of such sizes as go in parts, made once."""
     folder = tmp_path_factory.mktemp("models")
     return {size: written(folder / f"{size}", size) for size in (1, IN_PARTS_MB, LARGE_MB)}
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[ObjectStore]:
-    """A store that the tests of this file share."""
-    with object_store() as store:
-        yield store
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, s3: ObjectStore) -> Iterator[str]:
-    """A server that keeps what it is given in S3."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in s3.environment().items():
-            patch.setenv(name, value)
-        folder = tmp_path_factory.mktemp("server")
-        with mlflow_server(folder, artifacts=f"s3://{BUCKET}/served") as address:
-            patch.undo()
-            yield address
 
 
 @dataclass(frozen=True)
@@ -143,7 +124,7 @@ class Road:
 def road(
     request: pytest.FixtureRequest,
     s3: ObjectStore,
-    server: str,
+    s3_server: str,
     models: dict[int, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -161,12 +142,12 @@ def road(
             monkeypatch.setenv(name, value)
     else:
         monkeypatch.setenv("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", ROADS[kind])
-    client = MlflowClient(server, server)
+    client = MlflowClient(s3_server, s3_server)
     name = f"{kind}-{tmp_path.name}"
     root = f"s3://{BUCKET}/{name}" if kind == "direct" else None
     run = client.create_run(client.create_experiment(name, artifact_location=root))
-    folder = make_run(tmp_path, tracking_uri=server, run_id=run.info.run_id)
-    return Road(kind, server, s3, folder, run.info.run_id, run.info.artifact_uri, models)
+    folder = make_run(tmp_path, tracking_uri=s3_server, run_id=run.info.run_id)
+    return Road(kind, s3_server, s3, folder, run.info.run_id, run.info.artifact_uri, models)
 
 
 only = functools.partial(pytest.mark.parametrize, "road", indirect=True)

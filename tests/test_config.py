@@ -268,6 +268,8 @@ def test_a_name_in_a_file_that_is_no_text_is_refused(text: str, tmp_path: Path) 
         ("tags", b"words"),
         ("tags", 3),
         ("tags", {"a", "b"}),
+        ("run_name", "half a sign: \ud83d"),
+        ("journal_dir", Path("folder\udcff")),
         *((name, wrong) for name in ("priorities", "log_intervals") for wrong in ("low", ["low"])),
         *((name, wrong) for name in ("priorities", "log_intervals") for wrong in (None, 3)),
         ("priorities", {3: "low"}),

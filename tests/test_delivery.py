@@ -1,3 +1,4 @@
+import threading
 from pathlib import Path
 
 import pytest
@@ -5,11 +6,11 @@ import pytest
 from opusclip_mlops import delivery
 from opusclip_mlops.delivery import deliver, is_caught_up
 from opusclip_mlops.errors import OpusclipError
-from opusclip_mlops.folder import CONTROL, RunFolder
+from opusclip_mlops.folder import CONTROL, Progress, RunFolder
 from opusclip_mlops.records import Batch, Metrics, RunEnded, RunStarted, Text
 from opusclip_mlops.sessions import final_end, sessions
 from opusclip_mlops.sinks import SinkState, Waiting, Written, open_sink
-from tests.journeys import append, end, make_run
+from tests.journeys import append, end, make_run, wait_until
 from tests.sinks.sink_contract import metrics
 
 
@@ -207,6 +208,43 @@ def test_the_end_is_declared_after_everything_else(folder: RunFolder, memory: Me
     assert is_caught_up(folder, folder.progress("memory"))
     append(folder, metrics(1, first=3))
     assert not is_caught_up(folder, folder.progress("memory"))
+
+
+def watched(tmp_path: Path) -> RunFolder:
+    """A run that has ended, and whose alerts have judged nothing of it yet."""
+    folder = make_run(tmp_path, ["memory", "alerts"])
+    folder.write_progress("alerts", Progress(number=1))
+    append(folder, metrics(3))
+    end(folder)
+    return folder
+
+
+def test_the_end_is_declared_behind_what_alerts_say_of_the_last_points(
+    tmp_path: Path, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a sink is not opened once more for it, and what close() waits for is all there is."""
+    monkeypatch.setattr(delivery, "HEARS_ALERTS_S", 1000.0)
+    folder = watched(tmp_path)
+    thread = threading.Thread(target=deliver, args=(folder, "memory"), daemon=True)
+    thread.start()
+    wait_until(lambda: folder.progress("memory").has_all(folder.size_bytes()))
+    append(folder, [Text(1, 1, "opusclip/alerts", "loss is nan")], journal="+alerts")
+    wait_until(lambda: folder.progress("memory").has_all(folder.size_bytes()))
+    folder.write_progress("alerts", Progress(number=2, position=folder.size_bytes()))
+    thread.join(120)
+    assert is_caught_up(folder, folder.progress("memory"))
+    assert memory.ended is not None
+    assert len(memory.states) == 1
+
+
+def test_alerts_that_judge_nothing_hold_up_no_end_for_long(
+    tmp_path: Path, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their process may be broken: the run ends all the same."""
+    monkeypatch.setattr(delivery, "HEARS_ALERTS_S", 0.01)
+    folder = watched(tmp_path)
+    assert deliver(folder, "memory")
+    assert memory.ended is not None
 
 
 def test_a_run_ends_when_every_process_that_logs_to_it_has(folder: RunFolder) -> None:

@@ -357,6 +357,21 @@ def test_how_an_exception_ends_a_run(error: BaseException | None, end: tuple[str
     assert end_of(error) == end
 
 
+class _Wordless(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("nothing to say")
+
+
+def test_an_exception_that_cannot_say_what_it_is_ends_the_run_all_the_same() -> None:
+    """By its kind; so the exception that the caller sees is its own."""
+    assert end_of(_Wordless()) == ("FAILED", "_Wordless: (no words: RuntimeError)")
+
+    def fail() -> None:
+        raise _Wordless
+
+    assert "in fail" in traceback_of(raised_by(fail))
+
+
 def raised_by(act: Callable[[], object]) -> BaseException:
     """What a call raises, with the lines it came through."""
     with pytest.raises(BaseException) as caught:  # noqa: PT011 - any

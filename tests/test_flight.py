@@ -324,6 +324,17 @@ def test_a_process_says_who_it_is(tmp_path: Path) -> None:
     assert b"a-film-of-mine" not in (tmp_path / "s1.flight").read_bytes()
 
 
+def test_names_that_are_no_utf8_are_told_as_their_bytes(tmp_path: Path) -> None:
+    """A process that was started with such a one, or writes to one, still says who it is."""
+    argv = [sys.executable, "-c", PROCESS + BEGIN, str(tmp_path), b"caf\xe9.mp4"]
+    with Path(os.fsdecode(b"%s/job\xff.err" % os.fsencode(tmp_path))).open("wb") as errors:
+        subprocess.run(argv, stderr=errors, check=True)
+    told = flight_of(tmp_path, "s1")
+    assert told is not None
+    assert told.argv[-1] == "caf\\udce9.mp4"
+    assert told.stderr_file == f"{tmp_path}/job\\udcff.err"
+
+
 def test_a_file_that_errors_go_to_is_known(tmp_path: Path) -> None:
     """As under `nohup`, Slurm or a redirection; nothing is put between."""
     argv = [sys.executable, "-c", PROCESS + BEGIN, str(tmp_path)]

@@ -1,12 +1,16 @@
 """What people and scripts are told of mirrors."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from opusclip_mlops import mirror_console
+from opusclip_mlops.errors import OpusclipError
+from opusclip_mlops.folder import Identity, Progress
 from opusclip_mlops.mirror_work import Missing, RunReport
 from opusclip_mlops.replay import Places
+from tests.journeys import make_run
 
 LEFT = [Missing("trace 1", "mirrors have no place for it")]
 REPORTS = [
@@ -58,6 +62,37 @@ def test_of_many_runs_only_the_bad_ones_get_a_line(capsys: pytest.CaptureFixture
 def test_the_exit_code(outcome: str, is_well: bool) -> None:
     """Only a run that is as it should be is well."""
     assert mirror_console.is_well([RunReport(target="t", outcome=outcome)]) is is_well
+
+
+def test_a_run_that_is_nowhere_is_an_error_of_one_line() -> None:
+    """However many places were looked at; where others are there, each has its line."""
+    gone = [RunReport(target=one, run_id="x", outcome="gone", error="no x") for one in ("t", "w")]
+    with pytest.raises(OpusclipError, match=r"^no x$"):
+        mirror_console.refuse_unknown(gone)
+    mirror_console.refuse_unknown([*gone, RunReport(target="t", run_id="y", outcome="equal")])
+    mirror_console.refuse_unknown([])
+
+
+def test_of_a_run_that_differs_it_is_said_where_it_is_still_on_its_way(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On stderr, with the sinks that lack something; nothing of others, nor once it is there."""
+    monkeypatch.setenv("OPUSCLIP_JOURNAL_DIR", str(tmp_path / "journal"))
+    folder = make_run(tmp_path, ["mlflow", "tensorboard"])
+    named = Identity(mirror_id="m", experiment_name="films", run_id="r1")
+    folder.write_identity(named)
+    folder.write_progress("mlflow", Progress(position=folder.size_bytes(), done=True))
+    differs = RunReport(target="t", run_id="r1", outcome="unequal")
+    mirror_console.tell_under_way([RunReport(target="t", run_id="r2", outcome="unequal")])
+    mirror_console.tell_under_way([RunReport(target="t", run_id="r1", outcome="equal")])
+    assert capsys.readouterr() == ("", "")
+    mirror_console.tell_under_way([differs])
+    out, told = capsys.readouterr()
+    assert (out, told.count("\n")) == ("", 1)
+    assert told.startswith("opusclip: run r1 is still on its way to tensorboard: verify it again")
+    folder.write_progress("tensorboard", Progress(position=folder.size_bytes(), done=True))
+    mirror_console.tell_under_way([differs])
+    assert capsys.readouterr().err == ""
 
 
 def test_without_a_key_it_is_said_once(

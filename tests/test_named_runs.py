@@ -55,6 +55,8 @@ def test_a_run_that_is_not_clear_is_one_line(
     with pytest.raises(RegistryError) as raised:
         run_called(runs[0], name)
     assert str(raised.value).startswith(problem)
+    is_none = problem.startswith("no run")
+    assert (", or another --tracking-uri than sqlite:" in str(raised.value)) is is_none
     assert len(str(raised.value).splitlines()) == 1
 
 

@@ -145,6 +145,8 @@ def test_a_run_that_began_and_ended_in_an_outage_is_made_with_its_true_times(
         assert answer.returncode == 0, answer.stderr
         run = only_run(url)
         assert steps(url, run) == list(range(50))
+        reports = MlflowClient(url).list_artifacts(run.info.run_id, "crash")
+        assert len(reports) == (how == "crash")
     [told] = json.loads(answer.stdout)["runs"]
     assert (told["outcome"], told["run_id"]) == ("delivered", run.info.run_id)
     got = {one["sink"]: one for one in told["sinks"]}

@@ -1,11 +1,11 @@
 """One message is sent once, to whom it may be sent, and what came of it is said without secrets."""
 
+import contextlib
 import http.server
 import socket
 import ssl
 import subprocess
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
@@ -15,16 +15,11 @@ import pytest
 from opusclip_mlops import posting, webhooks
 from opusclip_mlops.posting import Outcome, post
 from opusclip_mlops.webhooks import Message, Secret
-from tests.receivers import HANG, RESET, SECRET, Receiver, receiving
+from tests.journeys import wait_until
+from tests.receivers import HANG, RESET, SECRET, Receiver
 from tests.servers import free_port
 
 MESSAGE = Message("msg_1", b'{"data": {"number": 1}}')
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with receiving() as found:
-        yield found
 
 
 @pytest.fixture
@@ -98,6 +93,32 @@ def test_who_does_not_answer_is_given_up_soon(
     found = post(told, MESSAGE)
     assert (found.result, found.is_about_all) == ("later", True)
     assert found.error.startswith("127.0.0.1: no answer in ")
+
+
+def test_who_answers_byte_by_byte_holds_nobody_up(
+    told: webhooks.Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing more is sent there until the answer is over; then it is."""
+    monkeypatch.setattr(posting, "WHOLE_S", 0.5)
+    is_over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip() -> None:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(b"HTTP/1.1 200 OK\r\nx-long: ")
+                while not is_over.wait(0.05):
+                    connection.sendall(b"x")
+                connection.sendall(b"\r\ncontent-length: 0\r\n\r\n")
+
+        threading.Thread(target=drip, daemon=True).start()
+        slow = replace(told, url=f"http://127.0.0.1:{server.getsockname()[1]}/")
+        late = Outcome("later", "127.0.0.1: no whole answer in 0.5 s", is_about_all=True)
+        assert post(slow, MESSAGE) == late
+        server.close()
+        assert post(slow, MESSAGE) == late
+        is_over.set()
+        wait_until(lambda: "broke off" in post(slow, MESSAGE).error)
 
 
 def test_who_is_not_there_is_asked_again(told: webhooks.Receiver) -> None:

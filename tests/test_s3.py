@@ -34,9 +34,8 @@ from tests.faults.files import MAKE_CHECKPOINT, MAKE_CLIP, assert_checkpoints_wh
 from tests.faults.site import Site
 from tests.journeys import append, end, make_run, wait_until
 from tests.mlflow_runs import T0_MS
-from tests.object_store import BUCKET, SECRET, ObjectStore, object_store
+from tests.object_store import BUCKET, SECRET, ObjectStore
 from tests.reading import points_of_mlflow
-from tests.servers import mlflow_server
 from tests.test_registry import CONTENT, SCALER
 
 PANEL = Panel(name="kites", prompts=("a red kite", "a green kite"))
@@ -127,32 +126,13 @@ def train(place: Place) -> str:
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[ObjectStore]:
-    """A store that the tests of this file share."""
-    with object_store() as store:
-        yield store
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, s3: ObjectStore) -> Iterator[str]:
-    """A server that keeps what it is given in S3; it alone has the keys."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in s3.environment().items():
-            patch.setenv(name, value)
-        folder = tmp_path_factory.mktemp("server")
-        with mlflow_server(folder, artifacts=f"s3://{BUCKET}/served") as address:
-            patch.undo()
-            yield address
-
-
-@pytest.fixture(scope="module")
 def places(
-    tmp_path_factory: pytest.TempPathFactory, server: str, s3: ObjectStore
+    tmp_path_factory: pytest.TempPathFactory, s3_server: str, s3: ObjectStore
 ) -> dict[str, Place]:
     """Clients that write to S3 themselves, and such as leave that to the server."""
     keys = {"direct": s3.environment(), "proxied": {}}
     return {
-        name: Place(name, server, s3, given, tmp_path_factory.mktemp(name))
+        name: Place(name, s3_server, s3, given, tmp_path_factory.mktemp(name))
         for name, given in keys.items()
     }
 

@@ -125,6 +125,19 @@ def test_a_file_in_the_place_of_the_folder_is_told_in_one_line(tmp_path: Path) -
     assert "Not a directory" in refused(tmp_path / "file" / "journal")
 
 
+def test_a_folder_of_event_files_that_cannot_be_made_is_told_at_the_start(
+    folder: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line, and the run begins all the same."""
+    (tmp_path / "file").touch()
+    asked = config(folder.path.parent, use_tensorboard=True, tensorboard_dir="file/runs")
+    session = Session(asked, tags={})
+    assert capsys.readouterr().err.count("opusclip: tensorboard_dir file/runs cannot be made") == 1
+    assert session.sinks == ["mlflow", "tensorboard"]
+    session.end("FINISHED", "")
+    session.release()
+
+
 def leave_room(disk: SmallDisk, room_kib: int) -> None:
     """Fill a disk but for so much."""
     (disk.path / "room").write_bytes(bytes(room_kib * 1024))

@@ -9,14 +9,16 @@ rules:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 import yaml
@@ -36,6 +38,7 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}", re.ASCII)
 _MOST_RULES, _MOST_TEXTS = 100, 100
 _SINKS = ("mlflow", "tensorboard", "wandb")
 _LONGEST_PATTERN = 250
+_OF_EVERY_RULE = {one.name for one in msgspec.structs.fields(Rule)}
 _MONTH_S = 30 * 86_400
 _STEPS = 999_999_999
 
@@ -121,97 +124,151 @@ class _Reader:
 
     def read(self, text: str, source: str) -> Alerts | None:
         """The rules; None where something is wrong."""
-        return self._kept(lambda: self._alerts(read_yaml(text, source=source)))
+        with self._telling():
+            return self._alerts(read_yaml(text, source=source))
+        return None
+
+    def _tell(self, fault: PolicyError) -> None:
+        self.faults.append(str(fault))
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Tell what is raised in the block, and go on behind it."""
+        try:
+            yield
+        except PolicyError as error:
+            self._tell(error)
 
     def _alerts(self, given: Written) -> Alerts:
-        known = given.entries(("rules", "webhooks", "limit_per_hour"))
+        known = given.entries(("rules", "webhooks", "limit_per_hour"), tell=self._tell)
         if "rules" not in known:
-            raise given.error("it has no rules: name one with its kind")
-        webhooks = self._each(known["webhooks"], self._webhook) if "webhooks" in known else {}
-        names = known["webhooks"].entries() if "webhooks" in known else {}
-        rules = self._each(known["rules"], functools.partial(_rule, webhooks=tuple(names)))
-        limit = known["limit_per_hour"].whole(1, 1000) if "limit_per_hour" in known else 30
-        return Alerts(rules=rules, webhooks=webhooks, limit_per_hour=limit)
+            self._tell(given.error("it has no rules: name one with its kind"))
+        named = self._entries(known.get("webhooks"))
+        for name in (one for one in named if one in ACTIONS):
+            self._tell(named[name].error(f"{name} is an action: take another name"))
+        webhooks = self._each(named, self._webhook)
+        read = functools.partial(self._rule, webhooks=tuple(named))
+        rules: dict[str, AnyRule] = self._each(self._entries(known.get("rules")), read)
+        limits = {name: one for name, one in known.items() if name in _LIMITS}
+        return Alerts(rules=rules, webhooks=webhooks, **self._values(limits, _LIMITS))
 
-    def _each(self, given: Written, read: Callable[[Written], T]) -> dict[str, T]:
-        entries = given.entries()
-        if not entries or len(entries) > _MOST_RULES:
-            raise given.error(f"it must have 1 to {_MOST_RULES} entries")
-        pairs = ((name, self._kept(functools.partial(read, one))) for name, one in entries.items())
-        return {name: found for name, found in pairs if found is not None}
+    def _entries(self, given: Written | None) -> dict[str, Written]:
+        """What stands under a name of the file, with its whole path in what is told of it."""
+        if given is None:
+            return {}
+        with self._telling():
+            found = given.entries(tell=self._tell)
+            if not 1 <= len(found) <= _MOST_RULES:
+                raise given.error(f"it must have 1 to {_MOST_RULES} entries")
+            return {name: replace(one, label=one.title) for name, one in found.items()}
+        return {}
 
-    def _kept(self, read: Callable[[], T]) -> T | None:
-        try:
-            return read()
-        except PolicyError as error:
-            self.faults.append(str(error))
-            return None
-
-    def _webhook(self, given: Written) -> Webhook:
-        _check_name(given)
-        if given.label in ACTIONS:
-            raise given.error(f"{given.label} is an action: take another name")
-        known = given.entries(_WEBHOOK)
-        found = Webhook(**{name: _WEBHOOK[name](one) for name, one in known.items()})
-        if fault := found.fault():
-            raise given.error(fault)
-        if found.url and (fault := fault_of_url(found.url, allow_http=found.allow_http)):
-            raise known["url"].error(fault)
-        if self._with_variables:
-            _check_variables(found, known)
+    def _each(
+        self, entries: Mapping[str, Written], read: Callable[[Written], T | None]
+    ) -> dict[str, T]:
+        found: dict[str, T] = {}
+        for name, given in entries.items():
+            if not _NAME.fullmatch(name):
+                self._tell(given.error("a name is small letters, digits, - and _, 40 at most"))
+            with self._telling():
+                one = read(given)
+                found |= {} if one is None else {name: one}
         return found
 
+    def _values(
+        self, known: Mapping[str, Written], read: Mapping[str, Callable[[Written], Any]]
+    ) -> dict[str, Any]:
+        """The values that can be read; what is wrong with the others is told."""
+        found: dict[str, Any] = {}
+        for name, given in known.items():
+            with self._telling():
+                found[name] = read[name](given)
+        return found
 
-def _rule(given: Written, *, webhooks: tuple[str, ...]) -> AnyRule:
-    _check_name(given)
-    every = given.entries()
-    if "kind" not in every:
+    def _webhook(self, given: Written) -> Webhook | None:
+        known = given.entries(_WEBHOOK, tell=self._tell)
+        values = self._values(known, _WEBHOOK)
+        if len(values) < given.count:
+            return None
+        found = Webhook(**values)
+        if fault := found.fault():
+            self._tell(given.error(fault))
+        if found.url and (fault := fault_of_url(found.url, allow_http=found.allow_http)):
+            self._tell(known["url"].error(fault))
+        if self._with_variables:
+            self._check_variables(found, known)
+        return found
+
+    def _rule(self, given: Written, *, webhooks: tuple[str, ...]) -> AnyRule | None:
+        kind = _kind_of(given)
+        fields = {one.name: one for one in msgspec.structs.fields(kind)}
+        known = given.entries(("kind", *fields), tell=self._tell)
+        values = self._values(known, _RULE)
+        if "actions" in values:
+            self._check_actions(known["actions"], webhooks)
+        lacking = [name for name, one in fields.items() if one.required and name not in known]
+        if lacking:
+            raise given.error(f"it needs {' and '.join(lacking)}")
+        if len(known) < given.count or known.keys() - values.keys() - _OF_EVERY_RULE:
+            # What goes together with what is not understood is not known.
+            return None
+        found = kind(**{name: value for name, value in values.items() if name != "kind"})
+        if fault := found.fault():
+            raise given.error(fault)
+        return cast("AnyRule", found)
+
+    def _check_actions(self, given: Written, webhooks: tuple[str, ...]) -> None:
+        legal = (*ACTIONS, *webhooks)
+        for one in _listed(given):
+            if one.text() not in legal:
+                problem = f"no webhook is called {one.text()!r}: known is {', '.join(legal)}"
+                self._tell(one.error(problem))
+
+    def _check_variables(self, found: Webhook, known: Mapping[str, Written]) -> None:
+        for name in ("url_env", "secret_env"):
+            variable = getattr(found, name)
+            if variable and (fault := _VARIABLES[name](variable, found)):
+                self._tell(known[name].error(fault))
+
+
+def _kind_of(given: Written) -> type[Rule]:
+    # What else is wrong with its keys is told once the kind is known.
+    kind = given.entries(tell=lambda _: None).get("kind")
+    if kind is None:
         raise given.error(f"it needs a kind: {', '.join(KINDS)}")
-    kind = KINDS[every["kind"].one_of(*KINDS)]
-    fields = {one.name: one for one in msgspec.structs.fields(kind)}
-    known = given.entries(("kind", *fields))
-    lacking = [name for name, one in fields.items() if one.required and name not in known]
-    if lacking:
-        raise given.error(f"it needs {' and '.join(lacking)}")
-    values = {name: _RULE[name](one) for name, one in known.items() if name != "kind"}
-    found = kind(**values)
-    if fault := found.fault():
-        raise given.error(fault)
-    _check_actions(found, known, webhooks)
-    return found  # type: ignore[return-value]
+    return KINDS[kind.one_of(*KINDS)]
 
 
-def _check_name(given: Written) -> None:
-    if not _NAME.fullmatch(given.label):
-        raise given.error("a name is small letters, digits, - and _, 40 at most")
+def _fault_of_address(variable: str, webhook: Webhook) -> str:
+    """What is wrong with a variable that holds an address; empty for nothing."""
+    if not os.environ.get(variable):
+        return f"the variable {variable} is not set"
+    fault = fault_of_url(os.environ[variable].strip(), allow_http=webhook.allow_http)
+    return f"what is in {variable}: {fault}" if fault else ""
 
 
-def _check_actions(rule: Rule, known: Mapping[str, Written], webhooks: tuple[str, ...]) -> None:
-    for action in rule.actions:
-        if action not in (*ACTIONS, *webhooks):
-            legal = ", ".join((*ACTIONS, *webhooks))
-            raise known["actions"].error(f"no webhook is called {action!r}: known is {legal}")
-
-
-def _check_variables(found: Webhook, known: Mapping[str, Written]) -> None:
-    for field in ("url_env", "secret_env"):
-        name = getattr(found, field)
-        if name and not os.environ.get(name):
-            raise known[field].error(f"the variable {name} is not set")
-    if found.url_env and (
-        fault := fault_of_url(os.environ[found.url_env].strip(), allow_http=found.allow_http)
-    ):
-        raise known["url_env"].error(f"what is in {found.url_env}: {fault}")
+def _fault_of_secret(variable: str, _: Webhook) -> str:
+    """What is wrong with a variable that holds a secret; empty for nothing."""
+    if not os.environ.get(variable):
+        return f"the variable {variable} is not set"
     try:
-        Secret(variable=found.secret_env).signing_keys()
+        Secret(variable=variable).signing_keys()
     except ConfigError as error:
-        raise known["secret_env"].error(str(error)) from error
+        return str(error)
+    return ""
+
+
+_VARIABLES = {"url_env": _fault_of_address, "secret_env": _fault_of_secret}
+
+
+def _listed(given: Written) -> list[Written]:
+    """The values of a list, or the one that stands without one."""
+    return given.items() if isinstance(given.node, yaml.SequenceNode) else [given]
 
 
 def _texts(given: Written) -> tuple[str, ...]:
     """A list of texts, or one text."""
-    items = given.items() if isinstance(given.node, yaml.SequenceNode) else [given]
-    found = tuple(one.text() for one in items)
+    found = tuple(one.text() for one in _listed(given))
     if any(len(one) > _LONGEST_PATTERN for one in found) or len(found) > _MOST_TEXTS:
         raise given.error(
             f"it must be {_MOST_TEXTS} texts of {_LONGEST_PATTERN} characters at most"
@@ -255,7 +312,9 @@ def _one_of(*words: str) -> Callable[[Written], str]:
 _minutes = _between(0.01, _MONTH_S / 60)
 _percent = _between(0, 100)
 
+_LIMITS: dict[str, Callable[[Written], Any]] = {"limit_per_hour": _whole(1, 1000)}
 _RULE: dict[str, Callable[[Written], Any]] = {
+    "kind": _one_of(*KINDS),
     "keys": _texts,
     "severity": _one_of("info", "warning", "error"),
     "cooldown_s": _between(0, _MONTH_S),

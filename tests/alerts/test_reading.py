@@ -118,6 +118,48 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
         read_alerts(text, source="a.yaml")
 
 
+def test_all_that_is_wrong_with_one_rule_is_said() -> None:
+    """Each part with its own line and its whole path; what follows from a slip is not said too."""
+    text = """\
+webhooks:
+  team: {url_env: U, format: mail, sekret_env: S}
+rules:
+  a:
+    kind: threshold
+    key: [x]
+    above: high
+    severity: bad
+    actions:
+      - team
+      - mail
+  b: {kind: threshold, keys: x, below: 1, recover_at: 0, severity: bad}
+  a: {kind: gpu_idle}
+limit_per_hour: none
+"""
+    assert [one.removeprefix("a.yaml:") for one in faults(text)] == [
+        "2: webhooks: team: unknown key 'sekret_env': known is secret_env",
+        "2: webhooks: team: format must be standard or slack, not 'mail'",
+        "13: rules: 'a' is given twice, first in line 4",
+        "6: rules: a: unknown key 'key': known is keys",
+        "7: rules: a: above must be a number, not 'high'",
+        "8: rules: a: severity must be info or warning or error, not 'bad'",
+        "11: rules: a: actions: no webhook is called 'mail': known is stop, wandb, team",
+        "4: rules: a: it needs keys",
+        "12: rules: b: severity must be info or warning or error, not 'bad'",
+        "12: rules: b: recover_at must not be lower than below",
+        "14: limit_per_hour must be a whole number from 1 to 1000, not 'none'",
+    ]
+
+
+def test_every_variable_that_is_not_set_is_said() -> None:
+    """Not the first of them only."""
+    text = "webhooks:\n  team: {url_env: U, secret_env: S}\nrules:\n  a: {kind: gpu_idle}\n"
+    assert faults(text, with_variables=True) == (
+        "a.yaml:2: webhooks: team: url_env: the variable U is not set",
+        "a.yaml:2: webhooks: team: secret_env: the variable S is not set",
+    )
+
+
 @pytest.mark.parametrize(
     ("line", "fault"),
     [

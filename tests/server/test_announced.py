@@ -3,7 +3,6 @@
 import os
 import signal
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -16,14 +15,8 @@ from opusclip_mlops.errors import ConfigError
 from opusclip_mlops.server import builders
 from tests.journeys import store, wait_until
 from tests.promoters import NAME, make_model
-from tests.receivers import Receiver, receiving, settings
+from tests.receivers import Receiver, settings
 from tests.server.guarding import guarded_server
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with receiving() as found:
-        yield found
 
 
 def transition(client: MlflowClient, version: int, stage: str) -> None:

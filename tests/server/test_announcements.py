@@ -3,7 +3,6 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -19,15 +18,9 @@ from opusclip_mlops.server.webhook_settings import Webhook, read_webhooks
 from tests.databases import postgres
 from tests.journeys import store, wait_until
 from tests.promoters import NAME, Gate, make_model
-from tests.receivers import HANG, RESET, SECRET, Receiver, receiving, settings
+from tests.receivers import HANG, RESET, SECRET, Receiver, settings
 
 QUICK = Pace(look_s=0.05, gaps_s=0.0, first_wait_s=0.05, longest_wait_s=0.2)
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with receiving() as found:
-        yield found
 
 
 @pytest.fixture
@@ -54,6 +47,12 @@ def begun(uri: str, told: Webhook, pace: Pace = QUICK) -> Sender:
     return sender
 
 
+@pytest.fixture
+def sender(tmp_path: Path, client: MlflowClient, receiver: Receiver) -> Sender:
+    """One that knows the webhook, and no decision."""
+    return begun(client.tracking_uri, webhook(tmp_path, receiver))
+
+
 def promote(client: MlflowClient, version: int, to: str = "Staging", name: str = NAME) -> int:
     return promotion.promote(
         name, version, to=to, judge=Gate(), reason=f"v{version}", client=client
@@ -66,10 +65,9 @@ def progress(client: MlflowClient) -> Delivery:
 
 
 def test_a_decision_is_told_signed(
-    tmp_path: Path, uri: str, client: MlflowClient, receiver: Receiver
+    sender: Sender, client: MlflowClient, receiver: Receiver
 ) -> None:
     """The receiver can check who sent it, and reads who, what, why, and what the gate said."""
-    sender = begun(uri, webhook(tmp_path, receiver))
     promote(client, 2)
     sender.look()
     (got,) = receiver.got
@@ -119,10 +117,9 @@ def test_the_first_decision_of_all_is_told(
 
 @pytest.mark.parametrize("code", [500, 503, 429, 408, 425, RESET])
 def test_what_is_not_taken_is_sent_again(
-    tmp_path: Path, uri: str, client: MlflowClient, receiver: Receiver, code: int
+    sender: Sender, client: MlflowClient, receiver: Receiver, code: int
 ) -> None:
     """Under the same id, later ones behind it, and it is known meanwhile what is wrong."""
-    sender = begun(uri, webhook(tmp_path, receiver))
     receiver.codes += [code, code]
     promote(client, 1)
     promote(client, 2)
@@ -158,15 +155,13 @@ def test_a_receiver_is_left_alone_as_long_as_it_asks(
 
 @pytest.mark.parametrize("code", [400, 401, 404, 410, 302])
 def test_a_refusal_is_for_good(
-    tmp_path: Path,
-    uri: str,
+    sender: Sender,
     client: MlflowClient,
     receiver: Receiver,
     code: int,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """It is on the list of what failed, and the next one is told; redirects are not followed."""
-    sender = begun(uri, webhook(tmp_path, receiver))
     receiver.codes, receiver.headers = [code], {"location": receiver.url}
     promote(client, 1)
     promote(client, 2)
@@ -179,10 +174,9 @@ def test_a_refusal_is_for_good(
 
 
 def test_what_failed_can_be_put_back(
-    tmp_path: Path, uri: str, client: MlflowClient, receiver: Receiver
+    sender: Sender, client: MlflowClient, receiver: Receiver
 ) -> None:
     """It is sent again under its id, also where it fails for some time, and leaves the list."""
-    sender = begun(uri, webhook(tmp_path, receiver))
     receiver.codes += [410]
     promote(client, 1)
     promote(client, 2)
@@ -284,10 +278,9 @@ def test_who_hangs_loses_its_turn(
 
 
 def test_a_record_that_was_changed_is_told_to_nobody(
-    tmp_path: Path, uri: str, client: MlflowClient, receiver: Receiver
+    sender: Sender, client: MlflowClient, receiver: Receiver
 ) -> None:
     """It is on the list of what failed; what comes behind it, and behind a gap, is told."""
-    sender = begun(uri, webhook(tmp_path, receiver))
     promote(client, 1)
     run_id = client.get_registered_model(NAME).tags["opusclip.history"]
     text = client.get_run(run_id).data.params["000001"]
@@ -303,10 +296,9 @@ def test_a_record_that_was_changed_is_told_to_nobody(
 
 
 def test_rubbish_in_the_tags_loses_nothing(
-    tmp_path: Path, uri: str, client: MlflowClient, receiver: Receiver
+    sender: Sender, client: MlflowClient, receiver: Receiver
 ) -> None:
     """What is not understood counts as nothing told, and as nobody's turn."""
-    sender = begun(uri, webhook(tmp_path, receiver))
     promote(client, 1)
     sender.look()
     run_id = client.get_registered_model(NAME).tags["opusclip.history"]
@@ -319,10 +311,9 @@ def test_rubbish_in_the_tags_loses_nothing(
 
 
 def test_a_run_beside_the_histories_is_told_to_nobody(
-    tmp_path: Path, uri: str, client: MlflowClient, receiver: Receiver
+    sender: Sender, client: MlflowClient, receiver: Receiver
 ) -> None:
     """Records count in a run that the root run names only."""
-    sender = begun(uri, webhook(tmp_path, receiver))
     promote(client, 1)
     sender.look()
     run_id = client.get_registered_model(NAME).tags["opusclip.history"]

@@ -41,12 +41,6 @@ def _secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEAM_SECRET", SECRET)
 
 
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with receiving() as found:
-        yield found
-
-
 def watched_run(
     tmp_path: Path,
     rules: dict[str, Any],
