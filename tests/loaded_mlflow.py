@@ -6,6 +6,7 @@ Reads what `serve` takes as a line of JSON for each server, and answers with its
 until the input ends; who asked for a server ends it.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -13,10 +14,14 @@ import signal
 import sys
 from typing import Any, NoReturn
 
+# None of what is loaded becomes garbage, and the forked share it untouched.
+gc.disable()
 # In this order: MLflow guards its server's routes only where uvicorn is there already.
 uvicorn, cli, server, _ = map(
     importlib.import_module, ("uvicorn", "mlflow.cli", "mlflow.server", "mlflow.server.fastapi_app")
 )
+gc.freeze()
+gc.enable()
 
 
 def main() -> None:

@@ -7,6 +7,8 @@ it in `<round>.<process>`, as JSON. MLflow is loaded once; the processes are for
 """
 
 import contextlib
+import gc
+import importlib
 import json
 import os
 import random
@@ -203,8 +205,16 @@ def _forked(work: Any, *args: Any) -> int:
         os._exit(code)
 
 
+def load_stores() -> None:
+    """Load MLflow's stores here, and not in each process that is forked."""
+    for kind in ("tracking", "model_registry"):
+        importlib.import_module(f"mlflow.store.{kind}.sqlalchemy_store")
+    gc.freeze()
+
+
 def main() -> None:
     """Run the processes of all rounds."""
+    load_stores()
     mode, uri, name, processes, rounds, folder = sys.argv[1:]
     if mode == "die":
         return _die(uri, name, int(processes), int(rounds), Path(folder))
