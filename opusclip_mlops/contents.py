@@ -21,6 +21,7 @@ from opusclip_mlops import layout, media
 from opusclip_mlops.artifacts import read_artifacts
 from opusclip_mlops.errors import RecordError
 from opusclip_mlops.folder import Identity
+from opusclip_mlops.generations import tags_of_generations
 from opusclip_mlops.insight_reading import check_insight, fetch_insight, fetch_table
 from opusclip_mlops.listing import Found, LeftOut, Part, content, download, is_listed
 from opusclip_mlops.records import (
@@ -217,6 +218,7 @@ def identity_of(client: MlflowClient, run: Run) -> Identity:
         last_step=max((one.step for one in latest), default=-1),
         start_time_ms=info.start_time or 0,
         family=_family(client, run),
+        generations=tags_of_generations(run.data.tags),
     )
 
 

@@ -1,12 +1,16 @@
 """How a mirror differs from MLflow: what it lacks, and what it has too much of."""
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from opusclip_mlops.contents import Contents, Part
+from opusclip_mlops.errors import DeliveryError
 from opusclip_mlops.holdings import Held, Holdings, Medium, medium_of
+from opusclip_mlops.mirror_names import Names, names_of
 from opusclip_mlops.points import Points
 from opusclip_mlops.records import About
+from opusclip_mlops.targets import Target
 from opusclip_mlops.words import words_of
 
 ABOUT_RUN = "mlflow"
@@ -15,6 +19,10 @@ ABOUT_RUN = "mlflow"
 _MAY_GO = ("tags", "notes", "dataset/", "registry/")
 _BY_TRACKERS = ("params", "tags", "notes", "dataset/")
 _BY_TRACKERS_IN_WANDB = (*_BY_TRACKERS, "files/checkpoint-")
+
+
+class LastingError(DeliveryError):
+    """A mirror holds what can't be taken away there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +36,7 @@ class Difference:
         extra_media: The same, that it has too much of.
         words: Params, tags, files … that stand there differently or not at all.
         ends: The run is over, and the mirror does not say so, or says another end.
+        went_back: Something of it stands there under the name that it had before the run went back.
     """
 
     lacking: Points
@@ -36,6 +45,7 @@ class Difference:
     extra_media: tuple[Medium, ...] = ()
     words: tuple[Part, ...] = ()
     ends: bool = False
+    went_back: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -59,11 +69,10 @@ def difference(
     contents: Contents, points: Points, held: Held, holdings: Holdings, *, narrow: bool
 ) -> Difference:
     """Compare what MLflow has of a run with what a mirror holds; `narrow` when in 32 bits."""
-    lacking, extra = points_between(points, held.points, narrow=narrow)
-    wanted: dict[Medium, list[Part]] = {}
-    for part in contents.parts:
-        if medium := medium_of(part.record):
-            wanted.setdefault(medium, []).append(part)
+    names = names_of(contents.identity.generations)
+    lacking, extra = points_between(points, held.points, names, narrow=narrow)
+    wanted = _wanted_media(contents, names)
+    extra_media = sorted(one for one, n in held.media.items() if n > len(wanted.get(one, ())))
     return Difference(
         lacking=lacking,
         extra=extra,
@@ -71,15 +80,49 @@ def difference(
         lacking_media=tuple(
             part for medium, parts in wanted.items() for part in parts[held.media.get(medium, 0) :]
         ),
-        extra_media=tuple(
-            sorted(one for one, n in held.media.items() if n > len(wanted.get(one, ())))
-        ),
+        extra_media=tuple(extra_media),
         words=tuple(
             part
             for part in (*contents.parts, *_gone(contents, held, holdings, narrow=narrow))
             if not _says(part, held, holdings)
         ),
         ends=contents.is_over and held.end != contents.status,
+        went_back=bool(names.generations) and not _all_fit(extra, extra_media, names),
+    )
+
+
+def check_removable(
+    contents: Contents, points: Points, held: Held, holdings: Holdings, target: Target
+) -> None:
+    """See that a mirror may be made anew: of what stays there in any case nothing is too much.
+
+    Raises:
+        LastingError: something of it is.
+    """
+    lasting = held.lasting
+    if lasting and difference(contents, points, lasting, holdings, narrow=False).has_extra:
+        raise LastingError(
+            f"{target} holds something that can't be taken away there: mirror the run to another"
+            " W&B project"
+        )
+
+
+def _wanted_media(contents: Contents, names: Names) -> dict[Medium, list[Part]]:
+    """What is to stand at a step in a mirror, under the names it has there."""
+    wanted: dict[Medium, list[Part]] = {}
+    for part in contents.parts:
+        if medium := medium_of(part.record):
+            at = {"step": medium.step, "timestamp_ms": medium.timestamp_ms}
+            named = dataclasses.replace(medium, key=names.of(medium.key, **at))
+            wanted.setdefault(named, []).append(part)
+    return wanted
+
+
+def _all_fit(points: Points, media: Iterable[Medium], names: Names) -> bool:
+    """Whether what a mirror holds stands under the names of now."""
+    return names.fit(points) and all(
+        one.key == names.again(one.key, step=one.step, timestamp_ms=one.timestamp_ms)
+        for one in media
     )
 
 
@@ -108,9 +151,15 @@ def as_a_tracker_writes(found: Difference, *, in_wandb: bool) -> Difference:
     return dataclasses.replace(found, words=tuple(kept))
 
 
-def points_between(ours: Points, theirs: Points, *, narrow: bool) -> tuple[Points, Points]:
-    """Our points that they lack, and theirs that are too many; `narrow` when in 32 bits."""
-    kept = ours.in_seconds().narrow() if narrow else ours.in_seconds()
+def points_between(
+    ours: Points, theirs: Points, names: Names, *, narrow: bool
+) -> tuple[Points, Points]:
+    """Our points that they lack, and theirs that are too many; `narrow` when in 32 bits.
+
+    Theirs stand under these names, ours under the keys that were logged.
+    """
+    named = names.points(ours).in_seconds()
+    kept = named.narrow() if narrow else named
     return ours.lacking_in(theirs, kept_as=kept), theirs.minus(kept)
 
 

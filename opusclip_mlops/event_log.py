@@ -13,14 +13,16 @@ from typing import IO
 
 import numpy as np
 
-from opusclip_mlops import events
+from opusclip_mlops import event_names, events
 from opusclip_mlops.event_files import frame, frames
+from opusclip_mlops.event_names import AT_A_STEP
 from opusclip_mlops.events import Event, Kind, Summary
+from opusclip_mlops.mirror_names import FIRST_LINE, Names
 from opusclip_mlops.points import Points
 
-_ROWS = frozenset({"video", "image", "text", "table", "insight"})
 _WITHOUT_VALUES = frozenset({"graph_def", "meta_graph_def", "tagged_run_metadata"})
 _CHUNK_POINTS = 100_000
+_LAYOUTS = "layouts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +59,18 @@ class EventLog:
     point_events: int
     damaged: int
 
-    def is_in_order(self) -> bool:
+    def is_in_order(self, names: Names = FIRST_LINE) -> bool:
         """Whether TensorBoard's loaders show all that a file sorted by step would show."""
         once = [one.kind for one in self.kept if one.kind in ("hparams", "end")]
         if self.damaged or len(once) > len(set(once)):
             return False
-        return _rows_rise(self.kept) and in_order(self.points)
+        return _rows_rise(self.kept, names) and in_order(self.points)
+
+    def fits(self, names: Names) -> bool:
+        """Whether everything stands under the names of now."""
+        return all(one.tag == _tag_again(one, names) for one in self.kept) and names.fit(
+            self.points
+        )
 
 
 def read_log(paths: Iterable[Path], *, with_points: bool = True) -> EventLog:
@@ -188,31 +196,52 @@ def in_order(points: Points) -> bool:
     return not wrong.any()
 
 
-def _place(one: Kept) -> tuple[int, int]:
-    """What events without points are sorted by; words keep their order."""
-    return one.step, one.timestamp_ms if one.kind in _ROWS else 0
+def _tag_again(one: Kept, names: Names) -> str:
+    at = {"step": one.step, "timestamp_ms": one.timestamp_ms}
+    return event_names.tag_again(one.tag, names, kind=one.kind, **at)
 
 
-def _rows_rise(kept: Iterable[Kept]) -> bool:
-    last: dict[str, tuple[int, int]] = {}
+def _place(one: Kept, names: Names) -> tuple[bool, int, int]:
+    """What events without points are sorted by; words keep their order.
+
+    Of graphs without a tag, and of layouts, TensorBoard shows the last: superseded ones come first.
+    """
+    is_now = names.line.holds(key="", step=one.step, timestamp_ms=one.timestamp_ms)
+    is_first = _is_shown_once(one) and not is_now
+    return not is_first, one.step, one.timestamp_ms if one.kind in AT_A_STEP else 0
+
+
+def _is_shown_once(one: Kept) -> bool:
+    return not one.tag or (one.kind == "insight" and event_names.is_layout(one.tag))
+
+
+def _rows_rise(kept: Iterable[Kept], names: Names) -> bool:
+    last: dict[str, tuple[bool, int, int]] = {}
     for one in kept:
-        place = _place(one)
-        if last.get(one.tag, place) > place:
+        place = _place(one, names)
+        tag = _LAYOUTS if one.tag and _is_shown_once(one) else one.tag
+        if last.get(tag, place) > place:
             return False
-        last[one.tag] = place
+        last[tag] = place
     return True
 
 
 def write_in_order(
-    log: EventLog, file: IO[bytes], *, hparams: Event | None, end: Event | None
+    log: EventLog,
+    file: IO[bytes],
+    *,
+    hparams: Event | None,
+    end: Event | None,
+    names: Names = FIRST_LINE,
 ) -> None:
-    """Write everything sorted by step, of each words the last, and how the run ended.
+    """Write everything sorted by step, under its name of now, and how the run ended.
 
-    With `hparams` these stand for those of before; without an `end` the run goes on.
+    Of each words the last is written. With `hparams` these stand for those of before; without an
+    `end` the run goes on.
     """
-    for content in _contents(log, hparams):
+    for content in _contents(log, hparams, names):
         file.write(frame(content))
-    points = log.points.in_steps()
+    points = names.points_again(log.points).in_steps()
     for first in range(0, len(points), _CHUNK_POINTS):
         some = Points(points.keys, points.rows[first : first + _CHUNK_POINTS])
         for record in some.calls():
@@ -221,15 +250,15 @@ def write_in_order(
         file.write(frame(end.SerializeToString()))
 
 
-def _contents(log: EventLog, hparams: Event | None) -> Iterator[bytes]:
+def _contents(log: EventLog, hparams: Event | None, names: Names) -> Iterator[bytes]:
     """The events without points in their new order, each once."""
     if hparams is not None:
         yield hparams.SerializeToString()
     told: set[tuple[Path, int]] = set()
-    for one in sorted(_still_true(log, hparams), key=_place):
+    for one in sorted(_still_true(log, hparams), key=lambda one: _place(one, names)):
         if (one.path, one.start_bytes) not in told:
             told.add((one.path, one.start_bytes))
-            yield _without_points(one)
+            yield _without_points(one, names)
 
 
 def _still_true(log: EventLog, hparams: Event | None) -> list[Kept]:
@@ -245,11 +274,12 @@ def _still_true(log: EventLog, hparams: Event | None) -> list[Kept]:
     return [one for one in log.kept if one.kind != "end" and one not in said_again]
 
 
-def _without_points(one: Kept) -> bytes:
+def _without_points(one: Kept, names: Names) -> bytes:
     [(content, _)] = islice(frames(one.path, from_bytes=one.start_bytes), 1)
     event = Event.FromString(content or b"")
     kept = [value for value in event.summary.value if not value.HasField("simple_value")]
     if kept and len(kept) < len(event.summary.value):
         del event.summary.value[:]
         event.summary.value.extend(kept)
+    event_names.rename(event, names)
     return bytes(event.SerializeToString())

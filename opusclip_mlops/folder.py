@@ -76,7 +76,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 
     `run_id`, `artifact_uri` are empty until MLflow has answered. `last_step` is the highest step
     found in a run that is gone on with, -1 in a new one; `start_time_ms` is the run's own; `family`
-    names a run with its nested runs, empty where there are none.
+    names a run with its nested runs, empty where there are none; `generations` are the tags that
+    those have left which the run had begun by then.
     """
 
     mirror_id: str
@@ -88,6 +89,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     last_step: int = -1
     start_time_ms: int = 0
     family: str = ""
+    generations: dict[str, str] = {}
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):

@@ -96,6 +96,11 @@ def generation_tag(
     return {f"{GENERATION_TAG}{start_ms}-{mark}": msgspec.json.encode(said).decode()}
 
 
+def tags_of_generations(tags: Mapping[str, str]) -> dict[str, str]:
+    """Of a run's tags, those that its generations have left."""
+    return {name: text for name, text in tags.items() if name.startswith(GENERATION_TAG)}
+
+
 def generations_of(tags: Mapping[str, str]) -> tuple[Generation, ...]:
     """The generations of a run by its tags, in their order; a tag that is none of ours is none.
 

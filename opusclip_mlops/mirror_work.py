@@ -49,7 +49,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
 
     `points`, `media` and `words` count what was sent, or would be, or is lacking; `extra` what the
     mirror has too much of; `examples` name some of either. `total` is how many runs there are, as
-    far as it is known, and `error` the fault in one line.
+    far as it is known, and `error` the fault in one line; `is_final` says that it would come again.
     """
 
     target: str
@@ -65,6 +65,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     left_out: list[Missing] = []
     examples: list[str] = []
     error: str = ""
+    is_final: bool = False
     total: int = 0
 
 

@@ -27,7 +27,7 @@ if __name__ == "__main__":
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from opusclip_mlops.differences import Difference
+from opusclip_mlops.differences import Difference, LastingError
 from opusclip_mlops.errors import OpusclipError
 from opusclip_mlops.faults import attempted
 from opusclip_mlops.lookout import Look, Lookout, every_run, experiment_ids, one_run
@@ -122,7 +122,8 @@ class MirrorWorker:
             wait_s = min(2 * wait_s, _FIRST_RETRY_S)
             run = None
         if fault is not None:
-            self._tell(_outcome_of(fault), run_id, run, error=_said(fault))
+            is_final = isinstance(fault, LastingError)
+            self._tell(_outcome_of(fault), run_id, run, error=_said(fault), is_final=is_final)
 
     def _do(self, mirror: RunMirror, run_id: str, found: Run | None) -> None:
         run = found or one_run(self._client, run_id)
@@ -157,7 +158,7 @@ class MirrorWorker:
             extra=len(found.extra) + len(found.extra_media),
             held_points=len(compared.held.points),
             left_out=[Missing(one.name, one.reason) for one in compared.contents.left_out],
-            examples=list(_examples(found)),
+            examples=[*_advice(found, run), *_examples(found)],
         )
 
     # Follow
@@ -263,6 +264,12 @@ class MirrorWorker:
             self._out.flush()
 
 
+def _advice(found: Difference, run: Run) -> Iterator[str]:
+    if found.went_back:
+        mirror = f"opusclip mirror {run.info.run_id}"
+        yield f"the run went back: `{mirror}` shows the line as it now is"
+
+
 def _examples(found: Difference) -> Iterator[str]:
     """Some of each kind of difference, and how many more there are."""
     for what, points in (("lacks", found.lacking), ("has too much", found.extra)):
@@ -289,7 +296,7 @@ def _more(what: str, count: int, of_what: str) -> Iterator[str]:
 
 
 def _is_final(fault: Exception) -> bool:
-    return isinstance(fault, RunGoneError)
+    return isinstance(fault, RunGoneError | LastingError)
 
 
 def _outcome_of(fault: Exception) -> Outcome:

@@ -25,15 +25,18 @@ from opusclip_mlops.contents import (
 from opusclip_mlops.differences import (
     Difference,
     as_a_tracker_writes,
+    check_removable,
     difference,
     points_between,
     written_live,
 )
 from opusclip_mlops.errors import DeliveryError, RecordError, VideoError
 from opusclip_mlops.folder import Identity
+from opusclip_mlops.generations import tags_of_generations
 from opusclip_mlops.holdings import Held, Holdings, open_holdings
 from opusclip_mlops.layout import MIRRORS_TAG
 from opusclip_mlops.mirror_load import Load, lacking, load_of, ordered
+from opusclip_mlops.mirror_names import names_of
 from opusclip_mlops.mirror_state import MirrorState, Noted, is_mirrored_live, open_claim
 from opusclip_mlops.mirror_writer import MirrorWriter, in_rows
 from opusclip_mlops.points import Points
@@ -167,10 +170,12 @@ class RunMirror:
         sent = Sent(left_out=contents.left_out)
         if not found.is_empty:
             is_new = found.has_extra
+            if is_new:
+                check_removable(contents, points, held, holdings, self._target)
             load = self._begin_anew(contents, points, holdings) if is_new else lacking(found)
             sent = replace(self._send(contents, load), rebuilt=is_new)
             self._close()
-            self._confirm(holdings, points)
+            self._confirm(holdings, contents, points)
         self._note(run, contents, cursor, holdings)
         return sent
 
@@ -181,6 +186,9 @@ class RunMirror:
         """
         noted = self._noted or self._source.state.read(self._run_id, self._target)
         if noted is None or (run.info.status in OVER) != noted.is_over:
+            return None
+        if tags_of_generations(run.data.tags) != noted.identity.generations:
+            # Another name may be that of anything which stands there.
             return None
         is_quiet = signature_of(run) == noted.signature
         if is_quiet and noted.is_over and not look_at_all and is_long_over(run):
@@ -297,17 +305,14 @@ class RunMirror:
     def _begin_anew(self, contents: Contents, points: Points, holdings: Holdings) -> Load:
         """Open the mirror so that nothing which stands there is to stay; what is to be sent then.
 
-        W&B's server keeps the first row of a run that is begun anew.
+        W&B's server keeps the first row.
         """
         self._writer = MirrorWriter(self._target, contents, is_new=True)
         if self._by_step:
             return load_of(points, contents.parts)
         found = difference(contents, points, holdings.read(), holdings, narrow=False)
         if found.has_extra:
-            raise DeliveryError(
-                f"{self._target} holds something that can't be taken away there: mirror the run"
-                " to another W&B project"
-            )
+            raise DeliveryError(f"{self._target} has not let go of what was to be taken away")
         return lacking(found)
 
     def _send(self, contents: Contents, load: Load) -> Sent:
@@ -345,11 +350,12 @@ class RunMirror:
             assert isinstance(row, Row)
             yield row
 
-    def _confirm(self, holdings: Holdings, points: Points) -> None:
+    def _confirm(self, holdings: Holdings, contents: Contents, points: Points) -> None:
         """See that the points are there; W&B's rows were counted while they were sent."""
         if self._target.kind == "wandb":
             return
-        lacking, extra = points_between(points, holdings.read().points, narrow=True)
+        names = names_of(contents.identity.generations)
+        lacking, extra = points_between(points, holdings.read().points, names, narrow=True)
         if len(lacking) or len(extra):
             counts = f"lacks {len(lacking)} points and has {len(extra)} too many"
             raise DeliveryError(f"{self._target} {counts} after all was sent")

@@ -107,7 +107,7 @@ class Points:
         return Points(self.keys, rows)
 
     def _kept(self, compared: "Points", other: "Points") -> "Points":
-        keys = tuple(sorted({*self.keys, *other.keys}))
+        keys = tuple(sorted({*compared.keys, *other.keys}))
         ours, theirs = compared._numbered(keys), other._numbered(keys)
         both = np.concatenate([ours, theirs])
         order = _order(both)

@@ -20,7 +20,10 @@ import numpy as np
 from tensorboard.plugins.projector.projector_config_pb2 import EmbeddingInfo, ProjectorConfig
 
 from opusclip_mlops import insight_views
+from opusclip_mlops.folder import write_whole
 from opusclip_mlops.insight_views import Embedding
+from opusclip_mlops.line_names import key_of
+from opusclip_mlops.mirror_names import Names
 from opusclip_mlops.records import Insight
 
 CONFIG = "projector_config.pbtxt"
@@ -57,7 +60,10 @@ def write(target: Path, record: Insight, media: Path) -> str:
         embedding = insight_views.embedding_of(record, media)
         name = _name(record, embedding)
     folder = target / _FOLDER / name
-    if _about(folder) is None:
+    about = _about(folder)
+    if about is not None and about.key != record.key:
+        _write_about(folder, msgspec.structs.replace(about, key=record.key))
+    if about is None:
         shutil.rmtree(folder, ignore_errors=True)
         unfinished = folder.with_name(f"{_UNFINISHED}{os.getpid()}")
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -66,6 +72,18 @@ def write(target: Path, record: Insight, media: Path) -> str:
         unfinished.rename(folder)
     _write_config(target)
     return name
+
+
+def rename(target: Path, names: Names) -> None:
+    """Give all embeddings beside the event files the names of now."""
+    is_changed = False
+    for about, folder in _standing(target):
+        name = names.again(about.key, step=about.step, timestamp_ms=about.timestamp_ms)
+        if name != about.key:
+            _write_about(folder, msgspec.structs.replace(about, key=name))
+            is_changed = True
+    if is_changed:
+        _write_config(target)
 
 
 def heal(target: Path) -> None:
@@ -94,11 +112,13 @@ def embeddings_in(target: Path) -> Counter[tuple[str, int, int]]:
 
 
 def _name(record: Insight, embedding: Embedding) -> str:
-    content = hashlib.sha256(msgspec.json.encode([record.key, record.content], order="sorted"))
+    # Where training goes back an embedding gets another name, and keeps its folder.
+    key = key_of(record.key)
+    content = hashlib.sha256(msgspec.json.encode([key, record.content], order="sorted"))
     content.update(np.ascontiguousarray(embedding.vectors).data)
     if embedding.sprite is not None:
         content.update(embedding.sprite.read_bytes())
-    plain = re.sub(r"[^A-Za-z0-9_\-]+", "-", record.key)[:_PLAIN_CHARACTERS]
+    plain = re.sub(r"[^A-Za-z0-9_\-]+", "-", key)[:_PLAIN_CHARACTERS]
     mark = content.hexdigest()[:_MARK_DIGITS]
     return f"{plain}-step_{record.step:08d}-{record.timestamp_ms}-{mark}"
 
@@ -116,7 +136,11 @@ def _fill(folder: Path, record: Insight, embedding: Embedding) -> None:
     about = _About(
         record.key, record.step, record.timestamp_ms, (count, dimensions), embedding.picture_px
     )
-    (folder / _ABOUT).write_bytes(msgspec.json.encode(about))
+    _write_about(folder, about)
+
+
+def _write_about(folder: Path, about: _About) -> None:
+    write_whole(folder / _ABOUT, msgspec.json.encode(about))
 
 
 def _metadata(embedding: Embedding) -> Iterator[str]:

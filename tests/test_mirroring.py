@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mlflow.entities import Metric, Run
 
@@ -18,6 +19,7 @@ from opusclip_mlops.uploads import Uploads
 from tests.insight_records import every_kind, histograms
 from tests.journeys import append, end, make_run
 from tests.mirrored import AWKWARD, T0, Place
+from tests.test_mirror_names import begun
 from tests.test_pictures import encoded, picture
 
 KINDS = pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
@@ -437,3 +439,78 @@ def test_a_live_mirror_of_insights_is_equal_to_mlflow(
     comparison = place.mirror(run, kind).compare(run, as_it_is=True)
     assert len(comparison.held.media) == 9
     assert comparison.difference.is_empty
+
+
+# Runs that went back
+
+
+def went_back(place: Place, run: Run) -> None:
+    """Training goes on from the checkpoint of step 5, a second later, to step 8."""
+    for name, value in begun(T0 + 1000, 5, T0 + 5).items():
+        place.client.set_tag(run.info.run_id, name, value)
+    place.log(run, [Metric("loss", float(s), T0 + 1000 + s, s) for s in range(6, 9)])
+
+
+def line_of(place: Place, run: Run, kind: str) -> dict[str, list[int]]:
+    """The steps of each key that its mirror holds."""
+    found: dict[str, list[int]] = {}
+    for point in place.held(run, kind):
+        found.setdefault(point.key, []).append(point.step)
+    return found
+
+
+@KINDS
+def test_a_run_that_went_back_is_mirrored_as_the_line_that_it_is_now(
+    place: Place, kind: str
+) -> None:
+    """Each step of the curve has one value; what is superseded stands beside it, media too."""
+    keys = ("loss", "system/cpu", "generation-0/loss")
+    metrics = [Metric(key, 1.0, T0 + s, s) for s in range(11) for key in keys]
+    run = place.run(metrics, status=None)
+    pixels = np.zeros((8, 8, 3), dtype=np.uint8)
+    place.client.log_image(run.info.run_id, pixels, key="sample", step=9, timestamp=T0 + 9)
+    went_back(place, run)
+    place.client.set_terminated(run.info.run_id)
+    place.mirror(run, kind).catch_up(place.again(run))
+    every = [*range(11)]
+    assert line_of(place, run, kind) == {
+        "loss": every[:9], "generation-0/loss": every[6:], "system/cpu": every,
+        "metrics/generation-0/loss": every[:6], "generation-0/generation-0/loss": every[6:],
+    }  # fmt: skip
+    compared = place.mirror(run, kind).compare(place.again(run), as_it_is=False)
+    assert compared.difference.is_empty
+    assert [one.key for one in compared.held.media] == ["generation-0/sample"]
+    assert place.mirror(run, kind).catch_up(place.again(run)).is_nothing
+
+
+@KINDS
+def test_a_mirror_of_before_the_run_went_back_is_made_anew(place: Place, kind: str) -> None:
+    """By whoever follows it, once; it is unequal until then, and nothing is lost."""
+    run = place.run([Metric("loss", float(s), T0 + s, s) for s in range(11)], status=None)
+    mirror = place.mirror(run, kind)
+    mirror.catch_up(run)
+    went_back(place, run)
+    found = mirror.compare(place.again(run), as_it_is=True).difference
+    assert (found.went_back, len(found.extra), len(found.lacking)) == (True, 5, 8)
+    assert mirror.follow_up(place.again(run)) is None
+    assert mirror.catch_up(place.again(run)).rebuilt
+    assert line_of(place, run, kind) == {
+        "loss": [*range(9)], "generation-0/loss": [*range(6, 11)],
+    }  # fmt: skip
+    place.log(run, [Metric("loss", 9.0, T0 + 1009, 9)])
+    assert mirror.follow_up(place.again(run)).points == 1
+    mirror.leave()
+    assert line_of(place, run, kind)["loss"] == [*range(10)]
+    assert mirror.compare(place.again(run), as_it_is=False).difference.is_empty
+
+
+def test_a_mirror_that_lacks_a_point_did_not_go_back(place: Place) -> None:
+    """Nor does a point too many mean that, in a run that went back."""
+    run = place.run([Metric("loss", float(s), T0 + s, s) for s in range(11)], status=None)
+    went_back(place, run)
+    place.mirror(run, "tensorboard").catch_up(place.again(run))
+    [file] = place.folder(run).glob("*tfevents*")
+    shutil.copyfile(file, file.with_name(file.name + ".2"))
+    place.log(run, [Metric("loss", 9.0, T0 + 1009, 9)])
+    found = place.mirror(run, "tensorboard").compare(place.again(run), as_it_is=True).difference
+    assert (len(found.extra), len(found.lacking), found.went_back) == (14, 1, False)

@@ -11,14 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Metric
 
 from opusclip_mlops import ExperimentTracker, TrackingConfig, mirror, verify, wandb_log
 from opusclip_mlops.errors import ConfigError
 from opusclip_mlops.replay import Places
-from tests.mirrored import AWKWARD, Place
+from tests.mirrored import AWKWARD, T0, Place
 from tests.reading import Point, points_of_tensorboard, points_of_wandb
 from tests.servers import BIN
 from tests.tensorboards import tensorboard
+from tests.test_mirror_names import begun
 
 STEPS = (5, 3, 9, 9, -4, 2**40, 0, 1)
 
@@ -107,6 +109,20 @@ def test_changed_words_are_found(place: Place) -> None:
     [one] = verify(run.info.run_id, to="tensorboard:runs")
     assert (one.outcome, one.points, one.words) == ("unequal", 0, 1)
     assert one.examples == ["differs: tags"]
+
+
+def test_a_mirror_of_before_the_run_went_back_is_told_and_repaired(place: Place) -> None:
+    """With the call that makes it show the line as it now is."""
+    run = place.run([Metric("loss", float(s), T0 + s, s) for s in range(11)])
+    mirror(run.info.run_id, to="tensorboard:runs")
+    for name, value in begun(T0 + 1000, 5, T0 + 5).items():
+        place.client.set_tag(run.info.run_id, name, value)
+    [one] = verify(run.info.run_id, to="tensorboard:runs")
+    assert (one.outcome, one.points, one.extra) == ("unequal", 5, 5)
+    call = f"`opusclip mirror {run.info.run_id}`"
+    assert one.examples[0] == f"the run went back: {call} shows the line as it now is"
+    [again] = verify(run.info.run_id, to="tensorboard:runs", repair=True)
+    assert again.outcome == "equal"
 
 
 def test_a_run_without_mirrors_is_told(place: Place) -> None:

@@ -40,6 +40,7 @@ class Held:
         words: The last text of each thing without a step, as `Holdings.rendered` makes it.
         row_count: How many rows W&B has, or events with a point TensorBoard.
         end: How the run ended there, empty while it has not.
+        lasting: What of it no making anew takes away: W&B's server keeps the first row of a run.
     """
 
     points: Points
@@ -47,6 +48,7 @@ class Held:
     words: Mapping[str, str] = field(default_factory=dict)
     row_count: int = 0
     end: str = ""
+    lasting: "Held | None" = None
 
     @property
     def is_empty(self) -> bool:

@@ -5,8 +5,8 @@ what a client has still on its way does not count. A clip, picture, text or tabl
 file is there in full: a row alone only refers to it.
 """
 
+import dataclasses
 import functools
-import gzip
 import hashlib
 import json
 import os
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import wandb
 from wandb.apis.public.runs import Run, RunNotFoundError
-from wandb.proto.wandb_internal_pb2 import ArtifactRecord, HistoryRecord
+from wandb.proto.wandb_internal_pb2 import HistoryRecord
 
 from opusclip_mlops import wandb_client, wandb_layout, wandb_log
 from opusclip_mlops.errors import DeliveryError
@@ -28,6 +28,7 @@ from opusclip_mlops.points import Points
 from opusclip_mlops.records import Record
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.targets import Target
+from opusclip_mlops.wandb_artifacts import Artifacts
 from opusclip_mlops.wandb_layout import INSIGHT_KEY, STEP_KEY
 from opusclip_mlops.words import words_of
 
@@ -90,7 +91,7 @@ class _InLogs:
     def read(self) -> Held:
         rows = _Rows()
         config: dict[str, Any] = {}
-        artifacts = _Artifacts()
+        artifacts = Artifacts()
         notes = ""
         for log in wandb_log.logs_of(self._folder, self._run_id, project=self._project):
             for record in wandb_log.LogReader(log).new_records():
@@ -106,7 +107,7 @@ class _InLogs:
                         artifacts.add_record(record.artifact)
             if rows.show_media:
                 rows.count_media(wandb_client.media_on_disk(log.parent / "files"))
-        words = _words(config, notes) | artifacts.words()
+        words = _words(config, notes) | _texts(artifacts.words())
         # The client ends its log also where the run goes on.
         return rows.held(words, _end_said(words))
 
@@ -126,22 +127,27 @@ class _OnServer:
             run = self._run()
             if run is None:
                 return _Rows().held({}, "")
-            rows = _Rows()
+            rows, first = _Rows(), _Rows()
             # What the client keeps of a run's rows on disk may be older than the run.
             # A scan that is asked for its iterator begins anew.
             found = (row for row in run.scan_history(use_cache=False))
             while part := wandb_client.next_page(found):
+                if rows.is_empty:
+                    first.add(part[0])
                 for row in part:
                     rows.add(row)
             if rows.show_media:
-                rows.count_media(wandb_client.media_on_server(run))
-            artifacts = _Artifacts()
+                files = wandb_client.media_on_server(run)
+                rows.count_media(files)
+                first.count_media(files)
+            artifacts = Artifacts()
             with wandb_client.ended_if_hanging():
                 for artifact in run.logged_artifacts():
                     artifacts.add_logged(artifact)
-            words = _words(run.config, run.notes or "") | artifacts.words()
+            words = _words(run.config, run.notes or "") | _texts(artifacts.words())
             end = _ENDS.get(run.state, "")
-            return rows.held(words, end and (_end_said(words) or end))
+            held = rows.held(words, end and (_end_said(words) or end))
+            return dataclasses.replace(held, lasting=first.held({}, ""))
 
     def fingerprint(self) -> str:
         with _said_plainly():
@@ -250,6 +256,11 @@ class _Rows:
         self._end_row()
 
     @property
+    def is_empty(self) -> bool:
+        """Whether no row was taken in yet."""
+        return not self._count
+
+    @property
     def show_media(self) -> bool:
         """Whether rows refer to files that were not counted yet."""
         return bool(self._shown)
@@ -313,53 +324,6 @@ class _Rows:
 def _file_of(value: Mapping[str, Any]) -> dict[str, int]:
     """The file that a medium refers to, with its size in bytes."""
     return {str(value.get("path")): _whole(value.get("size"), -1)}
-
-
-class _Artifacts:
-    """File sets as they are logged: of one version the last holds, an alias stands at one."""
-
-    def __init__(self) -> None:
-        self._logged: dict[tuple[str, str], tuple[dict[str, Any], dict[str, str], list[str]]] = {}
-
-    def add_record(self, record: ArtifactRecord) -> None:
-        """Take in an artifact as a log has it."""
-        metadata = json.loads(record.metadata or "{}")
-        if wandb_layout.ABOUT_KEY in metadata:
-            self._add(record.name, metadata, _references(record), list(record.aliases))
-
-    def add_logged(self, artifact: wandb.Artifact) -> None:
-        """Take in an artifact of the server's; one that isn't ours is not asked for its files."""
-        if wandb_layout.ABOUT_KEY in artifact.metadata:
-            entries = artifact.manifest.entries.items()
-            uris = {path: str(entry.ref) for path, entry in entries}
-            name = artifact.name.rpartition(":")[0]
-            self._add(name, artifact.metadata, uris, list(artifact.aliases))
-
-    def words(self) -> dict[str, str]:
-        """What they say, by their names."""
-        found: dict[str, str] = {}
-        for metadata, uris, aliases in self._logged.values():
-            found |= _texts(wandb_layout.words_of_artifact(metadata, "", uris, aliases))
-        return found
-
-    def _add(
-        self, name: str, metadata: dict[str, Any], uris: dict[str, str], aliases: list[str]
-    ) -> None:
-        [version] = wandb_layout.words_of_artifact(metadata, "", uris, aliases)
-        self._logged.pop((name, version), None)
-        for (other, _), (_, _, left) in self._logged.items():
-            if other == name:
-                left[:] = [alias for alias in left if alias not in aliases]
-        self._logged[name, version] = (metadata, uris, aliases)
-
-
-def _references(record: ArtifactRecord) -> dict[str, str]:
-    """What an artifact refers to, by path; a long list of it lies in a file."""
-    if not record.manifest.manifest_file_path:
-        return {entry.path: entry.ref for entry in record.manifest.contents}
-    with gzip.open(record.manifest.manifest_file_path, "rt") as file:
-        entries = [json.loads(line) for line in file]
-    return {entry["path"]: entry.get("ref", "") for entry in entries}
 
 
 def _flat(row: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

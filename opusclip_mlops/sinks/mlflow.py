@@ -29,6 +29,7 @@ from opusclip_mlops.deaths import TRACEBACK_TAG
 from opusclip_mlops.errors import CheckpointError, RecordError, VideoError
 from opusclip_mlops.faults import PutOff, attempted
 from opusclip_mlops.folder import Identity, Manifest, RunFolder
+from opusclip_mlops.generations import tags_of_generations
 from opusclip_mlops.insight_uploads import set_aside
 from opusclip_mlops.layout import (
     LOCAL_ID_TAG,
@@ -225,6 +226,7 @@ class MlflowSink:
             artifact_uri=run.info.artifact_uri or "",
             last_step=max(steps, default=-1),
             start_time_ms=run.info.start_time,
+            generations=tags_of_generations(run.data.tags),
         )
 
     def _send_checked(self, record: Record) -> None:

@@ -2,8 +2,9 @@
 
 One event holds all scalars of a log call, under its own step and wall time. Scalars are 32-bit
 floats there. After a crash the file is cut back to what was acknowledged, so no point stands twice.
-When the run has ended, what is not in the order of its steps is rewritten so that it is. What the
-projector shows lies beside it.
+When the run has ended, what is not in the order of its steps is rewritten so that it is; where
+training went back, everything is rewritten under the names that it has then, before a record more
+is taken. What the projector shows lies beside it.
 """
 
 import contextlib
@@ -18,6 +19,8 @@ from opusclip_mlops.event_log import EventLog, read_log, write_in_order
 from opusclip_mlops.events import Event
 from opusclip_mlops.folder import RunFolder
 from opusclip_mlops.insight_views import understood
+from opusclip_mlops.line_names import is_superseded_name
+from opusclip_mlops.mirror_names import names_in
 from opusclip_mlops.records import Batch, Record, RunEnded
 from opusclip_mlops.repeats import Repeats
 from opusclip_mlops.sinks import Refusal, SinkState, Waiting, Written
@@ -57,8 +60,13 @@ class TensorBoardSink:
             raise
 
     def write(self, batch: Batch) -> Written:
-        """Append the batch's events and hand them to the operating system."""
+        """Append the batch's events and hand them to the operating system.
+
+        Raises:
+            Waiting: training went back; opened again, the log is put under its new names first.
+        """
         try:
+            self._look_for_generations(batch)
             refused = [one for record in batch.records for one in self._take(record)]
             self._say_arrivals()
             return Written(self._state(), tuple(refused), unfinished=self._arrivals.is_waiting)
@@ -87,6 +95,12 @@ class TensorBoardSink:
         with contextlib.suppress(OSError):
             self._held.close()
 
+    def _look_for_generations(self, batch: Batch) -> None:
+        # Here the log holds what was not acknowledged too: only a new start knows what to keep.
+        begins = any(isinstance(record, records.RunStarted) for record in batch.records)
+        if begins and names_in(self._folder) != self._names:
+            raise Waiting("training went back: the events are put under their new names")
+
     def _begin_writing(self) -> None:
         self._target.mkdir(parents=True, exist_ok=True)
         writing = event_files.begin_writing(self._target)
@@ -103,7 +117,10 @@ class TensorBoardSink:
         notes = {NOTE_TAG: self._manifest.notes} if self._manifest.notes else {}
         self._tags: dict[str, str] = dict(state.get("tags", notes))
         self._arrivals = Arrivals(self._folder, state.get("checkpoints", {}))
+        self._names = names_in(self._folder)
         path = self._file_to_write(state)
+        if self._names.generations and not self._rebuilds:
+            path = self._rename_all() or path
         paths = [] if self._rebuilds else event_files.event_files(self._target)
         log = read_log(paths, with_points=False)
         self._standing, self._hparams = log.words, log.hparams
@@ -133,6 +150,15 @@ class TensorBoardSink:
             event_files.cut(before, size_bytes)
         return self._target / event_files.fresh_name(self._target)
 
+    def _rename_all(self) -> Path | None:
+        """Put one file in the place of all if one is not under its names; returns that file."""
+        projector.rename(self._target, self._names)
+        log = read_log(event_files.event_files(self._target))
+        if log.fits(self._names):
+            return None
+        self._write_new(log, hparams=None, end=None)
+        return event_files.replace_all(self._target)
+
     def _write(self, event: Event) -> None:
         self._file.write(event_files.frame(event.SerializeToString()))
 
@@ -161,11 +187,12 @@ class TensorBoardSink:
             case records.Metrics():
                 return self._scalars(record)
             case records.Video() | records.Image() | records.Text() | records.Table():
-                event = self._shown(record)
-                self._note_place(record, (record.key,))
+                named = self._names.record(record)
+                event = self._shown(named)
+                self._note_place(named, (named.key,))
                 return [event]
             case records.Insight():
-                return self._insight(record)
+                return self._insight(self._names.record(record))
             case records.Params():
                 self._params = {**record.values, **self._params}
                 return self._words(records.Params(self._params))
@@ -204,6 +231,9 @@ class TensorBoardSink:
         if record.kind == "embedding":
             self._embeddings.add(projector.write(self._target, record, self._folder.media))
         self._note_place(record, (found[0].summary.value[0].tag,))
+        if is_superseded_name(record.key):
+            # It may have to stand before what was written already.
+            self._last = None
         return found
 
     def _words(self, record: Record) -> list[Event]:
@@ -228,8 +258,10 @@ class TensorBoardSink:
         values = self._repeats.left_of(record)
         if not values:
             return []
-        self._note_place(record, values)
-        return [events.scalars(records.Metrics(record.timestamp_ms, record.step, values))]
+        left = records.Metrics(record.timestamp_ms, record.step, values)
+        named = self._names.record(left)
+        self._note_place(named, named.values)
+        return [events.scalars(named)]
 
     def _note_place(self, record: records.Row, keys: Iterable[str]) -> None:
         """Notice what no longer stands in the order of steps and times."""
@@ -245,7 +277,7 @@ class TensorBoardSink:
     def _is_in_order(self) -> bool:
         if self._params and self._hparams != self._params.keys():
             return False
-        return self._last is not None or self._read_log().is_in_order()
+        return self._last is not None or self._read_log().is_in_order(self._names)
 
     def _read_log(self) -> EventLog:
         """What is to stand in one file; read once."""
@@ -257,18 +289,20 @@ class TensorBoardSink:
     def _replace_all(self, end: RunEnded | None) -> None:
         """Put one file, sorted by step, in the place of all."""
         if not self._rebuilds or not self._is_in_order():
-            before = self._read_log()
             hparams = self._hparams_event() if self._params else None
             last = events.end_event(end) if end else None
-            sorted_path = self._target / event_files.SORTED
-            self._path, self._file = sorted_path, sorted_path.open("wb")
-            with self._file:
-                self._write(events.first_event(self._manifest.start_time_ms))
-                write_in_order(before, self._file, hparams=hparams, end=last)
-            sorted_path.replace(self._target / event_files.NEW)
+            self._write_new(self._read_log(), hparams=hparams, end=last)
         event_files.replace_all(self._target)
         if self._rebuilds:
             projector.keep_only(self._target, self._embeddings)
+
+    def _write_new(self, log: EventLog, *, hparams: Event | None, end: Event | None) -> None:
+        """Write everything in order, and under its names, to what is to replace all files."""
+        path = self._target / event_files.SORTED
+        with path.open("wb") as self._file:
+            self._write(events.first_event(self._manifest.start_time_ms))
+            write_in_order(log, self._file, hparams=hparams, end=end, names=self._names)
+        path.replace(self._target / event_files.NEW)
 
 
 if TYPE_CHECKING:

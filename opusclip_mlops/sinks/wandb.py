@@ -1,8 +1,10 @@
 """Weights & Biases: one row a log call, in the order of the journal.
 
 A row's W&B step is its ordinal, so that late and repeated steps are kept; the run's own step is the
-column `global_step`, which every chart uses. A row is safe once it stands in W&B's log on disk or,
-online, once the server has it; after a crash that log or the server says which row comes next.
+column `global_step`, which every chart uses. Where training goes back, rows that are there keep
+their columns until the run has ended: `rewinding` has them renamed then. A row is safe once it
+stands in W&B's log on disk or, online, once the server has it; after a crash that log or the server
+says which row comes next.
 """
 
 import contextlib
@@ -30,6 +32,7 @@ from opusclip_mlops.alerts.rules import WANDB
 from opusclip_mlops.errors import CheckpointError, DeliveryError, RecordError, VideoError
 from opusclip_mlops.folder import Identity, RunFolder
 from opusclip_mlops.launch import HUNG_S
+from opusclip_mlops.mirror_names import names_in
 from opusclip_mlops.records import Batch, Record, RunEnded
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.references import checkpoint_files
@@ -92,6 +95,7 @@ class WandbSink:
         self._moved_s = time.monotonic()
         self._deferred: list[dict[str, Any]] = list(state.get("deferred", []))
         self._repeats = Repeats()
+        self._names = names_in(self._folder)
         self._words: dict[str, dict[str, Any]] = dict(state.get("words", {}))
         # A run that is gone on with has not ended yet.
         self._words.pop("end", None)
@@ -147,6 +151,7 @@ class WandbSink:
             # `finish` returns a moment before the last bytes are on disk.
             while not any(record.HasField("exit") for record in self._log.new_records()):
                 time.sleep(0.02)
+        self._claim.forget_cores()
         self._claim.release()
         if self._mode == "online":
             self._server.bring_media(Path(self._run.dir))
@@ -201,16 +206,22 @@ class WandbSink:
     def _send(self, record: Record, row: int) -> None:
         match record:
             case records.Metrics():
-                values = self._repeats.left_of(record)
-                columns = {wandb_layout.column(key): value for key, value in values.items()}
+                left = records.Metrics(
+                    record.timestamp_ms, record.step, self._repeats.left_of(record)
+                )
+                values = self._names.record(left).values
+                columns = {wandb_layout.column(name): value for name, value in values.items()}
                 self._log_row(record, row, columns)
             case records.Video() | records.Image() | records.Text() | records.Table():
                 # Before its row: once that is safe, nothing of it is sent again.
                 self._pass_on(record)
-                self._log_row(record, row, {wandb_layout.column(record.key): self._shown(record)})
+                name = self._names.record(record).key
+                self._log_row(record, row, {wandb_layout.column(name): self._shown(record)})
             case records.Insight():
-                self._log_row(record, row, insight_charts.columns_of(record, self._folder.media))
+                named = self._names.record(record)
+                self._log_row(record, row, insight_charts.columns_of(named, self._folder.media))
             case records.RunStarted():
+                self._names = names_in(self._folder)
                 words = {key for key, value in record.tags.items() if value == "true"}
                 self._run.tags = tuple(sorted({*(self._run.tags or ()), *words}))
                 self._learn(records.Tags(record.tags))
