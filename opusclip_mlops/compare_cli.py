@@ -1,5 +1,6 @@
 """The verb that puts runs beside each other: one verb, one call of the library."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import click
@@ -33,6 +34,13 @@ if TYPE_CHECKING:
     help="all counts what training went back behind as well.",
 )
 @click.option("--allow-unlike", is_flag=True, help="Do not look at how values were measured.")
+@click.option(
+    "--html",
+    "page",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write a page with the curves and samples too: one file that needs no network.",
+)
 @click.option("--tracking-uri", help="The MLflow server or store.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 def compare(
@@ -41,6 +49,7 @@ def compare(
     by: str,
     branch: str,
     allow_unlike: bool,
+    page: Path | None,
     tracking_uri: str | None,
     as_json: bool,
 ) -> None:
@@ -49,10 +58,13 @@ def compare(
     RUN is an MLflow run id, a run name, a unique beginning of one, or a local id.
     """
     from opusclip_mlops import compare_console, comparing, patience, samples_console
+    from opusclip_mlops.page_document import check_place
 
+    if page is not None:
+        check_place(page)
     patience.ask_briefly()
     with samples_console.progress_shown() as show:
-        found = comparing.compare(
+        found = comparing.laid_beside(
             runs,
             metrics=metrics,
             by=cast("By", by),
@@ -61,7 +73,11 @@ def compare(
             tracking_uri=tracking_uri,
             show=show,
         )
-    compare_console.print_comparison(found, as_json=as_json)
+        if page is not None:
+            from opusclip_mlops.compare_page import write_comparison
+
+            write_comparison(page, found, tracking_uri=tracking_uri, show=show)
+    compare_console.print_comparison(found.comparison, as_json=as_json, page=page)
 
 
 VERBS = (compare,)

@@ -80,6 +80,23 @@ class Comparison:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Beside:
+    """Runs that were read, for pages that draw their curves as well.
+
+    Attributes:
+        comparison: What is told of them.
+        runs: As MLflow has them, by label.
+        curves: Of each run, by label and key.
+        branch: Which points the curves hold.
+    """
+
+    comparison: Comparison
+    runs: Mapping[str, Run]
+    curves: Mapping[str, Mapping[str, Curve]]
+    branch: Branch
+
+
 def compare(
     runs: Sequence[str],
     *,
@@ -107,6 +124,28 @@ def compare(
         HistoryError: A database cannot be read.
         DataError: No metric is called so, or there are more points than `MOST_POINTS`.
     """
+    return laid_beside(
+        runs,
+        metrics=metrics,
+        by=by,
+        branch=branch,
+        allow_unlike=allow_unlike,
+        tracking_uri=tracking_uri,
+        show=show,
+    ).comparison
+
+
+def laid_beside(
+    runs: Sequence[str],
+    *,
+    metrics: Sequence[str] = (),
+    by: By = "step",
+    branch: Branch = "now",
+    allow_unlike: bool = False,
+    tracking_uri: str | None = None,
+    show: Show = lambda *_: None,
+) -> Beside:
+    """The same as `compare`, with the runs and curves that it is made of."""
     client = client_of(tracking_uri, None)
     with told_in_one_line("cannot compare the runs"):
         found = _found(client, runs)
@@ -118,7 +157,7 @@ def compare(
     facts = {label: facts_of(run) for label, run in found.items()}
     place = _place(tracking_uri)
     panels, notes = _panels(client, found, place, show)
-    return Comparison(
+    comparison = Comparison(
         runs=facts,
         differences=contrasts(list(facts.values())),
         by=by,
@@ -126,6 +165,7 @@ def compare(
         panels=tuple(panels),
         notes=(*_changed_code(facts), *notes),
     )
+    return Beside(comparison=comparison, runs=found, curves=every, branch=branch)
 
 
 # Which runs, and which points

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -114,7 +114,7 @@ def curves_of(
     is_wanted = np.array([wanted(key) for key in points.keys], dtype=np.bool_)
     rows = points.rows[is_wanted[points.rows["key"]]] if len(points) else points.rows
     rows = rows[np.lexsort((rows["value"], rows["timestamp_ms"], rows["step"], rows["key"]))]
-    counts = _counting(rows, points.keys, line)
+    counts = counting(rows, points.keys, line)
     ends = np.searchsorted(rows["key"], np.arange(len(points.keys) + 1))
     return {
         key: _curve(rows[ends[at] : ends[at + 1]], counts[ends[at] : ends[at + 1]])
@@ -134,21 +134,43 @@ def _curve(rows: npt.NDArray[np.void], counts: npt.NDArray[np.bool_]) -> Curve:
     )
 
 
-def _counting(
+def counting(
     rows: npt.NDArray[np.void], keys: Sequence[str], line: Line | None
 ) -> npt.NDArray[np.bool_]:
-    """Which rows a line holds: `Line.holds` for all of them at once."""
+    """Which rows of points, with these keys, a line holds: `Line.holds` for all at once."""
     if line is None or not line.generations:
         return np.ones(len(rows), dtype=np.bool_)
+    of_machine = np.array([key.startswith(SYSTEM_PREFIX) for key in keys], dtype=np.bool_)
+    held: npt.NDArray[np.bool_] = _held(rows, line)[1] | of_machine[rows["key"]]
+    return held
+
+
+def _held(
+    rows: npt.NDArray[np.void], line: Line
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """The generation of each row, and whether the line holds it."""
     starts = np.array([one.start_ms for one in line.generations], dtype=np.int64)
     number = np.searchsorted(starts, rows["timestamp_ms"], side="right")
     every = range(len(line.generations) + 1)
     is_in_line = np.array([one in line.reach for one in every], dtype=np.bool_)
     reach = np.array([min(line.reach.get(one, 0), _MOST) for one in every], dtype=np.int64)
-    of_machine = np.array([key.startswith(SYSTEM_PREFIX) for key in keys], dtype=np.bool_)
-    held: npt.NDArray[np.bool_] = is_in_line[number] & (rows["step"] <= reach[number])
-    held |= of_machine[rows["key"]]
-    return held
+    return number, is_in_line[number] & (rows["step"] <= reach[number])
+
+
+def parted(key: str, curve: Curve, line: Line) -> tuple[Curve, tuple[Curve, ...]]:
+    """What counts of a curve, and what does not: a curve for each generation that left some.
+
+    Args:
+        key: The metric's; what the machine uses always counts.
+        curve: Of all points that were ever logged.
+        line: What counts.
+    """
+    if key.startswith(SYSTEM_PREFIX) or not line.generations:
+        return curve, ()
+    number, held = _held(curve.rows, line)
+    left = sorted(set(number[~held].tolist()))
+    others = tuple(Curve(rows=curve.rows[~held & (number == one)]) for one in left)
+    return replace(curve, rows=curve.rows[held]), others
 
 
 def path_of(curve: Curve, *, by: By, start_ms: int = 0) -> Path:
@@ -161,15 +183,20 @@ def path_of(curve: Curve, *, by: By, start_ms: int = 0) -> Path:
         by: Over what.
         start_ms: When the run began, Unix milliseconds.
     """
+    every = drawn_of(curve, by=by, start_ms=start_ms)
+    is_last = np.ones(len(every.x), dtype=np.bool_)
+    is_last[:-1] = every.x[1:] != every.x[:-1]
+    return Path(every.x[is_last], every.y[is_last])
+
+
+def drawn_of(curve: Curve, *, by: By, start_ms: int = 0) -> Path:
+    """The same with every point of the curve, so that positions never fall."""
     rows = curve.rows
-    if by == "time":
-        rows = rows[np.lexsort((rows["step"], rows["timestamp_ms"]))]
-        x = (rows["timestamp_ms"].astype(np.float64) - start_ms) / 1000
-    else:
-        x = rows["step"].astype(np.float64)
-    is_last = np.ones(len(x), dtype=np.bool_)
-    is_last[:-1] = x[1:] != x[:-1]
-    return Path(x[is_last], rows["value"][is_last].astype(np.float64))
+    if by == "step":
+        return Path(rows["step"].astype(np.float64), rows["value"].astype(np.float64))
+    rows = rows[np.lexsort((rows["step"], rows["timestamp_ms"]))]
+    x = (rows["timestamp_ms"].astype(np.float64) - start_ms) / 1000
+    return Path(x, rows["value"].astype(np.float64))
 
 
 def common_span(paths: Sequence[Path]) -> tuple[float, float] | None:

@@ -37,13 +37,15 @@ class Measured:
         not_finite: How many NaN or infinite ones are left out.
         superseded: How many are left out that training went back behind.
         ends_finite: Whether the last point of all is a number.
+        first: The point of the lowest step.
         last: The point of the highest step.
         lowest: The least value, where it came first.
         highest: The greatest.
         best: Whichever of these two is better, None where the metric's name does not say it.
         mean: The area under the curve over the common span, divided by the span's length.
-        differences: To A, of last, lowest, highest, best and mean, as far as both have them.
-        note: Why lowest, highest, best and mean are not given, "" where they are.
+        differences: To A, of first, last, lowest, highest, best and mean, as far as both have
+            them.
+        note: Why first, lowest, highest, best and mean are not given, "" where they are.
     """
 
     label: str
@@ -51,6 +53,7 @@ class Measured:
     not_finite: int
     superseded: int
     ends_finite: bool
+    first: At | None = None
     last: At | None = None
     lowest: At | None = None
     highest: At | None = None
@@ -190,6 +193,7 @@ def _measured(
         return replace(plain, note=f"its own values are unlike: {'; '.join(passports.within)}")
     return replace(
         plain,
+        first=curve.first,
         lowest=curve.lowest,
         highest=curve.highest,
         best={"lower": curve.lowest, "higher": curve.highest}.get(better),
@@ -202,7 +206,7 @@ def _beside(one: Measured, first: Measured | None) -> Measured:
     if first is None or one is first:
         return one
     found = {}
-    for name in ("last", "lowest", "highest", "best"):
+    for name in ("first", "last", "lowest", "highest", "best"):
         mine, theirs = getattr(one, name), getattr(first, name)
         if mine and theirs:
             found[name] = difference(mine.value, theirs.value)

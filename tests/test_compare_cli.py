@@ -1,6 +1,7 @@
 """The verb that compares runs, run as the command runs it."""
 
 import json
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,29 @@ def test_for_scripts_it_is_json(said: Said, uri: str) -> None:
     assert (code, content["by"]) == (0, "time")
     assert content["runs"]["A"]["run_name"] == "second"
     assert [row["key"] for row in content["metrics"]] == ["val/loss"]
+
+
+def test_a_page_is_written_and_said_where(said: Said, uri: str) -> None:
+    """Beside the text in its last line, and not into JSON; both runs' clips are on it."""
+    line = ("compare", "first", "second", "--tracking-uri", uri, "--html")
+    code, text = said(*line, "page.html")
+    page = Path("page.html").read_text()
+    assert code == 0
+    assert re.fullmatch(r"page: page\.html, [\d.]+ KiB", text.splitlines()[-1])
+    assert page.count("<video ") == 8
+    assert "val/loss" in page
+    code, text = said(*line, "again.html", "--json", "--by", "time")
+    assert (code, json.loads(text)["by"]) == (0, "time")
+    assert 'data-axis="step" hidden' in Path("again.html").read_text()
+
+
+def test_a_page_that_cannot_be_written_is_told_before_anything_is_read(said: Said) -> None:
+    """One line, and nobody is asked."""
+    for page, why in ((".", "it is there and is no file"), ("no/p.html", "folder is not there")):
+        line = ("compare", "a", "b", "--tracking-uri", "http://127.0.0.1:9", "--html", page)
+        code, text = said(*line)
+        assert (code, text.count("\n")) == (2, 1)
+        assert why in text
 
 
 @pytest.mark.parametrize(

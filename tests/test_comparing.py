@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from opusclip_mlops import comparing, layout
-from opusclip_mlops.comparing import compare
+from opusclip_mlops.comparing import compare, laid_beside
 from opusclip_mlops.errors import ConfigError, DataError, RegistryError
 from opusclip_mlops.generations import generation_tag
 from opusclip_mlops.metadata import CheckpointMetadata
@@ -175,3 +175,13 @@ def test_too_many_points_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="more than 5 points: give fewer metrics by --metric"):
         compared("one", "two")
     assert [row.key for row in compared("one", "two", metrics=["a"]).metrics] == ["a"]
+
+
+def test_runs_and_curves_are_there_for_pages() -> None:
+    """Beside the same comparison."""
+    for name in ("one", "two"):
+        run(name, {"loss": [2.0, 1.0]})
+    found = laid_beside(("one", "two"), tracking_uri=client().tracking_uri)
+    assert found.comparison == compared("one", "two")
+    assert [one.info.run_name for one in found.runs.values()] == ["one", "two"]
+    assert found.curves["B"]["loss"].rows["value"].tolist() == [2.0, 1.0]

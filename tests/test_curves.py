@@ -11,7 +11,9 @@ from opusclip_mlops.curves import (
     common_span,
     curves_of,
     difference,
+    drawn_of,
     mean_over,
+    parted,
     path_of,
 )
 from opusclip_mlops.generations import Generation, line_of
@@ -138,3 +140,26 @@ def test_a_difference_is_absolute_and_relative() -> None:
     assert (found.absolute, found.relative) == (-1.0, -0.5)
     assert difference(1.0, 0.0).relative is None
     assert difference(1.7e308, -1.7e308).absolute is None
+
+
+def test_what_counts_no_more_is_a_curve_for_each_generation_that_left_it() -> None:
+    """What counts is what `curves_of` finds of the line; of the machine all counts."""
+    begun = (generation(1, 4000, 1, 0), generation(2, 7000, 0, 0))
+    steps = (0, 1, 2, 3, 2, 3, 4, 1, 2)
+    points = [Point("m", step, 1000 * at, at) for at, step in enumerate(steps)]
+    line = line_of(begun, 2)
+    now, left = parted("m", every(points)["m"], line)
+    wanted = curves_of(Points.of(points), wanted=lambda _: True, line=line)["m"]
+    assert now.rows.tolist() == wanted.rows.tolist()
+    assert [one.rows["value"].tolist() for one in left] == [[1, 2, 3], [4, 5, 6]]
+    assert parted("system/gpu", every(points)["m"], line)[1] == ()
+    assert parted("m", every(points)["m"], line_of((), 0))[1] == ()
+
+
+def test_every_point_is_drawn_where_a_path_has_the_last_of_a_place() -> None:
+    """By steps, and by the seconds since the run began."""
+    found = curve(3.0, 1.0, 2.0, steps=(0, 5, 5))
+    drawn, path = drawn_of(found, by="step"), path_of(found, by="step")
+    assert (drawn.x.tolist(), drawn.y.tolist()) == ([0, 5, 5], [3, 1, 2])
+    assert (path.x.tolist(), path.y.tolist()) == ([0, 5], [3, 2])
+    assert drawn_of(found, by="time", start_ms=1000).x.tolist() == [-1, 0, 1]

@@ -49,7 +49,7 @@ def test_runs_stand_beside_the_first_one() -> None:
     assert (first.differences, first.mean, second.mean) == (None, 2.5, 1.0)
     assert second.differences is not None
     assert {name: one.absolute for name, one in second.differences.items()} == {
-        "last": -2.0, "lowest": -1.0, "highest": -3.0, "best": -1.0, "mean": -1.5
+        "first": -3.0, "last": -2.0, "lowest": -1.0, "highest": -3.0, "best": -1.0, "mean": -1.5
     }  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def test_a_name_that_says_no_direction_has_no_best() -> None:
     """Lowest and highest are there all the same."""
     [row] = rows("grad/norm", {"A": curve(1, 2), "B": curve(2, 4)}, {})
     assert (row.better, row.runs[1].best) == ("", None)
-    assert sorted(row.runs[1].differences or {}) == ["highest", "last", "lowest", "mean"]
+    assert sorted(row.runs[1].differences or {}) == ["first", "highest", "last", "lowest", "mean"]
 
 
 def test_values_that_were_measured_unlike_are_in_rows_of_their_own() -> None:
