@@ -88,7 +88,7 @@ def bottlenecks(
         found = run_called(client, run)
         figures = _figures(client, found, show)
         _check(figures, found)
-        other = run_called(client, against) if against else _comparable(client, found)
+        other = run_called(client, against) if against else comparable(client, found)
         before = _figures(client, other, show) if other else None
     if before is not None and other is not None and against:
         _check(before, other)
@@ -176,8 +176,15 @@ def _called(run: Run) -> str:
     return str(run.info.run_name or run.info.run_id)
 
 
-def _comparable(client: MlflowClient, run: Run) -> Run | None:
-    """The parent of a run, else the run in Production of the same model."""
+def comparable(client: MlflowClient, run: Run) -> Run | None:
+    """The run that one is compared with where none is named; None where there is none.
+
+    That is its parent, else the run in Production of a model that it made a version of.
+
+    Raises:
+        RegistryError: A registered model cannot be read.
+        MlflowException: MLflow does not answer.
+    """
     parent = run.data.tags.get(_PARENT_TAG)
     run_id = parent or next(_in_production(client, run.info.run_id), None)
     return client.get_run(run_id) if run_id else None

@@ -1,6 +1,7 @@
 """The floor plan of the package: imports go down only, heavy libraries stay with their owners."""
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "opusclip_mlops"
 
 FLOORS = [
     {"errors", "redaction", "slots", "lean_mlflow", "amounts", "object_storage", "model_hooks"},
-    {"passports", "values", "setting_values", "confusion_counts"} | {"trace_events"},
+    {"passports", "values", "setting_values", "confusion_counts"}
+    | {"trace_events"}
+    | {"downsampling"},
     {
         "config",
         "records",
@@ -34,17 +37,27 @@ FLOORS = [
         "samples",
         "histograms",
         "untouched",
-    },
+    }
+    | {"page_charts", "page_document", "page_media"},
     {"animation", "encoding", "inspecting", "repackaging", "intervals"}
     | {"loop_parts", "operation_sums"}
     | {"webhooks"},
-    {"journal", "checkpoints", "video", "performance", "environment", "waiting", "exits"}
+    {"journal", "checkpoints", "video", "performance", "environment", "waiting"}
     | {"accounting", "backlog", "faults", "launch", "naming", "selection", "timing"}
     | {"bottlenecks"}
-    | {"points", "words", "references", "mirror_work", "mirror_state", "layout", "refusals"}
+    | {
+        "line_names",
+        "points",
+        "words",
+        "references",
+        "mirror_work",
+        "mirror_state",
+        "layout",
+        "refusals",
+    }
     | {"pictures", "repeats", "event_files", "policy", "retention", "chain", "generations"}
     | {"verdicts", "panels", "origins", "staging", "temporal", "drift", "significance"},
-    {"mlflow_requests", "insight_documents", "operations"}
+    {"mlflow_requests", "insight_documents", "operations", "exits"}
     | {"torch_traces", "shown_files"}
     | {"dead_units", "model_graph"}
     | {"media", "metrics", "keeping", "sessions", "flight", "system_metrics", "wandb_layout"}
@@ -53,9 +66,11 @@ FLOORS = [
     | {"events", "watermarks", "tables", "listing", "mirror_processes", "arrivals"}
     | {"smoke", "smoke_worker", "version_page"}
     | {"patience", "fetching", "asking", "wall_page", "begun_uploads", "blind_votes"},
-    {"table_cells", "loop_hooks", "posting", "stopping"},
+    {"table_cells", "loop_hooks", "posting", "stopping"}
+    | {"mirror_names", "rewinding"}
+    | {"wandb_artifacts"},
     {"dashboards", "efficiency"}
-    | {"insight_events", "projector", "insight_charts"}
+    | {"insight_events", "projector", "insight_charts", "event_names"}
     | {"watched_model"}
     | {"panel_steps", "wall_clips", "wall_measures", "named_runs", "frame_sources", "evaluations"}
     | {"blind_results", "blind_page", "blind_server"}
@@ -88,17 +103,19 @@ FLOORS = [
     {"contents", "settling", "touches", "wall_shipping", "wall_across"}
     | {"bottleneck_report", "alerts", "metric_rows"},
     {"sinks", "holdings", "gates", "runs", "watching", "lookout", "comparing"}
+    | {"compare_words"}
     | {"chronicle", "deciding"}
     | {"blind_runs"},
     {"delivery", "differences", "mirror_writer", "signatures", "candidates", "promotion"}
     | {"blind_voting"}
-    | {"material", "guarded", "announcing", "watchable"},
-    {"mirror_load"},
+    | {"material", "guarded", "announcing", "watchable"}
+    | {"compare_charts", "compare_samples"},
+    {"mirror_load"} | {"compare_page"},
     {"shipper", "registry", "session", "mirroring", "gated"},
     {"replay", "mirror_worker", "saving", "sampling", "insights"},
     {"profiling"},
     {"tracker", "verifying", "server", "run_status", "descent"},
-    {"operating", "projects", "doctor", "monitoring"},
+    {"operating", "projects", "doctor", "monitoring"} | {"reports"},
     {"server_console", "doctor_console", "webhooks_console"}
     | {"console", "mirror_console", "registry_console", "samples_console", "packing"}
     | {"scoring_console"}
@@ -108,11 +125,13 @@ FLOORS = [
     {"registry_cli", "scoring_cli", "samples_cli"}
     | {"server_cli", "doctor_cli", "webhooks_cli", "ab_cli"}
     | {"profiling_cli", "alerts_cli"}
-    | {"compare_cli"},
+    | {"compare_cli"}
+    | {"report_cli"},
     {"cli", "__main__"},
 ]
 FREE = {
     "alerts",
+    "reports",
     "projects",
     "server",
     "metrics",
@@ -125,6 +144,7 @@ ROOF = len(FLOORS)  # the root package: it exports from below, so nobody imports
 OWNERS = {
     "mlflow": {
         "alerts.past",
+        "reports",
         "posting",
         "environment",
         "gated",
@@ -187,7 +207,8 @@ OWNERS = {
     | {"dead_units", "histograms", "model_graph", "untouched", "watched_model"}
     | {"frame_sources", "torch_traces"},
     "torchmetrics": {"metrics", "scoring"},
-    "wandb": {"holdings.wandb", "sinks.wandb", "wandb_client", "wandb_log", "insight_charts"},
+    "wandb": {"holdings.wandb", "sinks.wandb", "wandb_client", "wandb_log", "insight_charts"}
+    | {"wandb_artifacts"},
     "tensorboard": {"events", "insight_events", "projector"},
     "av": {"clip_files", "decoding", "encoding", "inspecting", "repackaging"},
     "PIL": {"animation", "pictures", "insight_charts", "shown_files"},
@@ -196,10 +217,11 @@ LIGHT = ["opusclip_mlops", *(f"opusclip_mlops.{name}" for name in ("cli", "shipp
 HEAVY = [*OWNERS, "numpy", "boto3", "sqlalchemy", "pandas"]
 
 
-def modules() -> list[str]:
+@functools.cache
+def modules() -> tuple[str, ...]:
     """Every module below the package, by its name inside it: `tracker`, `sinks.mlflow`."""
     paths = (path.relative_to(PACKAGE) for path in sorted(PACKAGE.rglob("*.py")))
-    return [module_name(path) for path in paths if path != Path("__init__.py")]
+    return tuple(module_name(path) for path in paths if path != Path("__init__.py"))
 
 
 def module_name(path: Path) -> str:
