@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -29,6 +30,7 @@ from opusclip_mlops.errors import DataError
 from opusclip_mlops.insight_documents import table_document
 from opusclip_mlops.insight_uploads import with_table
 from opusclip_mlops.named_runs import run_called
+from opusclip_mlops.points import Point, Points
 from opusclip_mlops.records import Table, now_ms
 from opusclip_mlops.standing import read_standing
 from opusclip_mlops.tables import TABLES_TAG
@@ -157,8 +159,6 @@ def picture(report: Report) -> Figure:
 
 
 def _pixels(figure: Figure) -> Any:
-    import numpy as np
-
     canvas: Any = figure.canvas
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
@@ -201,18 +201,35 @@ def _in_production(client: MlflowClient, run_id: str) -> Iterator[str]:
 
 
 def _figures(client: MlflowClient, run: Run, show: Show) -> Figures:
-    keys = [key for key in run.data.metrics if _is_timed(key)]
-    machine = [key for key in run.data.metrics if _is_of_machine(key)]
-    every = len(keys) + len(machine)
-    intervals: dict[tuple[int, int], dict[str, float]] = defaultdict(dict)
+    return _summed(_points(client, run, show))
+
+
+def figures_in(points: Points) -> Figures:
+    """What was timed in a run, of all its points, as `bottlenecks` reads it; 0 s for nothing."""
+    chosen = [at for at, key in enumerate(points.keys) if _is_timed(key) or _is_of_machine(key)]
+    rows = points.rows[np.isin(points.rows["key"], chosen)]
+    return _summed(
+        Point(points.keys[key], step, timestamp_ms, value)
+        for key, step, timestamp_ms, value in rows.tolist()
+    )
+
+
+def _points(client: MlflowClient, run: Run, show: Show) -> Iterator[Point]:
+    keys = [key for key in run.data.metrics if _is_timed(key) or _is_of_machine(key)]
     for done, key in enumerate(keys):
-        show(f"reading {_called(run)}", done, every)
-        for point in client.get_metric_history(run.info.run_id, key):
-            intervals[point.timestamp, point.step][key] = point.value
-    used = {}
-    for done, key in enumerate(machine, start=len(keys)):
-        show(f"reading {_called(run)}", done, every)
-        used[key] = [one.value for one in client.get_metric_history(run.info.run_id, key)]
+        show(f"reading {_called(run)}", done, len(keys))
+        for one in client.get_metric_history(run.info.run_id, key):
+            yield Point(key, one.step, one.timestamp, one.value)
+
+
+def _summed(points: Iterable[Point]) -> Figures:
+    intervals: dict[tuple[int, int], dict[str, float]] = defaultdict(dict)
+    used: dict[str, list[float]] = defaultdict(list)
+    for one in points:
+        if _is_of_machine(one.key):
+            used[one.key].append(one.value)
+        else:
+            intervals[one.timestamp_ms, one.step][one.key] = one.value
     totals = Totals()
     for values in intervals.values():
         totals.add(values)

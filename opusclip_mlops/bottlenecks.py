@@ -28,8 +28,11 @@ TEXT_KEY = "profiling/bottlenecks"
 
 DATA_SHARE, COPY_SHARE, TRACKER_SHARE = 0.20, 0.10, 0.02
 CHECKPOINT_SHARE, EVALUATION_SHARE = 0.10, 0.30
-COMPUTE_SHARE, OPERATION_SHARE = 0.60, 0.50
+COMPUTE_SHARE, OPERATION_SHARE, WAIT_SHARE = 0.60, 0.50, 0.10
 """From which share of the time on a part of the loop is a finding."""
+
+WAITS = ("tracker/run_id", "tracker/flush")
+"""What a program waits for delivery in; once at its start or end, so that it limits no loop."""
 
 GPU_BUSY_PERCENT, GPU_IDLE_PERCENT, MEMORY_PERCENT = 80.0, 50.0, 90.0
 CHANGED_SHARE, CHANGED_OF_STEP = 0.10, 0.02
@@ -155,7 +158,8 @@ class Finding:
     """Something that stands out, with its figure.
 
     `kind` is what it says about: data, copies, compute, host, checkpoints, evaluation, tracker,
-    operation, memory, unmeasured, speed or changed. `weight` is the share of the time it is about.
+    operation, waited, memory, unmeasured, speed or changed. `weight` is the share of the time it is
+    about.
     """
 
     kind: str
@@ -230,7 +234,9 @@ class Report:
 
 def report_of(figures: Figures, *, before: Figures | None = None, against: str = "") -> Report:
     """Judge a run's figures, beside those of another run where there are any."""
-    found = [*_limits(figures), *_resources(figures), *_unmeasured(figures)]
+    found = [
+        *_limits(figures), *_waits(figures), *_resources(figures), *_unmeasured(figures)
+    ]  # fmt: skip
     found.sort(key=lambda one: -one.weight)
     if before is not None:
         found += _changes(figures, before, against)
@@ -250,11 +256,20 @@ def _limits(figures: Figures) -> Iterator[Finding]:
         if share >= least:
             yield _of_time(kind, share, what, least)
     yield from _work(figures)
-    longest = next(iter(_own(figures)), None)
+    longest = next((one for one in _own(figures) if one.called not in WAITS), None)
     if longest is not None and part_of(longest.category, longest.name) is None:
         share = figures.share(longest)
         if share >= OPERATION_SHARE:
             yield _of_time("operation", share, f"goes into {longest.called}", OPERATION_SHARE)
+
+
+def _waits(figures: Figures) -> Iterator[Finding]:
+    for one in figures.spent:
+        share = figures.share(one)
+        if one.called in WAITS and share >= WAIT_SHARE:
+            call, measured_s = one.called.replace("/", "."), _amount(figures.seconds)
+            text = f"waited {_amount(one.self_s)} s in {call}, of the {measured_s} s measured"
+            yield Finding(kind="waited", text=text, figure=one.self_s, unit="s", weight=share)
 
 
 def _own(figures: Figures) -> list[Spent]:

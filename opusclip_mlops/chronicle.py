@@ -69,7 +69,20 @@ def verify_history(name: str, *, client: MlflowClient | None = None) -> list[Pro
     Raises:
         RegistryError: As `history`.
     """
-    notes = _notes(name, client)
+    return problems_of(_notes(name, client))
+
+
+def read_history(name: str, *, client: MlflowClient | None = None) -> Notes:
+    """All of a history by one reading: its decisions, their verdicts, what is wrong with it.
+
+    Raises:
+        RegistryError: As `history`.
+    """
+    return _notes(name, client)
+
+
+def problems_of(notes: Notes) -> list[Problem]:
+    """What is wrong with a history that was read, empty for one that is whole."""
     deleted = [] if notes.is_active else [Problem(0, "its run was deleted: restore it")]
     return [*deleted, *notes.chain.problems]
 

@@ -26,6 +26,7 @@ from opusclip_mlops import (
 )
 from opusclip_mlops.errors import OpusclipError
 from opusclip_mlops.object_storage import feed
+from opusclip_mlops.unread_output import dropped
 
 _JOURNAL_DIR = click.option(
     "--journal-dir",
@@ -273,6 +274,7 @@ for _verb in (
     opusclip.add_command(_verb)
 
 
+@dropped()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb; an error of ours or in the command is one line on stderr and exit code 2."""
     for line in feed(os.environ):

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import html
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from opusclip_mlops.compare_words import said_of, shortened
+from opusclip_mlops.compare_words import LONGEST_KEY, said_of, shortened
 from opusclip_mlops.comparing import Beside, Show
 from opusclip_mlops.curves import By, Curve, Path, drawn_of, parted
 from opusclip_mlops.downsampling import thinned
 from opusclip_mlops.generations import Line, generations_of, line_of
 from opusclip_mlops.metric_rows import MetricRow
 from opusclip_mlops.page_charts import Series, chart, notes_of
+from opusclip_mlops.page_text import escaped
 
 MOST_CHARTS = 300
+"""How many metrics a page draws, each by step and by time."""
+
 MOST_BYTES = 24 * 2**20
 """What the charts of a page may take: browsers show such a page at once."""
 
@@ -80,7 +82,7 @@ def _both(row: MetricRow, found: Beside, runs: Mapping[str, _Run]) -> str:
         f"{_chart(row, found, runs, by)}</div>"
         for by in _AXES
     )
-    return f'<div data-key="{html.escape(row.key)}">{drawn}</div>\n'
+    return f'<div data-key="{escaped(shortened(row.key, LONGEST_KEY))}">{drawn}</div>\n'
 
 
 def _chart(row: MetricRow, found: Beside, runs: Mapping[str, _Run], by: By) -> str:
@@ -89,10 +91,12 @@ def _chart(row: MetricRow, found: Beside, runs: Mapping[str, _Run], by: By) -> s
         for one in row.runs
         for path, is_faded in _paths(row.key, found.curves[one.label][row.key], runs[one.label], by)
     ]
-    scale, x_label = (1.0, "step") if by == "step" else _unit([path for _, path, _ in paths])
+    scale, unit = (1.0, "") if by == "step" else _unit([path for _, path, _ in paths])
+    x_label = f"{unit} since the run began" if unit else "step"
     most = max(_FEWEST_POINTS, _POINTS_OF_CHART // max(1, len(paths)))
     series = [_series(run, path, is_faded, scale, most) for run, path, is_faded in paths]
-    return chart(row.key, series, x_label=x_label, notes=list(said_of(row)))
+    key = shortened(row.key, LONGEST_KEY)
+    return chart(key, series, x_label=x_label, x_unit=unit, notes=list(said_of(row)))
 
 
 def _paths(key: str, curve: Curve, run: _Run, by: By) -> Iterator[tuple[Path, bool]]:
@@ -117,6 +121,6 @@ def _series(run: _Run, path: Path, is_faded: bool, scale: float, most: int) -> S
 
 def _unit(paths: Sequence[Path]) -> tuple[float, str]:
     """The largest unit of time of which the longest curve has two."""
-    longest_s = max((abs(float(one.x[-1])) for one in paths if len(one.x)), default=0.0)
-    scale, name = next((one for one in _UNITS if longest_s >= 2 * one[0]), _UNITS[-1])
-    return scale, f"{name} since the run began"
+    ends = (abs(float(one.x[end])) for one in paths if len(one.x) for end in (0, -1))
+    longest_s = max(ends, default=0.0)
+    return next((one for one in _UNITS if longest_s >= 2 * one[0]), _UNITS[-1])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 if TYPE_CHECKING:
-    from opusclip_mlops.comparing import Branch
+    from opusclip_mlops.comparing import Beside, Branch
     from opusclip_mlops.curves import By
 
 
@@ -73,11 +73,20 @@ def compare(
             tracking_uri=tracking_uri,
             show=show,
         )
-        if page is not None:
-            from opusclip_mlops.compare_page import write_comparison
+    # Before the page, which may fail: what was found is not lost by it.
+    compare_console.print_comparison(found.comparison, as_json=as_json)
+    if page is not None:
+        size_bytes = _written(page, found, tracking_uri)
+        if not as_json:
+            compare_console.print_page(page, size_bytes)
 
-            write_comparison(page, found, tracking_uri=tracking_uri, show=show)
-    compare_console.print_comparison(found.comparison, as_json=as_json, page=page)
+
+def _written(page: Path, found: "Beside", tracking_uri: str | None) -> int:
+    from opusclip_mlops import samples_console
+    from opusclip_mlops.compare_page import write_comparison
+
+    with samples_console.progress_shown() as show:
+        return write_comparison(page, found, tracking_uri=tracking_uri, show=show)
 
 
 VERBS = (compare,)

@@ -16,32 +16,32 @@ import msgspec
 from opusclip_mlops.amounts import size_text
 from opusclip_mlops.compare_words import (
     LONGEST_NAME,
+    METRIC_COLUMNS,
     MOST_NAMED,
     alike_of,
-    apart,
     duration_text,
-    figures,
+    metric_cells,
     said_of,
     shortened,
     steps_in_common,
 )
 from opusclip_mlops.comparing import Comparison, PanelBeside
 from opusclip_mlops.contrasts import SECTIONS, Contrast, Facts
-from opusclip_mlops.curves import At
 from opusclip_mlops.metric_rows import MetricRow
 from opusclip_mlops.redaction import one_line, redacted
 
 _MOST_ROWS = 40
+_LONGEST_PATH = 4096
 _ID_DIGITS = 8
-_HEAD = ("metric", "run", "points", "last", "at", "to A", "best", "at", "to A", "mean", "to A")
+_FIRST = METRIC_COLUMNS.index("first")
 _TEXT_COLUMNS = 2
 
 Line = tuple[str, str]
 """A line and how it is shown where there are colours."""
 
 
-def print_comparison(found: Comparison, *, as_json: bool, page: Path | None = None) -> None:
-    """Print all of it, or to people as much as they can read, and where a page of it is."""
+def print_comparison(found: Comparison, *, as_json: bool) -> None:
+    """Print all of it, or to people as much as they can read."""
     if as_json:
         print(json.dumps(_plain(msgspec.to_builtins(found)), indent=2, ensure_ascii=False))
         return
@@ -51,9 +51,15 @@ def print_comparison(found: Comparison, *, as_json: bool, page: Path | None = No
     console = Console()
     for line, style in lines_of(found):
         console.print(Text(line, style=style), soft_wrap=True)
-    if page is not None:
-        size = size_text(page.stat().st_size)
-        console.print(Text(f"page: {page}, {size}", style="bold"), soft_wrap=True)
+
+
+def print_page(page: Path, size_bytes: int) -> None:
+    """Print where the page of a comparison is, and its size."""
+    from rich.console import Console
+    from rich.text import Text
+
+    line = f"page: {one_line(str(page), at_most=_LONGEST_PATH)}, {size_text(size_bytes)}"
+    Console().print(Text(line, style="bold"), soft_wrap=True)
 
 
 def _plain(content: Any) -> Any:
@@ -116,7 +122,7 @@ def _metrics(found: Comparison) -> Iterator[Line]:
     if shown:
         unit = "steps" if found.by == "step" else "time"
         yield f"metrics (mean: area over the {unit} that all have, by their length)", "bold"
-        table = [_HEAD, *(cells for row in shown for cells in _cells(row))]
+        table = [_narrow(METRIC_COLUMNS), *(cells for row in shown for cells in _cells(row))]
         yield from ((f"  {line}", "") for line in _aligned(table, _TEXT_COLUMNS))
         yield from ((f"  {line}", "yellow") for row in shown for line in said_of(row))
     if len(rows) > _MOST_ROWS:
@@ -132,24 +138,13 @@ def _only(label: str, keys: Sequence[str]) -> str:
 
 
 def _cells(row: MetricRow) -> Iterator[tuple[str, ...]]:
-    """A line a run; two where the name does not say which way is better."""
-    called = f"{shortened(row.key, LONGEST_NAME)}{f' ({row.better})' if row.better else ''}"
-    for number, one in enumerate(row.runs):
-        about = (called if not number else "", one.label, f"{one.points:,}")
-        last = (*_at(one.last), apart(one, "last", row.better))
-        mean = "-" if one.mean is None else figures(one.mean)
-        means = (mean, apart(one, "mean", row.better))
-        if row.better:
-            yield *about, *last, *_at(one.best), apart(one, "best", row.better), *means
-            continue
-        lowest, at_lowest = _at(one.lowest, "lowest ")
-        highest, at_highest = _at(one.highest, "highest ")
-        yield *about, *last, lowest, at_lowest, apart(one, "lowest", ""), *means
-        yield *[""] * 6, highest, at_highest, apart(one, "highest", ""), "", ""
+    """What fits on a line of a terminal: all but the first value."""
+    for cells in metric_cells(row, at_most=LONGEST_NAME):
+        yield _narrow(cells)
 
 
-def _at(point: At | None, name: str = "") -> tuple[str, str]:
-    return (f"{name}{figures(point.value)}", f"{point.step:,}") if point else ("-", "")
+def _narrow(cells: tuple[str, ...]) -> tuple[str, ...]:
+    return cells[:_FIRST] + cells[_FIRST + 1 :]
 
 
 # Samples, and how lines are laid out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +14,13 @@ from opusclip_mlops.comparing import Beside, PanelBeside, Show
 from opusclip_mlops.errors import PanelError, RegistryError
 from opusclip_mlops.page_charts import notes_of
 from opusclip_mlops.page_media import Embedder, hole
+from opusclip_mlops.page_text import escaped
 from opusclip_mlops.panel_steps import SampledCell
 from opusclip_mlops.panels import Cell
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.refusals import asking_faults, reason_of
 from opusclip_mlops.wall_across import side_by_side
-from opusclip_mlops.walls import LAST, Candidate
+from opusclip_mlops.walls import GUESSED_CLIP_BYTES, LAST, Candidate
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -55,6 +55,7 @@ def samples_html(
         embedder: Takes the clips.
         show: Is told what is being done.
     """
+    before = embedder.left_out
     with tempfile.TemporaryDirectory(prefix="opusclip-compare-") as folder:
         read = [_read(client, found, one, Path(folder), show) for one in found.comparison.panels]
         places = [(age, one) for age in range(MOST_STEPS) for one in read if age < len(one.views)]
@@ -63,7 +64,7 @@ def samples_html(
             show("fetching clips", done, len(places))
             tables[one.panel.title].append(_folded(one, age, embedder))
     shown = "".join(_panel(one, tables[one.panel.title]) for one in read)
-    return notes_of([embedder.note()]) + shown
+    return notes_of([embedder.note(since=before)]) + shown
 
 
 def _read(
@@ -101,9 +102,9 @@ def _views(
 def _panel(read: _Read, tables: Sequence[str]) -> str:
     panel = read.panel
     steps = steps_in_common(panel.steps, panel.common)
-    title = html.escape(f"{panel.title}: {steps}")
-    command = f"<p><code>{html.escape(panel.command)}</code> shows all of them in step</p>"
-    return f"<h3>{title}</h3>\n{''.join(tables)}{notes_of(read.notes)}{command}\n"
+    title = escaped(f"{shortened(panel.title, _LONGEST_PROMPT)}: {steps}")
+    command = f"<p><code>{escaped(panel.command)}</code> shows all of them in step</p>"
+    return f"<h3>{title}</h3>\n{''.join(tables)}{notes_of(map(one_line, read.notes))}{command}\n"
 
 
 def _folded(read: _Read, age: int, embedder: Embedder) -> str:
@@ -118,7 +119,7 @@ def _folded(read: _Read, age: int, embedder: Embedder) -> str:
 def _table(read: _Read, view: Mapping[str, Candidate], embedder: Embedder) -> str:
     labels = [label for label in read.panel.steps if label in view]
     names = (f"{one} {view[one].run}, step {view[one].step.step:,}" for one in labels)
-    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in names)
+    head = "".join(f'<th scope="col">{escaped(name)}</th>' for name in names)
     rows = "".join(_row(cell, view, labels, read.panel.command, embedder) for cell in read.cells)
     return (
         f'<div class="wide samples"><table><thead><tr><th scope="col">prompt</th>{head}</tr>'
@@ -140,14 +141,14 @@ def _row(
         f"<td>{_clip(view[label], one, command, embedder) if one.clip else hole(lacking)}</td>"
         for label, one in sampled.items()
     )
-    prompt = html.escape(shortened(cell.prompt, _LONGEST_PROMPT))
+    prompt = escaped(shortened(cell.prompt, _LONGEST_PROMPT))
     return f'<tr><th scope="row">{prompt}<br>seed {cell.seed}</th>{shown}</tr>\n'
 
 
 def _clip(candidate: Candidate, cell: SampledCell, command: str, embedder: Embedder) -> str:
     """The clip, or why it is not there; one that has no room is not fetched."""
     caption = _scores(cell)
-    if not embedder.has_room(cell.size_bytes):
+    if not embedder.has_room(cell.size_bytes or GUESSED_CLIP_BYTES):
         return embedder.left(cell.size_bytes, caption=caption, command=command)
     try:
         film = candidate.clips.film(cell.clip)

@@ -5,14 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from opusclip_mlops.contrasts import SECTIONS, Contrast, Facts
-from opusclip_mlops.curves import Difference
+from opusclip_mlops.curves import At, Difference
 from opusclip_mlops.metric_rows import Measured, MetricRow
 from opusclip_mlops.redaction import one_line
 
 LONGEST_VALUE = 40
 LONGEST_NAME = 80
+LONGEST_KEY = 500
+"""How much of a metric's key stands on a page: all that MLflow takes."""
+
 MOST_NAMED = 12
 """How many names stand in a line; of the others their number is told."""
+
+METRIC_COLUMNS = (
+    "metric", "run", "points", "first", "last", "at", "to A", "best", "at", "to A", "mean", "to A"
+)  # fmt: skip
+"""What `metric_cells` are."""
+
+NOTHING = "-"
+"""What stands where there is no value."""
 
 
 def alike_of(runs: Mapping[str, Facts], differences: Mapping[str, Sequence[Contrast]]) -> list[str]:
@@ -49,6 +60,37 @@ def apart(one: Measured, name: str, better: str) -> str:
         return ""
     verdict = judged(found.absolute, better)
     return f"{signed(found)} {verdict}".rstrip()
+
+
+def metric_cells(row: MetricRow, *, at_most: int) -> Iterator[tuple[str, ...]]:
+    """The texts of a row in `METRIC_COLUMNS`, a line a run.
+
+    Where the metric's name does not say which way is better a run has two: its lowest, its highest.
+
+    Args:
+        row: A metric.
+        at_most: How many characters of its key are shown.
+    """
+    called = f"{shortened(row.key, at_most)}{f' ({row.better})' if row.better else ''}"
+    for number, one in enumerate(row.runs):
+        before = ("" if number else called, one.label, f"{one.points:,}", _at(one.first)[0])
+        last = (*_at(one.last), apart(one, "last", row.better))
+        mean = NOTHING if one.mean is None else figures(one.mean)
+        means = (mean, apart(one, "mean", row.better))
+        if row.better:
+            yield *before, *last, *_extreme(one, "best", row.better), *means
+        else:
+            yield *before, *last, *_extreme(one, "lowest", ""), *means
+            yield *[""] * 7, *_extreme(one, "highest", ""), "", ""
+
+
+def _extreme(one: Measured, name: str, better: str) -> tuple[str, str, str]:
+    value, at = _at(getattr(one, name))
+    return (value if better or not at else f"{name} {value}"), at, apart(one, name, better)
+
+
+def _at(point: At | None) -> tuple[str, str]:
+    return (figures(point.value), f"{point.step:,}") if point else (NOTHING, "")
 
 
 def signed(found: Difference) -> str:

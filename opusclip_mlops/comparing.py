@@ -155,7 +155,7 @@ def laid_beside(
     files = {} if allow_unlike else _passport_files(client, found)
     rows = _metrics(found, every, files, by, show)
     facts = {label: facts_of(run) for label, run in found.items()}
-    place = _place(tracking_uri)
+    place = place_words(tracking_uri)
     panels, notes = _panels(client, found, place, show)
     comparison = Comparison(
         runs=facts,
@@ -292,7 +292,7 @@ def _panels(
     return [_panel(title, one, runs, place) for title, one in shared.items()], []
 
 
-def _place(tracking_uri: str | None) -> tuple[str, ...]:
+def place_words(tracking_uri: str | None) -> tuple[str, ...]:
     """Where the runs are, for a command; not what has a password in it."""
     is_told = tracking_uri is not None and redacted(tracking_uri) == tracking_uri
     return ("--tracking-uri", tracking_uri) if is_told and tracking_uri else ()

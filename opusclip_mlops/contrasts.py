@@ -29,6 +29,7 @@ _OURS = ("mlflow.", "opusclip.")
 _CONTEXT = "mlflow.data.context"
 _NO_CONTEXT = "no context"
 _LONGEST_NUMBER = 100
+_OVER = ("FINISHED", "FAILED", "KILLED")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,8 @@ def facts_of(run: Run) -> Facts:
         run_name=str(info.run_name or ""),
         status=str(info.status),
         start_ms=start_ms,
-        duration_s=(int(end_ms) - start_ms) / 1000 if end_ms else None,
+        # A run that went on keeps the end it had before.
+        duration_s=(int(end_ms) - start_ms) / 1000 if end_ms and info.status in _OVER else None,
         end_reason=tags.get(REASON_TAG, ""),
         params=dict(run.data.params),
         tags={name: text for name, text in tags.items() if not name.startswith(_OURS)},
@@ -107,9 +109,15 @@ def _contrasts(every: Sequence[Mapping[str, str]], *, numeric: bool) -> tuple[Co
     for name in sorted({name for one in every for name in one}):
         values = [one.get(name) for one in every]
         if not all(_is_same(values[0], other, numeric=numeric) for other in values[1:]):
-            shown = (None if value is None else redacted(value) for value in values)
+            shown = (None if value is None else shown_of(name, value) for value in values)
             found.append(Contrast(name=name, values=tuple(shown)))
     return tuple(found)
+
+
+def shown_of(name: str, value: str) -> str:
+    """A value without credentials; `***` for all of it where its name says that it is one."""
+    said = f"{name}=x"
+    return "***" if value and redacted(said, values=()) != said else redacted(value)
 
 
 def _is_same(first: str | None, second: str | None, *, numeric: bool) -> bool:

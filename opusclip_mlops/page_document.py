@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import errno
-import hashlib
-import html
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 from opusclip_mlops.errors import ConfigError
+from opusclip_mlops.page_text import escaped, in_ascii, part_of_page, source_of
 from opusclip_mlops.redaction import one_line
 
 
@@ -33,7 +30,18 @@ class Section:
 
 
 def document(title: str, sections: Sequence[Section], *, subtitle: str = "") -> str:
-    """The whole file: light or dark as the reader likes it, with a table of contents.
+    """The whole file, of the `parts_of` it in one piece.
+
+    Args:
+        title: Its heading, and the window's.
+        sections: From top to bottom.
+        subtitle: A line beneath the heading.
+    """
+    return "".join(parts_of(title, sections, subtitle=subtitle))
+
+
+def parts_of(title: str, sections: Sequence[Section], *, subtitle: str = "") -> Iterator[str]:
+    """The file piece by piece: light or dark as the reader likes it, with a table of contents.
 
     Its policy forbids every network: it runs its own script and no other, and shows what it holds.
 
@@ -42,32 +50,27 @@ def document(title: str, sections: Sequence[Section], *, subtitle: str = "") -> 
         sections: From top to bottom.
         subtitle: A line beneath the heading.
     """
-    style, script = _part("report.css"), _part("report.js")
-    name = html.escape(title)
+    style, script = part_of_page("report.css"), part_of_page("report.js")
+    name = escaped(title)
     links = "".join(
-        f'<li><a href="#{html.escape(one.id)}">{html.escape(one.title)}</a></li>'
-        for one in sections
+        f'<li><a href="#{escaped(one.id)}">{escaped(one.title)}</a></li>' for one in sections
     )
-    under = f"<p>{html.escape(subtitle)}</p>" if subtitle else ""
-    return (
-        f"{_head(name, style, script)}"
-        f'<header><h1>{name}</h1>{under}<div id="tools" hidden></div></header>\n'
-        f'<nav aria-label="Contents"><ul>{links}</ul></nav>\n'
-        f"<main>\n{''.join(map(_shown, sections))}</main>\n"
-        f"<script>{script}</script>\n</body>\n</html>\n"
-    )
+    under = f"<p>{escaped(subtitle)}</p>" if subtitle else ""
+    yield _head(name, style, script)
+    yield f'<header><h1>{name}</h1>{under}<div id="tools" hidden></div></header>\n'
+    yield f'<nav aria-label="Contents"><ul>{links}</ul></nav>\n<main>\n'
+    for one in sections:
+        yield f'<section id="{escaped(one.id)}">\n<h2>{escaped(one.title)}</h2>\n'
+        yield in_ascii(one.html)
+        yield "</section>\n"
+    yield f"</main>\n<script>{script}</script>\n</body>\n</html>\n"
 
 
 def _head(title: str, style: str, script: str) -> str:
-    head = _part("head.html")
+    head = part_of_page("head.html")
     for what, said in (("policy", _policy(style, script)), ("title", title), ("style", style)):
         head = head.replace(f"<!-- {what} -->", said)
     return head
-
-
-def _shown(one: Section) -> str:
-    title = html.escape(one.title)
-    return f'<section id="{html.escape(one.id)}">\n<h2>{title}</h2>\n{one.html}</section>\n'
 
 
 def check_place(path: Path) -> None:
@@ -85,8 +88,12 @@ def check_place(path: Path) -> None:
         raise ConfigError(_refused(path, _reason(error))) from error
 
 
-def write_document(path: Path, text: str) -> None:
-    """Write a page whole or not at all, for this user's eyes.
+def write_document(path: Path, text: str | Iterable[str]) -> int:
+    """Write a page whole or not at all, for this user's eyes, and say how many bytes it has.
+
+    Args:
+        path: Where to write; what is there is replaced.
+        text: The `document`, or the `parts_of` it, which take half the memory.
 
     Raises:
         ConfigError: It cannot be written.
@@ -97,13 +104,17 @@ def write_document(path: Path, text: str) -> None:
     try:
         descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=".opusclip-page-")
         with open(descriptor, "w", encoding="utf-8", errors="replace", newline="\n") as page:
-            page.write(text)
+            page.writelines([text] if isinstance(text, str) else text)
+            page.flush()
+            os.fsync(page.fileno())
+            size_bytes = os.fstat(page.fileno()).st_size
         os.replace(temporary, file)
     except OSError as error:
         raise ConfigError(_refused(path, _reason(error))) from error
     finally:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
+    return size_bytes
 
 
 def _real(path: Path) -> Path:
@@ -120,17 +131,9 @@ def _reason(error: OSError) -> str:
     return "its folder is not there" if is_away else error.strerror or type(error).__name__
 
 
-def _part(name: str) -> str:
-    return files("opusclip_mlops").joinpath("pages", name).read_text(encoding="utf-8")
-
-
 def _policy(style: str, script: str) -> str:
     """What the page may do."""
     return (
-        f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
+        f"default-src 'none'; script-src {source_of(script)}; style-src {source_of(style)}; "
         "media-src data:; img-src data:; base-uri 'none'; form-action 'none'"
     )
-
-
-def _digest(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-import html
 from pathlib import Path
 
 from opusclip_mlops.amounts import size_text
+from opusclip_mlops.page_text import escaped
 
 MOST_BYTES = 64 * 2**20
 """How much of clips a page holds: browsers have all of it in memory, a third longer."""
@@ -52,7 +52,7 @@ class Embedder:
             return self.left(size_bytes, caption=caption, command=command)
         content = path_or_bytes if isinstance(path_or_bytes, bytes) else path_or_bytes.read_bytes()
         self.taken_bytes += len(content)
-        shown = _element(base64.b64encode(content).decode(), content_type, html.escape(caption))
+        shown = _element(base64.b64encode(content).decode(), content_type, escaped(caption))
         return f'<figure class="media">{shown}{_caption(caption)}</figure>\n'
 
     def has_room(self, size_bytes: int) -> bool:
@@ -60,27 +60,31 @@ class Embedder:
         return self.taken_bytes + size_bytes <= self.most_bytes
 
     def left(self, size_bytes: int, *, caption: str, command: str = "") -> str:
-        """What stands in the place of a file that is left out."""
+        """What stands in the place of a file that is left out; of unknown size where that is 0."""
         self.left_out += 1
-        most = size_text(self.most_bytes)
-        why = f"left out, {size_text(size_bytes)}: the page holds {most} of clips"
-        shown_by = f" <code>{html.escape(command)}</code> shows it" if command else ""
+        size = f", {size_text(size_bytes)}" if size_bytes else ""
+        why = f"left out{size}: the page holds {size_text(self.most_bytes)} of clips"
+        shown_by = f" <code>{escaped(command)}</code> shows it" if command else ""
         return (
             f'<figure class="media"><div class="hole">{why}.{shown_by}</div>'
             f"{_caption(caption)}</figure>\n"
         )
 
-    def note(self) -> str:
-        """That something is left out, in words; "" where nothing is."""
-        if not self.left_out:
+    def note(self, *, since: int = 0) -> str:
+        """That something is left out, in words; "" where nothing is.
+
+        Args:
+            since: How many were left out before that are not told here.
+        """
+        if not (count := self.left_out - since):
             return ""
-        clips = "one clip is" if self.left_out == 1 else f"{self.left_out:,} clips are"
+        clips = "one clip is" if count == 1 else f"{count:,} clips are"
         return f"{clips} left out: the page holds {size_text(self.most_bytes)} of clips at most"
 
 
 def hole(why: str) -> str:
     """An empty place, and why it is empty."""
-    return f'<figure class="media"><div class="hole">{html.escape(why)}</div></figure>\n'
+    return f'<figure class="media"><div class="hole">{escaped(why)}</div></figure>\n'
 
 
 def _size_of(path_or_bytes: Path | bytes) -> int:
@@ -99,4 +103,4 @@ def _element(encoded: str, content_type: str, caption: str) -> str:
 
 
 def _caption(caption: str) -> str:
-    return f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    return f"<figcaption>{escaped(caption)}</figcaption>" if caption else ""

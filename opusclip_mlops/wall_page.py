@@ -7,15 +7,14 @@ text in it.
 from __future__ import annotations
 
 import base64
-import hashlib
 import html
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import IO, Any
 
+from opusclip_mlops.page_text import as_json, part_of_page, source_of
 from opusclip_mlops.panels import Cell, Panel
 
 MOST_BYTES = 48 * 2**20
@@ -152,18 +151,15 @@ def write_html(
     Raises:
         OSError: It cannot be written, or a clip's file is gone.
     """
-    style, script = _part(f"{name}.css"), _part(f"{name}.js")
-    head, tail = (_part("head.html") + _part(f"{name}.html")).split("<!-- films -->")
+    style, script = part_of_page(f"{name}.css"), part_of_page(f"{name}.js")
+    whole = part_of_page("head.html") + part_of_page(f"{name}.html")
+    head, tail = whole.split("<!-- films -->")
     said = {"title": html.escape(title), "policy": may + _policy(style, script), "style": style}
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write(_filled(head, said))
         for number, film in enumerate(films):
             _write_film(file, film, number)
-        file.write(_filled(tail, {"content": _as_script(content), "script": script}))
-
-
-def _part(name: str) -> str:
-    return files("opusclip_mlops").joinpath("pages", name).read_text(encoding="utf-8")
+        file.write(_filled(tail, {"content": as_json(content), "script": script}))
 
 
 def _filled(text: str, values: Mapping[str, str]) -> str:
@@ -174,15 +170,10 @@ def _filled(text: str, values: Mapping[str, str]) -> str:
 
 def _policy(style: str, script: str) -> str:
     """What the page may do: run its own script, and show what it holds itself."""
-    own = {name: f"'sha256-{_digest(text)}'" for name, text in (("s", style), ("j", script))}
     return (
-        f"default-src 'none'; script-src {own['j']}; style-src {own['s']}; "
+        f"default-src 'none'; script-src {source_of(script)}; style-src {source_of(style)}; "
         "media-src blob:; img-src blob: data:; base-uri 'none'; form-action 'none'"
     )
-
-
-def _digest(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _write_film(file: IO[str], path: Path, number: int) -> None:
@@ -191,14 +182,6 @@ def _write_film(file: IO[str], path: Path, number: int) -> None:
         while piece := film.read(_CHUNK_BYTES):
             file.write(base64.b64encode(piece).decode())
     file.write("</script>\n")
-
-
-def _as_script(content: Any) -> str:
-    """JSON in which nothing can end the script that holds it."""
-    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
-    for sign in "<>&":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return text
 
 
 def _content(wall: Wall, films: dict[Path, int]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from opusclip_mlops.checkpoints import place_of
 from opusclip_mlops.errors import PassportError
 from opusclip_mlops.layout import BEST_TAG
+from opusclip_mlops.page_text import moment_text
 from opusclip_mlops.panel_steps import (
     ListedStep,
     PanelStep,
@@ -43,7 +43,9 @@ LAST: Literal["last"] = "last"
 Show = Callable[[str, int, int], None]
 """Is told what is being done, how much of it is done, and how much there is."""
 
-_GUESSED_CLIP_BYTES = 256 * 1024
+GUESSED_CLIP_BYTES = 256 * 1024
+"""What a clip takes whose account does not say it."""
+
 _DIGITS = 12
 
 
@@ -69,7 +71,7 @@ class Candidate:
     def size_bytes(self) -> int:
         """How much its clips take, guessed where their account does not say, and what is said."""
         cells = self.step.cells.values()
-        clips = sum(one.size_bytes or _GUESSED_CLIP_BYTES for one in cells if one.clip)
+        clips = sum(one.size_bytes or GUESSED_CLIP_BYTES for one in cells if one.clip)
         return clips + sum(map(_said_bytes, cells))
 
 
@@ -267,7 +269,7 @@ def _column(candidate: Candidate, samples: Mapping[str, Sample]) -> Column:
         _alike("checkpoint", origins, "checkpoint"),
         _alike("weights", origins, "weights_sha256"),
         _alike("commit", origins, "git_commit"),
-        _moment(step.timestamp_ms),
+        moment_text(step.timestamp_ms),
     ]
     return Column(
         run=candidate.run,
@@ -286,13 +288,6 @@ def _alike(name: str, origins: Sequence[Mapping[str, Any]], key: str) -> str:
     value = "".join(values)
     shown = value if key == "checkpoint" else value[:_DIGITS]
     return f"{name} {one_line(shown, at_most=120)}" if value else ""
-
-
-def _moment(timestamp_ms: int) -> str:
-    try:
-        return datetime.fromtimestamp(timestamp_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    except (OverflowError, ValueError, OSError):
-        return ""
 
 
 def _sample(cell: Cell, sampled: SampledCell, film: Film | str) -> Sample:

@@ -18,6 +18,7 @@ from tests.journeys import store
 from tests.panelled import numbered, panelled_run
 
 T0_MS = 1_700_000_000_000
+SECRET = "x password: geheim123 \u202eevil"
 NASTY = '</script><img src=x onerror="document.title=1">'
 
 

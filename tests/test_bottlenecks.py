@@ -199,9 +199,20 @@ def test_nothing_is_advised_that_is_done_already(spent: dict[str, float], advice
     assert advice in finding.text
 
 
-def test_waiting_for_an_answer_is_named() -> None:
-    """What a loop waits in the tracker for is an operation, and limits it where it is most."""
-    report = report_of(figures(tracker__run_id=60))
-    assert report.limit == "operation"
+def test_waiting_for_delivery_is_told_and_limits_no_loop() -> None:
+    """It may be a wait for the start: a line of its own, before what limits; it has a name."""
+    report = report_of(figures(seconds=30, tracker__run_id=29.25, operation__sample=0.5))
+    assert report.limit == "unknown"
     assert found("unmeasured", report) is None
-    assert "60.0 % of the time goes into tracker/run_id" in report.text()
+    lines = ["limit: unknown", "waited 29.25 s in tracker.run_id, of the 30 s measured"]
+    assert report.text().splitlines()[:2] == lines
+    waited = found("waited", report)
+    assert waited is not None
+    assert (waited.figure, waited.unit) == (29.25, "s")
+    report = report_of(figures(tracker__flush=10, tracker__run_id=9.9, operation__sample=60))
+    assert report.limit == "operation"
+    assert [one.text for one in report.findings if one.kind == "waited"] == [
+        "waited 10 s in tracker.flush, of the 100 s measured"
+    ]
+    beside = report_of(figures(workers__tracker__run_id=60))
+    assert found("waited", beside) is None

@@ -9,7 +9,7 @@ import pytest
 
 from opusclip_mlops import compare_charts
 from opusclip_mlops.compare_charts import charts_of, ordered
-from tests.compared import NASTY, beside, curve, went_back
+from tests.compared import NASTY, SECRET, beside, curve, went_back
 
 
 def data_of(text: str) -> list[dict[str, Any]]:
@@ -54,6 +54,18 @@ def test_time_has_a_unit_that_fits(every_ms: int, unit: str, apart: int) -> None
     text = charts_of(beside(runs))
     assert f"{unit} since the run began" in text
     assert data_of(text)[1]["lines"][0]["x"] == [0, apart, 2 * apart]
+
+
+def test_the_unit_of_time_fits_what_was_before_the_run_began() -> None:
+    """A run that took up another's points has them before its own beginning."""
+    first = curve([1, 2], every_ms=3 * 86_400_000)
+    found = beside({"first": {"m": first}, "second": {"m": curve([1])}})
+    run = found.runs["A"]
+    run.info._start_time += 3 * 86_400_000
+    text = charts_of(found)
+    assert "days since the run began" in text
+    assert [one["unit"] for one in data_of(text)] == ["", "days"]
+    assert data_of(text)[1]["lines"][0]["x"] == [-3, 0]
 
 
 def test_what_training_went_back_behind_is_faded() -> None:
@@ -113,3 +125,14 @@ def test_keys_and_names_are_texts_whatever_they_say() -> None:
     text = charts_of(beside({NASTY: {NASTY: curve([1])}, "second": {NASTY: curve([1])}}))
     assert "<img" not in text
     assert data_of(text)[0]["lines"][0]["label"] == f"A {NASTY[:39]}…"
+
+
+def test_keys_are_on_one_line_without_credentials() -> None:
+    """In the title, what is read aloud, and what a chart is found by; long ones stay whole."""
+    long = "m/" + "x" * 240
+    some = {SECRET: curve([1]), long: curve([1])}
+    text = charts_of(beside({"first": some, "second": some}))
+    assert "geheim123" not in text
+    assert "202e" not in text.encode("unicode_escape").decode() + text.encode("ascii").decode()
+    assert titles(text) == [long, "x password: *** evil"]
+    assert f"<figcaption>{long}</figcaption>" in text

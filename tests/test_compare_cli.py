@@ -1,6 +1,8 @@
 """The verb that compares runs, run as the command runs it."""
 
+import errno
 import json
+import os
 import re
 import shlex
 from collections.abc import Callable
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from opusclip_mlops.cli import main
 from tests.journeys import store
 from tests.panelled import panelled_run
 
@@ -70,6 +73,29 @@ def test_a_page_is_written_and_said_where(said: Said, uri: str) -> None:
     code, text = said(*line, "again.html", "--json", "--by", "time")
     assert (code, json.loads(text)["by"]) == (0, "time")
     assert 'data-axis="step" hidden' in Path("again.html").read_text()
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_what_was_found_is_printed_though_its_page_fails(
+    uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: tuple[str, ...],
+) -> None:
+    """A disk that is full at the end takes nothing of the comparison; the exit code is 2."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    line = ("compare", "first", "second", "--tracking-uri", uri, "--html", "page.html", *more)
+    with pytest.raises(SystemExit) as ended:
+        main(line)
+    printed = capsys.readouterr()
+    assert ended.value.code == 2
+    assert "val/loss" in printed.out
+    assert "page.html cannot be written: No space left on device" in printed.err.splitlines()[-1]
+    assert not Path("page.html").exists()
 
 
 def test_a_page_that_cannot_be_written_is_told_before_anything_is_read(said: Said) -> None:

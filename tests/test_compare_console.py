@@ -1,11 +1,13 @@
 """Facts about `opusclip_mlops.compare_console`: what is printed of runs beside each other."""
 
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from opusclip_mlops.compare_console import lines_of, print_comparison
+from opusclip_mlops.compare_console import lines_of, print_comparison, print_page
 from opusclip_mlops.comparing import Comparison, PanelBeside
 from opusclip_mlops.contrasts import Facts, contrasts
 from opusclip_mlops.curves import At, difference
@@ -141,6 +143,12 @@ def test_in_a_pipe_lines_are_whole_and_without_colour(capsys: pytest.CaptureFixt
     """What is printed is what the lines are."""
     print_comparison(FOUND, as_json=False)
     assert capsys.readouterr().out.splitlines() == text(FOUND)
+
+
+def test_where_a_page_is_can_be_told_of_any_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also of one that is no UTF-8; nothing in it moves the terminal's cursor."""
+    print_page(Path(os.fsdecode(b"pa\x80ge\x1b[2J.html")), 2048)
+    assert capsys.readouterr().out == "page: page[2J.html, 2.0 KiB\n"
 
 
 def test_json_has_all_of_it_but_credentials(capsys: pytest.CaptureFixture[str]) -> None:

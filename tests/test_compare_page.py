@@ -11,7 +11,7 @@ from opusclip_mlops.compare_page import sections_of, write_comparison
 from opusclip_mlops.comparing import Beside
 from opusclip_mlops.contrasts import contrasts
 from opusclip_mlops.curves import Curve
-from tests.compared import NASTY, beside, curve
+from tests.compared import NASTY, SECRET, beside, curve
 
 
 def parts(found: Beside) -> dict[str, str]:
@@ -40,6 +40,8 @@ def test_runs_stand_first_with_their_colours() -> None:
     assert second[:3] == ["B", "second", (b"second".hex() * 32)[:32]]
     assert 'class="mark c0">A<' in text
     assert 'class="mark c1">B<' in text
+    many = parts(beside({f"run {at}": {} for at in range(11)}))["Runs"]
+    assert 'class="mark c0 d1">K<' in many
     assert "<li>files of A were changed</li>" in text
 
 
@@ -58,7 +60,7 @@ def test_what_differs_is_a_table_and_what_is_alike_a_line() -> None:
     )
     text = parts(replace(found, comparison=comparison))["Differences"]
     assert rows(text)[:3] == [
-        ["params", "A", "B"], ["db", "sql://u:***@h/0.1", "–"], ["lr", "0.1", "&quot;&quot;"]
+        ["params", "A", "B"], ["db", "sql://u:***@h/0.1", "-"], ["lr", "0.1", "&quot;&quot;"]
     ]  # fmt: skip
     assert "<img" not in text
     assert "<li>alike: code</li>" in text
@@ -68,7 +70,7 @@ def test_a_metric_is_a_line_a_run_with_its_difference_to_a() -> None:
     """First, last, best and mean; better and worse have their colours."""
     runs = {"first": {"loss": curve([4, 2, 3])}, "second": {"loss": curve([5, 1, 1])}}
     text = parts(beside(runs))["Metrics"]
-    assert rows(text)[1:] == [
+    assert rows(text.replace("&#160;%", " %"))[1:] == [
         ["loss (lower)", "A", "3", "4", "3", "2", "", "2", "1", "", "2.75", ""],
         ["", "B", "3", "5", "1", "2", "-2 (-66.7 %) better", "1", "1", "-1 (-50 %) better", "2",
          "-0.75 (-27.3 %) better"],
@@ -88,6 +90,17 @@ def test_a_long_table_is_cut_and_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
     text = parts(beside(two(a_loss=curve([1]), b_loss=curve([1]), c_loss=curve([1]))))["Metrics"]
     assert len(rows(text)) == 4
     assert "3 more lines: --metric chooses, --json has all" in text
+
+
+def test_what_runs_say_is_on_one_line_without_credentials() -> None:
+    """Keys, also as what a line is found by, names and notes."""
+    found = beside({"a": {SECRET: curve([1])}, SECRET: {SECRET: curve([2])}}, notes=[SECRET])
+    text = "".join(parts(found).values())
+    assert "geheim123" not in text
+    assert text.isascii()
+    assert "&#8238;" not in text
+    assert 'data-key="x password: *** evil"' in text
+    assert "<td>x password: *** evil</td>" in text
 
 
 def test_runs_without_metrics_or_samples_have_no_such_part() -> None:

@@ -5,16 +5,22 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from mlflow import MlflowClient
 
+from opusclip_mlops import compare_samples
 from opusclip_mlops.compare_samples import samples_html
 from opusclip_mlops.comparing import Beside, laid_beside
 from opusclip_mlops.decoding import opened
 from opusclip_mlops.delivery import deliver
 from opusclip_mlops.page_media import Embedder
 from opusclip_mlops.panels import Panel
+from opusclip_mlops.wall_across import SideBySide
+from opusclip_mlops.wall_clips import ClipFolder
+from opusclip_mlops.walls import GUESSED_CLIP_BYTES, Candidates
 from tests.compared import NASTY, sampled_runs
 from tests.journeys import append, end, make_run
 from tests.panelled import FRAMES, numbered, samples
@@ -86,6 +92,64 @@ def test_what_has_no_room_is_left_out_oldest_first(read: Read) -> None:
     assert str(older).count("left out, ") == room.left_out
     assert room.note() in text
     assert text.count("shows it") == room.left_out
+
+
+def _without_lengths(every: Candidates) -> Candidates:
+    """As an account of a time when it held none."""
+    steps = [
+        replace(
+            one,
+            step=replace(
+                one.step,
+                cells={
+                    k: msgspec.structs.replace(v, size_bytes=0) for k, v in one.step.cells.items()
+                },
+            ),
+        )
+        for one in every.steps
+    ]
+    return replace(every, steps=steps)
+
+
+def test_of_a_clip_of_unknown_length_some_is_guessed(
+    read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accounts of older runs hold no lengths: what has no room is not fetched for all that."""
+    found = compare_samples.side_by_side
+
+    def without_lengths(*args: Any, **options: Any) -> SideBySide:
+        wall = found(*args, **options)
+        every = {label: _without_lengths(one) for label, one in wall.candidates.items()}
+        return replace(wall, candidates=every)
+
+    monkeypatch.setattr(compare_samples, "side_by_side", without_lengths)
+    fetched: list[str] = []
+    film = ClipFolder.film
+    monkeypatch.setattr(ClipFolder, "film", lambda *of: (fetched.append(of[1]), film(*of))[1])
+    room = Embedder(most_bytes=GUESSED_CLIP_BYTES - 1)
+    text = samples_html(*read, embedder=room)
+    assert (fetched, room.left_out) == ([], 14)
+    assert "0 bytes" not in text
+
+
+def test_what_another_part_of_the_page_left_out_is_not_told_here(read: Read) -> None:
+    """A page of several parts has one room for clips."""
+    shared = Embedder()
+    shared.left(7, caption="")
+    assert "left out" not in samples_html(*read, embedder=shared)
+
+
+def test_other_alphabets_make_no_wide_characters(read: Read) -> None:
+    """Of prompts, names of runs and panels; they would make every byte of a clip's text four."""
+    client, found = read
+    name = "走る 🏃 password: geheim123"
+    client.set_tag(found.runs["A"].info.run_id, "mlflow.runName", name)
+    try:
+        text = samples_html(client, found, embedder=Embedder())
+    finally:
+        client.set_tag(found.runs["A"].info.run_id, "mlflow.runName", "first")
+    assert text.isascii()
+    assert "A &#36208;&#12427; &#127939; password: ***, step 20" in text
 
 
 def test_the_newest_step_of_each_panel_has_room_first(folder: Path) -> None:

@@ -55,6 +55,8 @@ def test_no_credentials_are_shown_and_none_hides_a_difference() -> None:
     """Two passwords are two values, and neither is printed."""
     found = contrasts([facts(params={"db": f"sql://u:{one}@h/d"}) for one in ("p1", "p2")])
     assert found["params"] == (Contrast(name="db", values=("sql://u:***@h/d",) * 2),)
+    found = contrasts([facts(params={"db_password": one}) for one in ("p1", "p2")])
+    assert found["params"] == (Contrast(name="db_password", values=("***", "***")),)
 
 
 def test_a_run_is_read_as_mlflow_holds_it() -> None:
@@ -76,6 +78,11 @@ def test_a_run_is_read_as_mlflow_holds_it() -> None:
     mlflow.log_inputs(run_id, used)
     mlflow.log_param(run_id, "lr", 0.1)
     mlflow.set_terminated(run_id, "FAILED", end_time=run.info.start_time + 1500)
+    mlflow.update_run(run_id, status="RUNNING")
+    running = again(run)
+    assert running.info.end_time is not None
+    assert facts_of(running).duration_s is None  # it went on, and keeps the end it had
+    mlflow.update_run(run_id, status="FAILED")
     found = facts_of(again(run))
     assert (found.status, found.duration_s, found.end_reason) == ("FAILED", 1.5, "KeyError: 'x'")
     assert (found.params, found.tags) == ({"lr": "0.1"}, {"team": "films"})

@@ -26,6 +26,17 @@ def test_a_spike_of_one_point_in_a_hundred_thousand_stays(at: int) -> None:
         assert found.y[found.x == at].tolist() == [spike]
 
 
+def test_every_stretch_keeps_its_own_low_and_high() -> None:
+    """Those of the whole curve are not enough: each of a hundred hills has its top and its foot."""
+    y = np.concatenate([np.sin(np.arange(100)) * hill for hill in range(1, 101)])
+    found = thinned(np.arange(10_000), y, most=400)
+    assert len(found.x) <= 400
+    for hill in range(100):
+        part = (found.x >= hill * 100) & (found.x < hill * 100 + 100)
+        whole = y[hill * 100 : hill * 100 + 100]
+        assert (found.y[part].min(), found.y[part].max()) == (whole.min(), whole.max())
+
+
 def test_it_is_said_how_much_is_shown() -> None:
     """Of several curves together."""
     one = thinned(np.arange(10_000), np.zeros(10_000), most=400)
@@ -51,7 +62,12 @@ def test_of_every_bucket_the_extremes_and_ends_stay(
     assert set(zip(found.x, found.y, strict=True)) <= set(zip(x, y, strict=True))
     for edge in (0, -1):
         assert (found.x[edge], found.y[edge]) == (x[edge], y[edge])
-    assert (found.y.min(), found.y.max()) == (y.min(), y.max())
+    inner = np.linspace(x[0], x[-1], most // 4 + 1)[1:-1]
+    of, of_found = (np.searchsorted(inner, one, side="right") for one in (x, found.x))
+    for bucket in np.unique(of):
+        whole, kept = y[of == bucket], found.y[of_found == bucket]
+        assert (kept.min(), kept.max()) == (whole.min(), whole.max())
+        assert (kept[0], kept[-1]) == (whole[0], whole[-1])
 
 
 def test_wrong_use_is_refused() -> None:

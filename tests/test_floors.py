@@ -15,7 +15,7 @@ FLOORS = [
     {"errors", "redaction", "slots", "lean_mlflow", "amounts", "object_storage", "model_hooks"},
     {"passports", "values", "setting_values", "confusion_counts"}
     | {"trace_events"}
-    | {"downsampling"},
+    | {"downsampling", "page_text", "unread_output"},
     {
         "config",
         "records",

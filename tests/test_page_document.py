@@ -2,14 +2,23 @@
 
 import base64
 import hashlib
+import html
+import os
 import re
 import stat
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from opusclip_mlops.errors import ConfigError
-from opusclip_mlops.page_document import Section, check_place, document, write_document
+from opusclip_mlops.page_document import (
+    Section,
+    check_place,
+    document,
+    parts_of,
+    write_document,
+)
 
 NASTY = '"><script>alert(1)</script>'
 
@@ -51,6 +60,38 @@ def test_a_page_is_written_whole_for_its_user_alone(tmp_path: Path) -> None:
     assert file.read_text() == "after ?"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert sorted(one.name for one in tmp_path.iterdir()) == ["home", "link.html", "real.html"]
+
+
+def test_other_alphabets_make_no_page_of_wide_characters(tmp_path: Path) -> None:
+    """They are told by their numbers; a long section is in memory about once as it is written."""
+    name, long = "走る 🏃", "x" * 8 * 2**20
+    every = [
+        Section(id="a", title=name, html=f"<p>{name}</p>"),
+        Section(id="b", title="", html=long),
+    ]
+    text = document(name, every, subtitle=name)
+    assert text.isascii()
+    assert html.unescape(text).count(name) == 6
+    assert "<p>&#36208;" in text
+    tracemalloc.start()
+    try:
+        write_document(tmp_path / "page.html", parts_of(name, every, subtitle=name))
+        assert tracemalloc.get_traced_memory()[1] < 2 * len(long)
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "page.html").read_text() == text
+
+
+def test_a_page_is_on_the_disk_before_it_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that no crash of the machine leaves an empty file where a page was."""
+    done: list[str] = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append("synced"), sync(file)))
+    monkeypatch.setattr(os, "replace", lambda *both: (done.append("replaced"), replace(*both)))
+    write_document(tmp_path / "page.html", "text")
+    assert done == ["synced", "replaced"]
 
 
 @pytest.mark.parametrize(

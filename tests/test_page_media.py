@@ -40,6 +40,24 @@ def test_what_has_no_room_is_named_with_its_size_and_command() -> None:
     assert embedder.note().startswith("2 clips are left out")
 
 
+def test_what_is_left_out_is_counted_from_a_place_on() -> None:
+    """A page of several parts says of each what that part lacks; an unknown size is not told."""
+    embedder = Embedder(most_bytes=2048)
+    embedder.left(7, caption="")
+    before = embedder.left_out
+    assert embedder.note(since=before) == ""
+    assert "left out: the page holds 2.0 KiB" in embedder.left(0, caption="")
+    assert embedder.note(since=before).startswith("one clip is left out")
+    assert embedder.note().startswith("2 clips are left out")
+
+
+def test_other_alphabets_make_no_wide_characters_of_a_clip() -> None:
+    """One such character would make every byte of a clip's text four."""
+    made = Embedder().clip(b"1", content_type="video/mp4", caption="走る", command="走る")
+    assert made.isascii()
+    assert "<figcaption>&#36208;&#12427;</figcaption>" in made
+
+
 def test_texts_are_texts_whatever_they_say() -> None:
     """Captions, commands and why a place is empty."""
     embedder = Embedder(most_bytes=1)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from opusclip_mlops.cli import main
 from tests.journeys import store
 from tests.reports.reported_runs import bare_run
 
@@ -70,7 +71,11 @@ def test_for_scripts_it_is_json(said: Said, uri: str) -> None:
         (("kite", "--json", "--markdown"), "--json has the Markdown too"),
         (("kite", "--no-log", "--log-to", "kite"), "--no-log and --log-to exclude each other"),
         (("kite", "--out", "."), "cannot be written"),
+        (("kite", "--out", "-"), "--out takes the name of a file"),
         (("kite", "--markdown", "away/kite.md"), "its folder is not there"),
+        (("--markdown", "kite", "other"), "--markdown takes a FILE that ends in .md, not kite"),
+        (("kite", "--out", "a.md", "--markdown", "./a.md"), "are one file"),
+        (("kite", "--metric", "none/*"), "has no metric called none/*"),
     ],
 )
 def test_wrong_use_is_one_line(said: Said, uri: str, line: tuple[str, ...], expected: str) -> None:
@@ -80,3 +85,27 @@ def test_wrong_use_is_one_line(said: Said, uri: str, line: tuple[str, ...], expe
     assert expected in text
     assert len(text.splitlines()) == 1
     assert list(Path().glob("*.html")) == []
+
+
+def test_who_may_not_write_has_the_report_all_the_same(
+    said: Said, uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Page, Markdown and JSON are there; what to do is said, and the exit code is 1."""
+
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", refused)
+    code, text = said("report", "kite", "--json", "--out", "kite.html", "--tracking-uri", uri)
+    content = json.loads(text)
+    assert code == 1
+    assert "Permission denied" in content["not_logged"]
+    assert content["logged"] == []
+    assert content["markdown"].startswith("## kite: FINISHED")
+    assert Path("kite.html").read_text().startswith("<!doctype html>")
+    with pytest.raises(SystemExit):
+        main(("report", "kite", "--markdown", "--out", "kite.html", "--tracking-uri", uri))
+    printed = capsys.readouterr()
+    assert printed.out.startswith("## kite: FINISHED")
+    assert "the report is written, but cannot be logged in run" in printed.err
+    assert "--no-log" in printed.err

@@ -2,7 +2,7 @@
 (() => {
 const every = (what, inside = document) => [...inside.querySelectorAll(what)];
 const SVG = "http://www.w3.org/2000/svg";
-const FEW_DIGITS = 7;
+const MOST_NAMES = 12;
 
 function make(tag, attributes, ...children) {
   const made = document.createElement(tag);
@@ -87,21 +87,23 @@ function data(chart) {
   return known.get(chart);
 }
 
-/* The place in rising numbers that is nearest to one. */
+/* The place in rising numbers that is nearest to one; of equal ones the last, which counts. */
 function nearest(numbers, to) {
   let low = 0, high = numbers.length - 1;
   while (low < high) {
     const middle = (low + high) >> 1;
     if (numbers[middle] < to) low = middle + 1; else high = middle;
   }
-  return low && to - numbers[low - 1] < numbers[low] - to ? low - 1 : low;
+  if (low && to - numbers[low - 1] < numbers[low] - to) return low - 1;
+  while (numbers[low + 1] === numbers[low]) low += 1;
+  return low;
 }
 
 const part = (value, [low, high]) => (value / 2 - low / 2) / (high / 2 - low / 2);
-const text = value => Number.isInteger(value) && Math.abs(value) < 1e15 ? value.toLocaleString("en") : String(+value.toPrecision(FEW_DIGITS));
+const text = value => Number.isSafeInteger(value) ? value.toLocaleString("en") : String(value);
 
 function leave(chart) {
-  for (const one of every(".at, .dot, .tip", chart)) one.remove();
+  for (const one of every(".dot, .tip", chart)) one.remove();
 }
 
 /* Of each line the point nearest to the pointer; of lines that end elsewhere none. */
@@ -111,6 +113,8 @@ function under(held, x) {
   const best = Math.min(...found.map(({line, at}) => Math.abs(line.x[at] - x)));
   return found.filter(({line, at}) => Math.abs(line.x[at] - x) <= best + reach);
 }
+
+const look = line => "c" + line.colour + (line.dash ? " d" + line.dash : "");
 
 function move(chart, event) {
   leave(chart);
@@ -124,20 +128,23 @@ function move(chart, event) {
   const tip = make("div", {class: "tip", role: "status"});
   for (const {line, at} of found) {
     const x = left + (right - left) * part(line.x[at], held.x);
-    const value = held.log ? Math.log10(line.y[at]) : line.y[at];
     const dot = document.createElementNS(SVG, "circle");
-    const place = {class: "dot c" + line.colour, r: 4, cx: x, cy: bottom - (bottom - top) * part(value, held.y)};
+    const place = {class: "dot " + look(line), r: 4, cx: x, cy: bottom - (bottom - top) * part(line.y[at], held.y)};
     for (const [name, one] of Object.entries(place)) dot.setAttribute(name, one);
     svg.append(dot);
-    tip.append(make("div", {class: "c" + line.colour}, line.label + ": " + text(line.y[at]) + " at " + text(line.x[at])));
   }
+  for (const {line, at} of found.slice(0, MOST_NAMES)) {
+    const where = text(line.x[at]) + (held.unit ? " " + held.unit : "");
+    tip.append(make("div", {class: look(line)}, line.label + ": " + text(line.y[at]) + " at " + where));
+  }
+  if (found.length > MOST_NAMES) tip.append(make("div", {}, "and " + (found.length - MOST_NAMES) + " more"));
   chart.append(tip);
   const box = chart.getBoundingClientRect(), room = box.width - tip.offsetWidth - 8;
   tip.style.left = Math.max(4, Math.min(event.clientX - box.left + 14, room)) + "px";
   tip.style.top = Math.max(4, event.clientY - box.top - tip.offsetHeight - 12) + "px";
 }
 
-for (const chart of every("figure.chart")) {
+for (const chart of every("figure.chart:has(svg)")) {
   const svg = chart.querySelector("svg");
   svg.addEventListener("pointermove", event => move(chart, event));
   svg.addEventListener("pointerleave", () => leave(chart));

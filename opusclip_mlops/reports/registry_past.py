@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
-from opusclip_mlops.chain import Problem
-from opusclip_mlops.chronicle import history, verdict_of, verify_history
+from opusclip_mlops.chain import Chain, Problem
+from opusclip_mlops.chronicle import problems_of, read_history
 from opusclip_mlops.decisions import Decision
 from opusclip_mlops.errors import RegistryError
+from opusclip_mlops.lookout import pages
+from opusclip_mlops.reports.unread import Asking
 from opusclip_mlops.verdicts import Verdict
 
 _PAGE_VERSIONS = 100
@@ -49,7 +53,7 @@ class ModelPast:
         model: Its name.
         versions: Those made of the run, the oldest first.
         decisions: Those about these versions, or that took a stage from one of them.
-        verdicts: The gate's lines, by the number of the decision.
+        verdicts: The gate's lines, by the number of the decision; one that was lost is a problem.
         records: How many decisions its whole history has.
         problems: What is wrong with that history, empty where its chain is whole.
     """
@@ -62,43 +66,50 @@ class ModelPast:
     problems: tuple[Problem, ...] = ()
 
 
-def read_past(client: MlflowClient, run_id: str) -> tuple[ModelPast, ...]:
+def read_past(client: MlflowClient, run_id: str, ask: Asking) -> tuple[ModelPast, ...]:
     """The models that have versions made of a run, by name.
 
-    Raises:
-        RegistryError: A verdict was changed or removed, or MLflow did not answer.
-        MlflowException: MLflow does not answer.
+    Args:
+        client: Asks MLflow.
+        run_id: The run.
+        ask: Notes the models whose history cannot be read; their versions are told all the same.
     """
     found: dict[str, list[ModelVersion]] = {}
-    for one in _versions(client, run_id):
+    for one in ask.part("registry", lambda: _versions(client, run_id), list[ModelVersion]()):
         found.setdefault(str(one.name), []).append(one)
-    return tuple(_past(client, name, found[name]) for name in sorted(found))
+    return tuple(_past(client, name, found[name], ask) for name in sorted(found))
 
 
-def _versions(client: MlflowClient, run_id: str) -> Iterator[ModelVersion]:
-    token: str | None = None
-    while True:
-        query = f"run_id = '{run_id}'"
-        page = client.search_model_versions(query, _PAGE_VERSIONS, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
+def _versions(client: MlflowClient, run_id: str) -> list[ModelVersion]:
+    query = f"run_id = '{run_id}'"
+    return list(pages(partial(client.search_model_versions, query, _PAGE_VERSIONS)))
 
 
-def _past(client: MlflowClient, name: str, versions: Sequence[ModelVersion]) -> ModelPast:
-    aliases = client.get_registered_model(name).aliases
+def _past(
+    client: MlflowClient, name: str, versions: Sequence[ModelVersion], ask: Asking
+) -> ModelPast:
+    aliases = ask.part(f"aliases of {name}", lambda: _aliases(client, name), dict[str, object]())
     made = sorted((_made(one, aliases) for one in versions), key=lambda one: one.version)
-    numbers = {one.version for one in made}
-    records = history(name, client=client)
+    past = ModelPast(model=name, versions=tuple(made))
+    return ask.part(f"history of {name}", lambda: _with_history(client, past), past)
+
+
+def _aliases(client: MlflowClient, name: str) -> dict[str, object]:
+    return dict(client.get_registered_model(name).aliases)
+
+
+def _with_history(client: MlflowClient, past: ModelPast) -> ModelPast:
+    """The same with what its history says, all of it of one reading."""
+    notes = read_history(past.model, client=client)
+    numbers = {one.version for one in past.versions}
+    records = notes.chain.records
     about = [one for one in records if {one.version, one.previous_holder} & numbers]
-    return ModelPast(
-        model=name,
-        versions=tuple(made),
+    return replace(
+        past,
         decisions=tuple(about),
-        verdicts=_verdicts(client, about),
+        verdicts=_verdicts(notes.chain, about),
         records=len(records),
-        problems=tuple(verify_history(name, client=client)),
+        problems=tuple(problems_of(notes)),
     )
 
 
@@ -114,9 +125,17 @@ def _made(one: ModelVersion, aliases: Mapping[str, object]) -> Made:
     )
 
 
-def _verdicts(client: MlflowClient, decisions: Sequence[Decision]) -> dict[int, tuple[str, ...]]:
-    found = ((one.number, verdict_of(one, client=client)) for one in decisions)
+def _verdicts(chain: Chain, decisions: Sequence[Decision]) -> dict[int, tuple[str, ...]]:
+    """What the gate said, long verdicts too; that one is lost is among the chain's problems."""
+    found = ((one.number, _verdict(chain, one)) for one in decisions)
     return {number: _lines(one) for number, one in found if one}
+
+
+def _verdict(chain: Chain, record: Decision) -> Mapping[str, Any] | None:
+    if not record.verdict_sha256:
+        return record.verdict
+    verdict = json.loads(chain.texts.get(record.verdict_sha256, "null"))
+    return verdict if isinstance(verdict, dict) else None
 
 
 def _lines(verdict: Mapping[str, Any]) -> tuple[str, ...]:

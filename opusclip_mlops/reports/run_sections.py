@@ -10,36 +10,51 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from opusclip_mlops import compare_page
+from opusclip_mlops.alerts.events import Event
 from opusclip_mlops.amounts import size_text
-from opusclip_mlops.layout import BEST_TAG, CHECKPOINTS, LAST_TAG
+from opusclip_mlops.curves import Curve
+from opusclip_mlops.layout import BEST_TAG, CHECKPOINTS, LAST_TAG, REPORTS
 from opusclip_mlops.metadata import WEIGHTS
 from opusclip_mlops.metric_rows import FIRST
 from opusclip_mlops.page_charts import facts, notes_of, table
 from opusclip_mlops.page_document import Section
 from opusclip_mlops.page_media import Embedder
-from opusclip_mlops.records import SYSTEM_PREFIX, About, Dataset, Files
+from opusclip_mlops.records import About, Dataset, Files
 from opusclip_mlops.redaction import readable
-from opusclip_mlops.reports.reading import MAIN_METRICS, RunRead
-from opusclip_mlops.reports.registry_past import ModelPast
+from opusclip_mlops.reports.registry_parts import registry_html
+from opusclip_mlops.reports.run_read import Raised, RunRead
 from opusclip_mlops.reports.sample_parts import media_html, samples_html, tables_html
 from opusclip_mlops.reports.wording import (
+    MAIN_METRICS,
+    NOTHING,
     best_of,
     figures,
+    last_of,
     length,
     main_keys,
     moment,
     plain,
     step_of,
     value_of,
+    valued,
 )
 from opusclip_mlops.words import NOTE_TAG
 
+_Part = tuple[str, str, str]  # id, title, HTML
 _CHECKPOINT = "checkpoint-"
 _MARKS = {"best": BEST_TAG, "last": LAST_TAG}
 _SHA_DIGITS = 12
+_OTHER_FILES, _MOST_FILES = "artifacts-", 60
+_SAID = (
+    "run_id", "run_name", "experiment", "experiment_id", "status", "started", "ended",
+    "user", "mlflow.source.git.commit", "mlflow.source.git.branch", "mlflow.source.name",
+    "mlflow.project.entryPoint", "opusclip.git_dirty", "opusclip.host", "opusclip.end_reason",
+)  # fmt: skip
+_MACHINERY = (
+    "opusclip.library.", "opusclip.mirror", "opusclip.generation.", "opusclip.alert.",
+    "opusclip.checkpoint.", "opusclip.dropped", "opusclip.skipped", "opusclip.lost_records",
+)  # fmt: skip
 _MOST_OPERATIONS = 12
-_OF_VERSION = ("version", "stage", "aliases", "made", "by", "source", "about")
-_OF_DECISION = ("", "when", "what", "by", "through", "why")
 _LOSSES = {
     "opusclip.dropped": "points shed or lost",
     "opusclip.skipped": "points skipped by interval",
@@ -55,24 +70,44 @@ def sections_of(read: RunRead, curves: str, page: Embedder) -> list[Section]:
         curves: Its curves, as HTML.
         page: Takes its clips.
     """
-    parts = (
-        ("summary", "Summary", summary_html(read)),
-        ("crash", "How it died", _crash(read)),
-        ("changes", f"Beside {other_name(read)}", _changes(read)),
-        ("curves", "Curves", curves),
-        ("samples", "Samples", samples_html(read, page)),
-        ("media", "Clips and pictures", media_html(read, page)),
-        ("insights", "Tables and insights", tables_html(read)),
-        ("checkpoints", "Checkpoints", _checkpoints(read)),
-        ("registry", "Models and registry", "".join(_registry(read))),
-        ("bottlenecks", "Bottlenecks", _bottlenecks(read)),
-        ("alerts", "Alerts", _alerts(read)),
-        ("params", "Params and tags", _params(read)),
-        ("data", "Data", _data(read)),
-        ("environment", "Environment", _environment(read)),
-        ("left-out", "Not carried over", _left_out(read)),
-    )
+    parts = (*_told(read), *_seen(read, curves, page), *_decided(read), *_made_of(read))
     return [Section(id=name, title=title, html=text) for name, title, text in parts if text]
+
+
+def _told(read: RunRead) -> Iterator[_Part]:
+    """How it went, and how it ended."""
+    yield "summary", "Summary", summary_html(read)
+    yield (
+        "crash",
+        "How an earlier part died" if read.outlived_crash else "How it died",
+        _crash(read),
+    )
+    yield "changes", f"Beside {other_name(read)}", _changes(read)
+
+
+def _seen(read: RunRead, curves: str, page: Embedder) -> Iterator[_Part]:
+    """What it logged."""
+    yield "curves", "Curves", curves
+    yield "samples", "Samples", samples_html(read, page)
+    yield "media", "Clips and pictures", media_html(read, page)
+    yield "insights", "Tables and insights", tables_html(read)
+
+
+def _decided(read: RunRead) -> Iterator[_Part]:
+    """What was made of it, and found in it."""
+    yield "checkpoints", "Checkpoints", _checkpoints(read)
+    yield "registry", "Models and registry", registry_html(read)
+    yield "bottlenecks", "Bottlenecks", _bottlenecks(read)
+    yield "alerts", "Alerts", _alerts(read)
+
+
+def _made_of(read: RunRead) -> Iterator[_Part]:
+    """What it was made of."""
+    yield "params", "Params and tags", _params(read)
+    yield "data", "Data", _data(read)
+    yield "environment", "Environment", _environment(read)
+    yield "files", "Other files", _files(read)
+    yield "left-out", "Not shown", _left_out(read)
 
 
 def summary_html(read: RunRead) -> str:
@@ -83,21 +118,42 @@ def summary_html(read: RunRead) -> str:
 
 def summary_of(read: RunRead) -> dict[str, str]:
     """What is known of a run in one line each, by what it is called."""
-    run, one = read.run, read.facts
-    lasts = (one.last for key, one in read.curves.items() if not key.startswith(SYSTEM_PREFIX))
-    steps = [one.step for one in lasts if one]
+    return {**_called(read), **_ended(read), **_found(read)}
+
+
+def _called(read: RunRead) -> dict[str, str]:
+    run = read.run
     return {
         "run": read.called,
-        "id": plain(one.run_id),
+        "id": plain(read.facts.run_id),
         "experiment": plain(read.experiment or run.info.experiment_id),
         "about": plain(run.data.tags.get(NOTE_TAG, ""), at_most=1000),
+    }
+
+
+def _ended(read: RunRead) -> dict[str, str]:
+    one = read.facts
+    return {
         "status": plain(one.status),
         "ended because": plain(one.end_reason, at_most=1000),
         "began": moment(one.start_ms),
-        "took": length(one.duration_s) if one.duration_s is not None else "it goes on",
-        "last step": f"{max(steps):,}" if steps else "",
+        # What lies between two parts of it is in there too.
+        "from start to end" if read.generations else "took": took(read),
+        "last step": "" if read.last_step is None else f"{read.last_step:,}",
         "went on": _went_on(read),
-        "left out": _losses(run.data.tags),
+    }
+
+
+def took(read: RunRead) -> str:
+    """How long it took; of one that is over and has no end, that nobody knows."""
+    if read.facts.duration_s is not None:
+        return length(read.facts.duration_s)
+    return "it goes on" if read.facts.status in ("RUNNING", "SCHEDULED") else NOTHING
+
+
+def _found(read: RunRead) -> dict[str, str]:
+    return {
+        "left out": _losses(read.run.data.tags),
         "limited by": read.bottlenecks.limit if read.bottlenecks else "",
         "alerts": _raised(read),
     }
@@ -117,26 +173,32 @@ def _losses(tags: Mapping[str, str]) -> str:
 
 
 def _raised(read: RunRead) -> str:
-    names = dict.fromkeys(plain(one.alert) for one in read.alerts if one.state == "raised")
-    return ", ".join(names)
+    """The rules that raised something, each as its last alert stands."""
+    last = {one.event.alert: one for one in read.raised()}
+    return ", ".join(f"{plain(name)}{standing(one)}" for name, one in last.items())
+
+
+def standing(one: Raised) -> str:
+    """What became of an alert, in brackets; "" of one that stands."""
+    return f" ({one.standing})" if one.standing else ""
 
 
 def _metrics(read: RunRead) -> str:
     keys = main_keys(read.curves)
-    rows = []
-    for key in keys[:MAIN_METRICS]:
-        curve, best = read.curves[key], best_of(key, read.curves[key])
-        rows.append(
-            (plain(key), value_of(curve.last), step_of(curve.last), value_of(best), step_of(best))
-        )
+    rows = [(plain(key), *_values(key, read.curves[key])) for key in keys[:MAIN_METRICS]]
     more = [f"{len(keys) - MAIN_METRICS:,} more stand among the curves"]
     heads = ("metric", "last", "at step", "best", "at step")
     said = notes_of(more if len(keys) > MAIN_METRICS else [])
     return table(heads, rows) + said if rows else ""
 
 
+def _values(key: str, curve: Curve) -> tuple[str, ...]:
+    best = best_of(key, curve)
+    return last_of(curve), step_of(curve.last), value_of(best), step_of(best)
+
+
 def _crash(read: RunRead) -> str:
-    return _lines(read.crash) if read.crash else ""
+    return _lines(read.crash.text) if read.crash else ""
 
 
 def other_name(read: RunRead) -> str:
@@ -197,66 +259,6 @@ def _short(value: object) -> str:
         return str(value)
 
 
-def _registry(read: RunRead) -> Iterator[str]:
-    for one in read.models:
-        yield f"<h3>{html.escape(plain(one.model))}</h3>\n"
-        yield table(_OF_VERSION, _versions(one))
-        if one.decisions:
-            yield table(_OF_DECISION, _decisions(one))
-        for number, lines in sorted(one.verdicts.items()):
-            title = f"the gate at decision {number}"
-            yield f"<details><summary>{title}</summary>{_lines(chr(10).join(lines))}</details>\n"
-        yield notes_of(chain_said(one))
-    yield _logged_models(read)
-
-
-def _versions(one: ModelPast) -> Iterator[tuple[str, ...]]:
-    for made in one.versions:
-        yield (
-            str(made.version), plain(made.stage), plain(", ".join(made.aliases)),
-            moment(made.created_ms), plain(made.by), plain(made.source), plain(made.description),
-        )  # fmt: skip
-
-
-def _decisions(one: ModelPast) -> Iterator[tuple[str, ...]]:
-    for made in one.decisions:
-        forced = ", forced past the gate" if made.forced else ""
-        replaced = f", in place of {made.previous_holder}" if made.previous_holder else ""
-        yield (
-            str(made.number),
-            moment(made.timestamp_ms),
-            f"{made.kind} of version {made.version}: {plain(made.from_stage)} to "
-            f"{plain(made.to_stage)}{replaced}{forced}",
-            f"{plain(made.actor)} ({plain(made.actor_known_by) or 'unknown'})",
-            made.came_by,
-            plain(made.reason, at_most=1000),
-        )
-
-
-def chain_said(one: ModelPast) -> Iterator[str]:
-    """Whether the history of a model is whole, in words."""
-    if one.problems:
-        for problem in one.problems:
-            yield f"The history of {plain(one.model)} is not whole: {plain(problem)}"
-    elif one.records:
-        yield f"The chain of its {one.records:,} decisions was verified: it is whole."
-
-
-def _logged_models(read: RunRead) -> str:
-    models = [one for one in read.records(Files) if "logged_model" in one.metadata]
-    rows = [
-        (
-            plain(one.metadata["logged_model"]),
-            plain(one.metadata.get("model_id", "")),
-            plain(", ".join(one.aliases)),
-            size_text(sum(one.sizes_bytes.values())),
-        )
-        for one in models
-    ]
-    heads = ("logged model", "id", "at", "size")
-    return f"<h3>Logged models</h3>\n{table(heads, rows)}" if rows else ""
-
-
 # What went on in it
 
 
@@ -274,11 +276,15 @@ def _bottlenecks(read: RunRead) -> str:
 
 def _alerts(read: RunRead) -> str:
     rows = [
-        (moment(one.timestamp_ms), one.severity, plain(one.alert), one.state, f"{one.step:,}",
-         plain(one.message))
+        (moment(one.timestamp_ms), one.severity, plain(one.alert), _state(read, one),
+         f"{one.step:,}", plain(one.message))
         for one in read.alerts
     ]  # fmt: skip
     return table(("when", "severity", "rule", "", "step", "what"), rows) if rows else ""
+
+
+def _state(read: RunRead, one: Event) -> str:
+    return f"{one.state}, training went back behind it" if read.is_behind(one) else one.state
 
 
 # What it was made of
@@ -287,7 +293,10 @@ def _alerts(read: RunRead) -> str:
 def _params(read: RunRead) -> str:
     params, tags = read.facts.params, read.facts.tags
     parts = [
-        table((name, "value"), [(plain(key), plain(text)) for key, text in sorted(found.items())])
+        table(
+            (name, "value"),
+            [(plain(key), valued(key, text)) for key, text in sorted(found.items())],
+        )
         for name, found in (("param", params), ("tag", tags))
         if found
     ]
@@ -309,8 +318,29 @@ def _environment(read: RunRead) -> str:
     known = {**read.facts.code, **read.facts.environment}
     for one in read.records(About):
         if one.name == "mlflow":
-            known = {**known, **one.values}
-    return facts({plain(name): plain(text, at_most=1000) for name, text in known.items()})
+            said = {name: text for name, text in one.values.items() if _is_told(name)}
+            known = {**known, **said}
+    return facts({plain(name): valued(name, text, at_most=1000) for name, text in known.items()})
+
+
+def _is_told(name: str) -> bool:
+    """Whether it is said by no other line, and for people."""
+    return name not in _SAID and not name.startswith(_MACHINERY)
+
+
+def _files(read: RunRead) -> str:
+    """The files that no other section shows, by name."""
+    every = {
+        path: size_bytes
+        for one in read.records(Files)
+        if one.name.startswith(_OTHER_FILES)
+        for path, size_bytes in one.sizes_bytes.items()
+        if not path.startswith(f"{REPORTS}/")
+    }
+    rows = [(plain(path), size_text(one)) for path, one in list(every.items())[:_MOST_FILES]]
+    more = len(every) - _MOST_FILES
+    said = notes_of([f"{more:,} more files are in MLflow"] if more > 0 else [])
+    return table(("file", "size"), rows) + said if rows else ""
 
 
 def _left_out(read: RunRead) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from opusclip_mlops.bottlenecks import TEXT_KEY
 from opusclip_mlops.page_charts import notes_of, table
 from opusclip_mlops.page_media import Embedder, hole
 from opusclip_mlops.records import Image, Insight, Table, Video
-from opusclip_mlops.reports.reading import Fetched, RunRead
+from opusclip_mlops.reports.run_read import Fetched, RunRead
 from opusclip_mlops.reports.wording import figures, plain
 from opusclip_mlops.wall_page import Column, Sample, Wall
 
@@ -27,22 +28,22 @@ _SIGNS = (
 
 def samples_html(read: RunRead, page: Embedder) -> str:
     """The last samples of each panel, as they play; "" where the run has none."""
-    return "".join(_wall(wall, read, page) for wall in read.walls)
+    said = notes_of(read.more.get("samples", ()))
+    return said + "".join(_wall(wall, read, page) for wall in read.walls)
 
 
 def media_html(read: RunRead, page: Embedder) -> str:
     """The newest clip and picture of each key; "" for none."""
-    shown = "".join(_shown(one, read, page) for one in read.media if one.path is not None)
-    if not shown:
-        return ""
-    return f'{notes_of(read.more)}<div class="media-row">{shown}</div>\n'
+    shown = "".join(_shown(one, read, page) for one in read.media)
+    row = f'<div class="media-row">{shown}</div>\n' if shown else ""
+    return notes_of(read.more.get("media", ())) + row
 
 
 def tables_html(read: RunRead) -> str:
     """The first rows of the newest table of each key, and which insights there are."""
     tables = [one.record for one in read.media if isinstance(one.record, Table)]
     shown = "".join(_table(one) for one in tables if one.key != TEXT_KEY)
-    return shown + _insights(read)
+    return shown + notes_of(read.more.get("insights", ())) + _insights(read)
 
 
 def content_type_of(path: Path) -> str:
@@ -54,7 +55,8 @@ def content_type_of(path: Path) -> str:
 
 def _wall(wall: Wall, read: RunRead, page: Embedder) -> str:
     name, run_id = plain(wall.panel.name), read.run.info.run_id
-    command = f"opusclip wall {run_id} --panel {wall.panel.title} --steps last"
+    words = ["opusclip", "wall", str(run_id), "--panel", wall.panel.title, "--steps", "last"]
+    command = shlex.join([*words, *read.place])
     parts = [f"<h3>{html.escape(name)}</h3>\n"]
     for column in wall.columns:
         about = ", ".join([f"step {column.step:,}", *column.marks, *column.about])
@@ -78,15 +80,24 @@ def _cells(wall: Wall, column: Column, page: Embedder, command: str) -> Iterator
 
 def _shown(one: Fetched, read: RunRead, page: Embedder) -> str:
     record, path = one.record, one.path
-    if not isinstance(record, Video | Image) or path is None:
+    if not isinstance(record, Video | Image):
         return ""
     said = plain(record.caption) if isinstance(record, Video) and record.caption else ""
     caption = ", ".join(filter(None, (plain(record.key), f"step {record.step:,}", said)))
+    command = _download(one, read)
+    if path is None:
+        return page.left(one.left_bytes, caption=caption, command=command)
     kind = content_type_of(path)
     if not kind:
         return hole(f"{caption}: no clip or picture that a page shows")
-    command = f"mlflow artifacts download --run-id {read.run.info.run_id}"
     return page.clip(path, content_type=kind, caption=caption, command=command)
+
+
+def _download(one: Fetched, read: RunRead) -> str:
+    """What fetches a file; "" for a path that a terminal would not show as it is."""
+    path = one.artifact_path
+    words = ["mlflow", "artifacts", "download", "--run-id", str(read.run.info.run_id)]
+    return shlex.join([*words, "--artifact-path", path]) if path.isprintable() else ""
 
 
 def _table(one: Table) -> str:

@@ -9,11 +9,18 @@ from fnmatch import fnmatchcase
 from opusclip_mlops import compare_words
 from opusclip_mlops.compare_words import duration_text, shortened
 from opusclip_mlops.comparing import LEFT_OUT
+from opusclip_mlops.contrasts import shown_of
 from opusclip_mlops.curves import At, Curve
 from opusclip_mlops.policy import better_of
 
 NOTHING = "-"
 """What stands where there is nothing to say."""
+
+MAIN_METRICS = 12
+"""How many metrics a summary has."""
+
+FIRST = ("val", "valid", "validation", "test", "eval", "train")
+"""The groups of metrics that are asked for first, in this order."""
 
 _FIRST = ("val", "valid", "test", "eval")
 
@@ -21,6 +28,11 @@ _FIRST = ("val", "valid", "test", "eval")
 def plain(text: object, *, at_most: int = 300) -> str:
     """A text of a run on one line, without credentials; a long one is cut, and shows it."""
     return shortened(str(text), at_most)
+
+
+def valued(name: str, text: object, *, at_most: int = 300) -> str:
+    """The value of a param or a tag as `plain`; `***` where its name says that it is secret."""
+    return plain(shown_of(name, str(text)), at_most=at_most)
 
 
 def moment(timestamp_ms: int | None) -> str:
@@ -45,6 +57,14 @@ def figures(value: float | None) -> str:
 def value_of(point: At | None) -> str:
     """The value of a point."""
     return NOTHING if point is None else figures(point.value)
+
+
+def last_of(curve: Curve) -> str:
+    """The last value that is a number, and that NaN or infinite ones came behind it."""
+    said = value_of(curve.last)
+    if not len(curve):
+        return "NaN or infinite only" if curve.not_finite else said
+    return said if curve.ends_finite else f"{said}, then NaN or infinite"
 
 
 def step_of(point: At | None) -> str:

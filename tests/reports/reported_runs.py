@@ -72,11 +72,12 @@ def bare_run(
     *,
     experiment: str = "films",
     tags: Mapping[str, str] | None = None,
+    start_ms: int | None = None,
 ) -> str:
     """A run of MLflow's own client, with these values at steps 0, 1, 2 and so on."""
     found = client.get_experiment_by_name(experiment)
     experiment_id = found.experiment_id if found else client.create_experiment(experiment)
-    run = client.create_run(experiment_id, tags=dict(tags or {}), run_name=name)
+    run = client.create_run(experiment_id, start_ms, dict(tags or {}), name)
     points = [
         Metric(key, value, T0_MS + step, step)
         for key, every in values.items()

@@ -11,7 +11,9 @@ from mlflow import MlflowClient
 from opusclip_mlops import reports
 from opusclip_mlops.alerts import past
 from opusclip_mlops.errors import ConfigError, DataError, RegistryError
+from opusclip_mlops.listing import Part
 from opusclip_mlops.lookout import SelectionError
+from opusclip_mlops.records import Record
 from opusclip_mlops.reports import report
 from tests.journeys import store
 from tests.panelled import panelled_run
@@ -35,8 +37,9 @@ def test_a_run_has_a_section_for_all_there_is_of_it(site: Site) -> None:
     made, text = site.made("rich")
     assert made.unread == ()
     assert titles(text) == [
-        "Summary", "How it died", "Curves", "Samples", "Clips and pictures", "Tables and insights",
-        "Checkpoints", "Models and registry", "Alerts", "Params and tags", "Data", "Environment",
+        "Summary", "How an earlier part died", "Curves", "Samples", "Clips and pictures",
+        "Tables and insights", "Checkpoints", "Models and registry", "Alerts", "Params and tags",
+        "Data", "Environment", "Other files",
     ]  # fmt: skip
     assert made.size_bytes == made.file.stat().st_size
     assert made.file.stat().st_mode & 0o777 == 0o600
@@ -113,7 +116,7 @@ def test_where_the_time_went_is_a_section(bare: Bare, tmp_path: Path) -> None:
     text = made.file.read_text()
     assert "80.0 % of the time the loop waits for data (from 20 %)" in section(text, "bottlenecks")
     assert "- 80.0 % of the time the loop waits for data" in made.markdown
-    assert "<details><summary>profiling (4)</summary>" in text
+    assert "<td>profiling/interval/steps</td>" in section(text, "curves")
 
 
 def test_it_is_logged_and_takes_the_place_of_the_one_before(bare: Bare, tmp_path: Path) -> None:
@@ -148,7 +151,7 @@ def test_several_runs_are_compared_with_the_first(bare: Bare, tmp_path: Path) ->
     assert titles(text) == [
         "Runs", "Differences", "Metrics", "Curves", "Run first", "Run second"
     ]  # fmt: skip
-    assert "-0.25 (-50 %) better" in section(text, "metrics")
+    assert "-0.25 (-50&#160;%) better" in section(text, "metrics")
     assert "<h3>Summary</h3>" in section(text, "run-2")
     [page, words] = made.logged
     assert re.fullmatch(rf"{first}/reports/runs-[0-9a-f]{{8}}\.html", page)
@@ -180,22 +183,6 @@ def test_clips_side_by_side_are_the_last_to_be_left_out(
     assert note in text
 
 
-def test_of_an_experiment_the_newest_runs_are_reported(
-    bare: Bare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """How many were left is said."""
-    monkeypatch.setattr(reports, "MOST_RUNS", 2)
-    ids = [bare(name, {"loss": [1.0]}, experiment="kites") for name in ("one", "two", "three")]
-    made = report(experiment="kites", tracking_uri=store(tmp_path))
-    assert set(made.run_ids) <= set(ids)
-    assert len(made.run_ids) == 2
-    assert "The newest 2 runs of the experiment; it has more." in made.file.read_text()
-    assert "The newest 2 runs" in made.markdown
-    assert "\nopusclip report --experiment kites --tracking-uri " in made.markdown
-    with pytest.raises(ConfigError, match="3 runs are too many for a report: give 2 or fewer"):
-        report(ids, tracking_uri=store(tmp_path))
-
-
 def test_a_run_is_put_beside_its_parent(bare: Bare, tmp_path: Path) -> None:
     """What changed, and the difference of its main metrics in the short report."""
     parent = bare("parent", {"val/loss": [0.5]})
@@ -218,8 +205,9 @@ def test_a_store_of_files_that_is_away_is_named_and_the_rest_is_told(
     assert "Not read: files: " in section(text, "summary")
     assert '<figure class="chart" data-key="loss">' in text
     assert "kites" in section(text, "params")
-    with pytest.raises(RegistryError, match="is written, but cannot be logged in run"):
-        report([run_id], tracking_uri=store(tmp_path))
+    tried = report([run_id], tracking_uri=store(tmp_path))
+    assert tried.not_logged.startswith("not logged, where it could replace a better one: ")
+    assert (tried.logged, tried.markdown) == ((), made.markdown)
 
 
 def test_a_reader_that_may_not_ask_is_told_of(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,13 +282,6 @@ def test_what_cannot_be_reported(
         site.made(*runs, **options)
 
 
-def test_an_experiment_without_runs_has_no_report(tmp_path: Path) -> None:
-    """That is said, by its name."""
-    MlflowClient(store(tmp_path)).create_experiment("empty")
-    with pytest.raises(DataError, match="experiment 'empty' has no runs"):
-        report(experiment="empty", tracking_uri=store(tmp_path))
-
-
 def test_the_short_report_of_a_run_has_its_findings_and_models(site: Site) -> None:
     """For a pull request: what ended it, what was raised, what was promoted, how to see more."""
     made, _ = site.made("rich")
@@ -308,3 +289,102 @@ def test_the_short_report_of_a_run_has_its_findings_and_models(site: Site) -> No
     assert "- alert loss-nan at step 7: train/loss is NaN" in made.markdown
     assert f"- promotion of {MODEL} version 2 to Production" in made.markdown
     assert f"opusclip report {site.rich} --tracking-uri {site.uri}" in made.markdown
+
+
+def test_of_several_runs_what_was_not_read_stands_first(
+    bare: Bare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the runs, which are folded, and in the short report; the comparison is named too."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    first, second = (bare(name, {"loss": [1.0]}) for name in ("first", "second"))
+    monkeypatch.setattr(reports, "laid_beside", refused)
+    monkeypatch.setattr(reports.reading, "panel_titles", refused)
+    made = report([first, second], logs=False, tracking_uri=store(tmp_path))
+    said = ["comparison", "first: samples", "second: samples"]
+    lines = [f"{one}: [Errno 13] Permission denied" for one in said]
+    assert [one.line for one in made.unread] == lines
+    text = made.file.read_text()
+    assert titles(text)[0] == "Not read"
+    assert [section(text, "not-read").count(f"Not read: {one}:") for one in said] == [1, 1, 1]
+    assert "### Not read\n\n- comparison: " in made.markdown
+
+
+def test_a_pattern_draws_less_and_hides_nothing(bare: Bare, tmp_path: Path) -> None:
+    """Summary, last step and findings are of all metrics; one that nobody has is refused."""
+    run_id = bare("one", {"val/loss": [1.0, 0.5], "train/loss": [1.0, 0.5, float("nan")]})
+    bare("two", {"val/loss": [1.0]})
+    uri = store(tmp_path)
+    made = report([run_id], metrics=["val/*"], logs=False, tracking_uri=uri)
+    text = made.file.read_text()
+    assert re.findall('data-key="(.*?)"', section(text, "curves")) == ["val/loss"]
+    summary = section(text, "summary")
+    assert "<td>train/loss</td><td>0.5, then NaN or infinite</td><td>1</td>" in summary
+    assert re.search(r"last step</\w+>\s*<\w+>2<", summary)
+    assert "- train/loss: 1 NaN or infinite, the last point among them" in made.markdown
+    with pytest.raises(DataError, match="no run has a metric called none/"):
+        report(["one", "two"], metrics=["none/*"], tracking_uri=uri)
+
+
+def test_clips_that_have_no_room_are_not_fetched(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their place says how long they are, and what fetches them; no folder is left behind."""
+    asked: list[str] = []
+    fetch = reports.reading.fetch
+
+    def noted(client: MlflowClient, run_id: str, part: Part, folder: Path) -> Record:
+        asked.append(part.artifact_path)
+        assert folder.is_dir()
+        folders.add(folder)
+        return fetch(client, run_id, part, folder)
+
+    folders: set[Path] = set()
+    monkeypatch.setattr(reports.reading, "fetch", noted)
+    monkeypatch.setattr(reports, "MOST_CLIP_BYTES", 10)
+    made, text = site.made("rich")
+    assert [one for one in asked if one.startswith(("media/", "images/"))] == []
+    assert not any(one.exists() for one in folders)
+    assert len(folders) == 1
+    media = section(text, "media")
+    assert media.count(f"mlflow artifacts download --run-id {site.rich} --artifact-path ") == 2
+    assert re.search(r"left out, [\d.]+ (KiB|B|bytes)", media)
+    assert f"--steps last --tracking-uri {site.uri}" in section(text, "samples")
+    assert made.notes[0].startswith("6 clips are left out")
+
+
+def test_a_poor_report_takes_no_better_ones_place(
+    bare: Bare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that is away for a moment costs no report that is there; that is said."""
+    uri, run_id = store(tmp_path), bare("one", {"loss": [1.0, 0.5]})
+    report([run_id], tracking_uri=uri)
+
+    def away(*_: object, **__: object) -> None:
+        raise ConnectionError("the server is away")
+
+    monkeypatch.setattr(reports.reading, "read_artifacts", away)
+    made = report([run_id], tracking_uri=uri)
+    assert (made.logged, [one.part for one in made.unread]) == ((), ["files"])
+    assert made.not_logged.startswith("not logged, where it could replace a better one: not read: ")
+    here = MlflowClient(uri).download_artifacts(run_id, "reports/report.md", str(tmp_path))
+    assert "Not read" not in Path(here).read_text()
+
+
+def test_what_no_section_shows_is_listed(bare: Bare, tmp_path: Path) -> None:
+    """Files by name and length, but not the reports themselves; and nothing is told twice."""
+    uri, client = store(tmp_path), MlflowClient(store(tmp_path))
+    tags = {"opusclip.mirrors": "[1]", "opusclip.host": "h1", "opusclip.job": "j7"}
+    run_id = bare("one", {"loss": [1.0]}, tags=tags)
+    client.log_text(run_id, "12345", "weird/<i>doc.pdf")
+    for _ in range(2):
+        text = report([run_id], tracking_uri=uri).file.read_text()
+    found = section(text, "files")
+    assert re.findall(r"<td[^>]*>(.*?)</td>", found) == ["weird/&lt;i&gt;doc.pdf", "5 bytes"]
+    environment = section(text, "environment")
+    assert environment.count("h1") == 1
+    assert "j7" in environment
+    assert "mirrors" not in environment
+    assert run_id not in environment.replace(f"{run_id}/artifacts", "")

@@ -12,16 +12,16 @@ from opusclip_mlops import video
 from opusclip_mlops.contrasts import Facts
 from opusclip_mlops.page_media import Embedder
 from opusclip_mlops.records import Image, Table
-from opusclip_mlops.reports.reading import Fetched, RunRead
+from opusclip_mlops.reports.run_read import Fetched, RunRead
 from opusclip_mlops.reports.sample_parts import content_type_of, media_html, tables_html
 from tests.panelled import numbered
 
 
-def read(*media: Fetched, more: tuple[str, ...] = ()) -> RunRead:
+def read(*media: Fetched, **more: list[str]) -> RunRead:
     """A run from which these were fetched."""
     facts = Facts(run_id="r", run_name="kite", status="FINISHED", start_ms=0)
     run = cast("Any", SimpleNamespace(info=SimpleNamespace(run_id="r")))
-    return RunRead(run=run, called="kite", facts=facts, media=media, more=more)
+    return RunRead(run=run, called="kite", facts=facts, media=media, more=cast("Any", more))
 
 
 def picture(path: Path) -> Fetched:
@@ -54,7 +54,7 @@ def test_a_file_that_no_page_shows_leaves_a_hole(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_left_out_with_the_command_that_fetches_it(tmp_path: Path) -> None:
     """And what there is more of is counted."""
     page = Embedder(most_bytes=10)
-    shown = read(picture(tmp_path / "a.png"), more=("3 more keys of kind image, in MLflow",))
+    shown = read(picture(tmp_path / "a.png"), media=["3 more keys of kind image, in MLflow"])
     found = media_html(shown, page)
     assert page.left_out == 1
     assert "mlflow artifacts download --run-id r" in found
