@@ -14,12 +14,11 @@ from pathlib import Path
 
 import msgspec
 
-from opusclip_mlops import journal
+from opusclip_mlops import journal, rewinding
 from opusclip_mlops.faults import attempted
 from opusclip_mlops.folder import Position, Progress, Rejection, RunFolder
-from opusclip_mlops.records import Batch, Record, last_training_step
+from opusclip_mlops.records import Batch, Record, RunEnded, last_training_step
 from opusclip_mlops.redaction import one_line, redacted
-from opusclip_mlops.rewinding import bring_to_line
 from opusclip_mlops.sessions import final_end
 from opusclip_mlops.sinks import (
     NEEDS_NEW_PROCESS,
@@ -96,7 +95,14 @@ class _Delivery:
         self._hears_until_s = float("inf")
 
     def run(self) -> None:
-        """Open the sink, give it everything, declare the end."""
+        """Open the sink, give it everything, declare the end; then look at it once more.
+
+        A sink that was closed and has all is not opened again for that look.
+        """
+        end = final_end(self._folder)
+        if end and rewinding.CLOSED_AT in self._progress.state and self._has_all():
+            self._look_last(end)
+            return
         self._sink: Sink = open_sink(self._name, self._folder)
         state = self._sink.open(dict(self._progress.state))
         self.is_open = True
@@ -117,12 +123,31 @@ class _Delivery:
             self._ask()
         elif end is not None and self._has_heard_alerts() and self._has_all():
             self._sink.close(end)
-            bring_to_line(self._folder, self._name, end)
-            self._keep(done=True)
+            self.is_open = False
+            row, state = self._progress.row, self._progress.state
+            self._keep(state=rewinding.closed(self._name, state, row=row))
+            self._look_last(end)
             return True
         else:
             time.sleep(POLL_S)
+        if end is None:
+            self._hears_until_s = float("inf")
         return False
+
+    def _look_last(self, end: RunEnded) -> None:
+        """Have a mirror show the line as it now is, where it can; then its delivery is done."""
+        left = ""
+        if rewinding.is_due(self._folder, self._name, end):
+            looked = rewinding.looked(self._progress.state)
+            if looked is None:
+                why = self._progress.error or "it was tried in vain"
+                left = rewinding.left_as_it_is(self._folder, self._name, why)
+            else:
+                self._keep(state=looked)
+                left = rewinding.bring_to_line(self._folder, self._name)
+        if left:
+            print(left, flush=True)
+        self._keep(done=True, error=left)
 
     def _has_heard_alerts(self) -> bool:
         """Whether the alerts have judged all that was logged, or are not waited for any longer.
@@ -130,7 +155,7 @@ class _Delivery:
         What they say behind a sink's end would have that sink opened once more.
         """
         alerts = self._folder.progress("alerts")
-        if self._name == "alerts" or alerts.number == 0:
+        if self._name == "alerts" or "alerts" not in self._folder.manifest().sinks:
             return True
         self._hears_until_s = min(self._hears_until_s, time.monotonic() + HEARS_ALERTS_S)
         return alerts.has_all(self._folder.size_bytes()) or time.monotonic() > self._hears_until_s

@@ -1,6 +1,7 @@
 """How a mirror differs from MLflow: what it lacks, and what it has too much of."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -105,6 +106,27 @@ def check_removable(
             f"{target} holds something that can't be taken away there: mirror the run to another"
             " W&B project"
         )
+
+
+def check_renamed(
+    contents: Contents, points: Points, held: Held, target: Target, *, narrow: bool
+) -> None:
+    """See that a mirror may be made anew for the names in it: under those of now it has no more.
+
+    Raises:
+        LastingError: the run goes on, or the mirror holds what MLflow does not.
+    """
+    if not contents.is_over:
+        raise LastingError(f"{target} is left as it is: the run goes on")
+    names = names_of(contents.identity.generations)
+    _, extra = points_between(points, names.points_again(held.points), names, narrow=narrow)
+    media: Counter[Medium] = Counter()
+    for one, count in held.media.items():
+        name = names.again(one.key, step=one.step, timestamp_ms=one.timestamp_ms)
+        media[dataclasses.replace(one, key=name)] += count
+    wanted = _wanted_media(contents, names)
+    if held.others or len(extra) or any(n > len(wanted.get(one, ())) for one, n in media.items()):
+        raise LastingError(f"{target} is left as it is: it holds what MLflow does not")
 
 
 def _wanted_media(contents: Contents, names: Names) -> dict[Medium, list[Part]]:

@@ -4,6 +4,8 @@ A mirror shows a run's line as it now is under the keys that were logged, and be
 training went back behind; how such a name is made is in `line_names`.
 """
 
+import functools
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -28,6 +30,8 @@ from opusclip_mlops.sessions import sessions
 
 R = TypeVar("R", bound=Row)
 
+_NAMING = 1
+
 
 @dataclass(frozen=True)
 class Names:
@@ -43,6 +47,12 @@ class Names:
     def generations(self) -> tuple[Generation, ...]:
         """Those that the run has begun, besides its first."""
         return tuple(self.line.generations)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A short text that other generations change."""
+        said = repr((_NAMING, self.generations)).encode()
+        return hashlib.sha256(said).hexdigest()[:16]
 
     def of(self, key: str, *, step: int, timestamp_ms: int) -> str:
         """The name of what was logged with this key, step and time in Unix milliseconds."""

@@ -18,6 +18,7 @@ from opusclip_mlops.folder import Identity, Manifest, write_whole
 from opusclip_mlops.targets import Target, default_state_dir
 
 S = TypeVar("S", bound=msgspec.Struct)
+_ANEW = "anew-"
 
 
 class Noted(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +74,20 @@ class MirrorState:
             path = self._path(run_id, target, prefix="live-")
             path.parent.mkdir(mode=0o700, exist_ok=True)
             write_whole(path, msgspec.json.encode(_Where(target=target)))
+
+    def note_anew(self, run_id: str, target: Target) -> None:
+        """Note that a mirror is about to be made anew: until that is done it may lack anything."""
+        path = self._path(run_id, target, prefix=_ANEW)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        write_whole(path, msgspec.json.encode(_Where(target=target)))
+
+    def is_made_anew(self, run_id: str, target: Target) -> bool:
+        """Whether that was begun, and not done since."""
+        return self._path(run_id, target, prefix=_ANEW).exists()
+
+    def forget_anew(self, run_id: str, target: Target) -> None:
+        """Note that it is done, or was not begun."""
+        self._path(run_id, target, prefix=_ANEW).unlink(missing_ok=True)
 
     def targets_of(self, run_id: str) -> list[Target]:
         """Everywhere a run was mirrored to."""

@@ -22,11 +22,13 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
 
     Runs are named by `run_ids`, or by `experiments` (names or ids) for all that they hold.
     `does` is "mirror" to send, "plan" to say what would be sent, "verify" to compare only and
-    "follow" to go on until stopped. `skip` are runs that the process has died at before.
+    "follow" to go on until stopped; "rename" is "mirror" that makes nothing anew but what is called
+    as it was before its run went back, and leaves all else. `skip` are runs that the process has
+    died at before.
     """
 
     target: Target
-    does: Literal["mirror", "plan", "verify", "follow"] = "mirror"
+    does: Literal["mirror", "plan", "verify", "follow", "rename"] = "mirror"
     run_ids: list[str] = []
     experiments: list[str] = []
     tracking_uri: str | None = None

@@ -129,6 +129,8 @@ class MirrorWorker:
         run = found or one_run(self._client, run_id)
         if self._work.does == "mirror":
             self._tell_sent(run, mirror.catch_up(run))
+        elif self._work.does == "rename":
+            self._tell_sent(run, mirror.catch_up(run, only_renames=True))
         else:
             self._compare(run, mirror)
 

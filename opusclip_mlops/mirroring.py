@@ -24,8 +24,10 @@ from opusclip_mlops.contents import (
 )
 from opusclip_mlops.differences import (
     Difference,
+    LastingError,
     as_a_tracker_writes,
     check_removable,
+    check_renamed,
     difference,
     points_between,
     written_live,
@@ -40,22 +42,22 @@ from opusclip_mlops.mirror_names import names_of
 from opusclip_mlops.mirror_state import MirrorState, Noted, is_mirrored_live, open_claim
 from opusclip_mlops.mirror_writer import MirrorWriter, in_rows
 from opusclip_mlops.points import Points
-from opusclip_mlops.records import Record, Row, Tags, now_ms
+from opusclip_mlops.records import Record, Row, Tags
 from opusclip_mlops.run_history import Cursor, History
 from opusclip_mlops.signatures import (
     called,
     digest_of,
+    is_heard_of,
     is_long_over,
     name_of,
     signature_of,
     words_signature,
 )
-from opusclip_mlops.sinks import Waiting
+from opusclip_mlops.sinks import KeepsAll, Waiting
 from opusclip_mlops.targets import Target
 from opusclip_mlops.wandb_layout import wandb_mode
 
 _ARTIFACTS_EVERY_S = 30.0
-_SILENT_MS = 10 * 60_000
 _BY_ITS_TRACKER = "the run's own tracker mirrors it there as it goes on"
 
 
@@ -138,30 +140,34 @@ class RunMirror:
         left_out = (*contents.left_out, *broken)
         return replace(found, lacking_media=kept), replace(contents, left_out=left_out)
 
-    def catch_up(self, run: Run) -> Sent:
+    def catch_up(self, run: Run, *, only_renames: bool = False) -> Sent:
         """Compare everything and send what the mirror lacks.
 
-        A mirror that holds something MLflow does not is made anew.
+        A mirror that holds something MLflow does not is made anew; with `only_renames` only where
+        it is equal but for the names of before the run went back, and the run is over.
 
         Raises:
             DeliveryError: what was sent can't be counted there.
+            LastingError: it can't be made anew, or is not to be.
         """
         self.leave()
-        if run.info.status not in OVER and self._is_heard_of(run):
+        if run.info.status not in OVER and not only_renames and self._is_heard_of(run):
             raise Waiting(_BY_ITS_TRACKER)
         contents = read_contents(self._source.client, run)
         # Before the mirror is read: another process may be about to write it.
         self._take(contents.identity)
         try:
-            return self._caught_up(run, contents)
+            return self._caught_up(run, contents, only_renames=only_renames)
         finally:
             self._release()
 
-    def _caught_up(self, run: Run, contents: Contents) -> Sent:
+    def _caught_up(self, run: Run, contents: Contents, *, only_renames: bool) -> Sent:
         points, cursor = self._source.history.read(run)
         holdings = open_holdings(self._target, contents.identity)
         held = holdings.read()
         found = difference(contents, points, held, holdings, narrow=self._by_step)
+        if only_renames and not found.is_empty:
+            check_renamed(contents, points, held, self._target, narrow=self._by_step)
         if self._is_its_trackers(run, held, found):
             raise Waiting(_BY_ITS_TRACKER)
         if not held.is_empty and found.lacks_only_media:
@@ -277,7 +283,7 @@ class RunMirror:
         """Whether the tracker that logs this run writes its mirror too, and may go on doing so."""
         is_over = run.info.status in OVER
         # Its sinks are apart: a mirror may get the tail of a run that MLflow calls ended.
-        if is_over and held.end:
+        if is_over and (held.end or self._source.state.is_made_anew(self._run_id, self._target)):
             return False
         return self._is_heard_of(run) or (
             found.has_extra and not is_over and self._has_live_writer(run)
@@ -285,12 +291,7 @@ class RunMirror:
 
     def _is_heard_of(self, run: Run) -> bool:
         """Whether the run's tracker mirrors it to this place, and has logged of late."""
-        if not self._has_live_writer(run):
-            return False
-        now = now_ms()
-        heard_ms = [run.info.start_time or 0, run.info.end_time or 0]
-        heard_ms += [metric.timestamp for metric in run.data._metric_objs]
-        return bool(now - max(one for one in (0, *heard_ms) if one <= now) < _SILENT_MS)
+        return self._has_live_writer(run) and is_heard_of(run)
 
     def _has_live_writer(self, run: Run) -> bool:
         target = self._target.resolved(wandb_mode(self._target.mode))
@@ -307,7 +308,13 @@ class RunMirror:
 
         W&B's server keeps the first row.
         """
-        self._writer = MirrorWriter(self._target, contents, is_new=True)
+        # Killed in its midst, it is not to be taken for what the tracker still writes.
+        self._source.state.note_anew(self._run_id, self._target)
+        try:
+            self._writer = MirrorWriter(self._target, contents, is_new=True)
+        except KeepsAll as error:
+            self._source.state.forget_anew(self._run_id, self._target)
+            raise LastingError(f"{self._target} is as it was: {error}") from None
         if self._by_step:
             return load_of(points, contents.parts)
         found = difference(contents, points, holdings.read(), holdings, narrow=False)
@@ -380,6 +387,7 @@ class RunMirror:
             is_over=contents.is_over,
         )
         self._source.state.write(self._noted)
+        self._source.state.forget_anew(self._run_id, self._target)
 
     def _keep(self, noted: Noted, run: Run, cursor: Cursor) -> None:
         self._noted = msgspec.structs.replace(

@@ -1,13 +1,15 @@
-"""The last word on a run that went back, where a mirror's rows can't be renamed as they stand.
+"""The last look at a run that went back, where a mirror's rows can't be renamed as they stand.
 
-W&B keeps a row as it was logged. Once the run has ended and MLflow has all of it, W&B is compared
-with MLflow by a process of its own; where it still shows as the line what training went back
-behind, it is made anew out of MLflow. Killed at any moment, it is done again: only then is the
-delivery to W&B done.
+W&B keeps a row as it was logged. Once the run has ended and MLflow has all of it, a process of its
+own compares W&B with MLflow; where nothing but names of before is wrong there, it makes the run
+anew out of MLflow. Killed at any moment, it is done again. In any doubt the run is left as it is:
+all was delivered before.
 """
 
 import os
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -21,33 +23,75 @@ from opusclip_mlops.records import RunEnded
 from opusclip_mlops.sessions import final_end, sessions
 from opusclip_mlops.wandb_layout import wandb_mode
 
+CLOSED_AT = "closed_at"
+"""In the state of a sink that was closed: how many rows it had been given, all of them safe."""
+
+GOES_BACK = "goes_back"
+"""In the state of a sink: some of its rows may have another name now."""
+
+MOST_LOOKS = 3
+"""How often a look is begun: its faults hold up no delivery."""
+
 _RENAMED_LATE = frozenset({"wandb"})
 _SENT = ("equal", "mirrored", "gone")
-# One that was killed in its midst lacks something, and has nothing too much.
-_UNEQUAL = ("unequal", "absent")
+_LOOKS = "looks"
 _POLL_S = 0.1
+# Longer than a process lives whose parent was killed.
+_WAIT_S = 30.0
 
 
-def bring_to_line(folder: RunFolder, sink: str, end: RunEnded) -> None:
-    """Have a mirror that was closed show the line as it now is, where the run went back.
+def closed(sink: str, state: Mapping[str, Any], *, row: int) -> dict[str, Any]:
+    """The state of a sink that was closed behind this row."""
+    return {**state, CLOSED_AT: row} if sink in _RENAMED_LATE else dict(state)
 
-    Waits for MLflow to have everything. A run that others end, or that MLflow does not have in
-    full, is left as it stands.
+
+def is_due(folder: RunFolder, sink: str, end: RunEnded) -> bool:
+    """Whether a mirror that was closed may show as the line what training went back behind.
+
+    Waits until MLflow has everything. Not for a run that others end or go on with.
+    """
+    state = folder.progress(sink).state
+    is_ours = sink in _RENAMED_LATE and "mlflow" in folder.manifest().sinks and end.owned
+    return (
+        is_ours
+        and bool(state.get(GOES_BACK, True))
+        and _has_gone_back(folder)
+        and _is_recorded(folder)
+    )
+
+
+def looked(state: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The state with one more look begun, None where it was begun often enough."""
+    looks = int(state.get(_LOOKS, 0))
+    return {**state, _LOOKS: looks + 1} if looks < MOST_LOOKS else None
+
+
+def bring_to_line(folder: RunFolder, sink: str) -> str:
+    """Have a mirror show the line as it now is; returns why it is left, empty where it is not.
 
     Raises:
-        DeliveryError: MLflow or the mirror does not answer.
+        DeliveryError: MLflow or the mirror does not answer, or can't be sent anything.
     """
-    manifest = folder.manifest()
-    is_due = sink in _RENAMED_LATE and "mlflow" in manifest.sinks and end.owned
-    if not is_due or not _has_gone_back(folder) or not _is_recorded(folder):
-        return
     identity = folder.identity()
     if folder.progress("mlflow").rejected or identity is None or not identity.run_id:
-        print(f"{sink} shows superseded points as before: MLflow does not have all", flush=True)
-        return
-    work = _work(manifest, sink, identity.run_id)
-    if any(one.outcome in _UNEQUAL for one in _done(work)):
-        _done(msgspec.structs.replace(work, does="mirror"))
+        return left_as_it_is(folder, sink, "MLflow does not have all of the run")
+    # Another process is not to talk to the core of this one's client.
+    os.environ.pop("WANDB_SERVICE", None)
+    reports = mirror_processes.do([_work(folder.manifest(), sink, identity.run_id)], lambda _: None)
+    return next((_said(folder, sink, one) for one in reports if one.outcome not in _SENT), "")
+
+
+def left_as_it_is(folder: RunFolder, sink: str, why: str) -> str:
+    """What is told of a mirror that is left, and how it can be made anew."""
+    identity = folder.identity()
+    command = f"opusclip mirror {identity.run_id if identity else ''}".strip()
+    return f"{sink} may show superseded points as the line ({why}): see `{command}`"
+
+
+def _said(folder: RunFolder, sink: str, report: RunReport) -> str:
+    if report.is_final or report.outcome == "busy":
+        return left_as_it_is(folder, sink, report.error)
+    raise DeliveryError(f"{report.target} can't be compared with MLflow: {report.error}")
 
 
 def _has_gone_back(folder: RunFolder) -> bool:
@@ -76,23 +120,9 @@ def _work(manifest: Manifest, sink: str, run_id: str) -> Work:
     [target] = [one for one in targets if one.kind == sink]
     return Work(
         target=target,
-        does="verify",
+        does="rename",
+        wait_s=_WAIT_S,
         run_ids=[run_id],
         tracking_uri=manifest.tracking_uri,
         registry_uri=manifest.registry_uri,
     )
-
-
-def _done(work: Work) -> list[RunReport]:
-    """What came of it; what can't be done there at all is told, and left."""
-    # Another process is not to talk to the core of this one's client.
-    os.environ.pop("WANDB_SERVICE", None)
-    reports = mirror_processes.do([work], lambda _: None)
-    for one in reports:
-        if one.is_final:
-            print(one.error, flush=True)
-        elif work.does == "mirror" and one.outcome not in _SENT:
-            raise DeliveryError(f"{one.target} can't be made anew: {one.error}")
-        elif one.outcome == "failed":
-            raise DeliveryError(f"{one.target} can't be compared with MLflow: {one.error}")
-    return reports

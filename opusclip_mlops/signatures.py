@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _LATE_MS = 24 * 3_600_000
+_SILENT_MS = 10 * 60_000
 
 
 def signature_of(run: "Run") -> str:
@@ -25,6 +26,14 @@ def signature_of(run: "Run") -> str:
 def is_long_over(run: "Run") -> bool:
     """Whether a run ended so long ago that nothing late is to be expected."""
     return bool(now_ms() - (run.info.end_time or 0) > _LATE_MS)
+
+
+def is_heard_of(run: "Run") -> bool:
+    """Whether a run has begun, logged or ended of late."""
+    now = now_ms()
+    heard_ms = [run.info.start_time or 0, run.info.end_time or 0]
+    heard_ms += [metric.timestamp for metric in run.data._metric_objs]
+    return bool(now - max(one for one in (0, *heard_ms) if one <= now) < _SILENT_MS)
 
 
 def words_signature(run: "Run") -> str:

@@ -10,6 +10,7 @@ import fcntl
 import itertools
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -46,7 +47,16 @@ _STRAY_VARIABLES = (
 )  # fmt: skip
 
 
+# What a client says where it is worth asking again.
+_UNREACHED = re.compile(r'error (?:408|429|5\d\d)\b|(?:Post|Get) "http|context|timeout|EOF')
+
 T = TypeVar("T")
+
+
+def is_rewind_refused(message: str) -> bool:
+    """Whether the client says that its server will not rewind a run, and left it as it was."""
+    _, found, why = message.partition("failed to rewind run:")
+    return bool(found) and _UNREACHED.search(why) is None
 
 
 class Taken(OpusclipError):

@@ -139,3 +139,12 @@ def _nested(items: Iterable[HistoryItem | ConfigItem]) -> dict[str, Any]:
             place = place.setdefault(name, {})
         place[last] = json.loads(item.value_json)
     return found
+
+
+def next_row(logs: Iterable[Path]) -> int:
+    """The number behind the highest of a run's rows in its logs."""
+    steps = [-1]
+    for path in logs:
+        rows = (row(one) for one in read_records(path) if one.HasField("history"))
+        steps += [int(one.get("_step", -1)) for one in rows]
+    return max(steps) + 1

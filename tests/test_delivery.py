@@ -213,7 +213,6 @@ def test_the_end_is_declared_after_everything_else(folder: RunFolder, memory: Me
 def watched(tmp_path: Path) -> RunFolder:
     """A run that has ended, and whose alerts have judged nothing of it yet."""
     folder = make_run(tmp_path, ["memory", "alerts"])
-    folder.write_progress("alerts", Progress(number=1))
     append(folder, metrics(3))
     end(folder)
     return folder

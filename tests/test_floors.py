@@ -71,6 +71,7 @@ FLOORS = [
     | {"wandb_artifacts"},
     {"dashboards", "efficiency"}
     | {"insight_events", "projector", "insight_charts", "event_names"}
+    | {"rows_before"}
     | {"watched_model"}
     | {"panel_steps", "wall_clips", "wall_measures", "named_runs", "frame_sources", "evaluations"}
     | {"blind_results", "blind_page", "blind_server"}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mlflow.entities import Metric, Run
 
-from opusclip_mlops import mirroring, wandb_log
+from opusclip_mlops import signatures, wandb_log
 from opusclip_mlops.delivery import deliver
 from opusclip_mlops.errors import OpusclipError
 from opusclip_mlops.holdings import medium_of
@@ -235,13 +235,13 @@ def test_a_run_that_its_tracker_mirrors_is_left_to_it(
         mirror.catch_up(place.again(run))
     assert mirror.compare(place.again(run), as_it_is=True).difference.lacking
     with monkeypatch.context() as patch:
-        patch.setattr(mirroring, "_SILENT_MS", -1)
+        patch.setattr(signatures, "_SILENT_MS", -1)
         assert mirror.catch_up(place.again(run)).points == 1
     place.client.set_terminated(run.info.run_id)
     with pytest.raises(Waiting, match="tracker"):
         mirror.catch_up(place.again(run))
     with monkeypatch.context() as patch:
-        patch.setattr(mirroring, "_SILENT_MS", -1)
+        patch.setattr(signatures, "_SILENT_MS", -1)
         mirror.catch_up(place.again(run))
     assert mirror.catch_up(place.again(run)).is_nothing
     assert place.held(run, "tensorboard") == place.wanted(run, "tensorboard")

@@ -8,9 +8,25 @@ from pathlib import Path
 import pytest
 
 from opusclip_mlops.sessions import process_started_s
-from opusclip_mlops.wandb_client import Claim, Taken
+from opusclip_mlops.wandb_client import Claim, Taken, is_rewind_refused
 
 _SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
+
+
+@pytest.mark.parametrize(
+    ("why", "is_refused"),
+    [
+        ('returned error 403: {"errors":[{"message":"403"}]}', True),
+        ("input: rewindRun is not enabled for this account", True),
+        ("returned error 429: {}", False),
+        ("returned error 503: {}", False),
+        ('Post "http://127.0.0.1/graphql": dial tcp: connection refused', False),
+    ],
+)
+def test_a_refused_rewind_is_told_from_a_server_that_is_away(why: str, is_refused: bool) -> None:
+    """Only the former would come again; without a word of a rewind it is neither."""
+    assert is_rewind_refused(f"failed to rewind run: {why}") == is_refused
+    assert not is_rewind_refused(why)
 
 
 def test_a_dead_child_that_nobody_waited_for_is_no_core(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ class Held:
         words: The last text of each thing without a step, as `Holdings.rendered` makes it.
         row_count: How many rows W&B has, or events with a point TensorBoard.
         end: How the run ended there, empty while it has not.
+        others: How much it holds that no record can be: only who put it there knows what it is.
         lasting: What of it no making anew takes away: W&B's server keeps the first row of a run.
     """
 
@@ -48,6 +49,7 @@ class Held:
     words: Mapping[str, str] = field(default_factory=dict)
     row_count: int = 0
     end: str = ""
+    others: int = 0
     lasting: "Held | None" = None
 
     @property

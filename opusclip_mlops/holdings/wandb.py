@@ -105,6 +105,8 @@ class _InLogs:
                         wandb_log.changed_config(record, config)
                     case "artifact":
                         artifacts.add_record(record.artifact)
+                    case "alert" | "link_artifact" | "use_artifact" | "tbrecord":
+                        rows.others += 1
             if rows.show_media:
                 rows.count_media(wandb_client.media_on_disk(log.parent / "files"))
         words = _words(config, notes) | _texts(artifacts.words())
@@ -200,6 +202,7 @@ class _Rows:
         self._shown: list[tuple[Medium, dict[str, int]]] = []
         self._media: Counter[Medium] = Counter()
         self._count = 0
+        self.others = 0
         self._begin_part()
 
     def _begin_part(self) -> None:
@@ -230,6 +233,7 @@ class _Rows:
                 try:
                     values.append(float(text))
                 except ValueError:
+                    self.others += 1
                     continue
                 numbers.append(number)
         self._end_row()
@@ -253,6 +257,8 @@ class _Rows:
             ):
                 self._number.append(number)
                 self._value.append(float(value))
+            else:
+                self.others += 1
         self._end_row()
 
     @property
@@ -277,7 +283,8 @@ class _Rows:
     def held(self, words: Mapping[str, str], end: str) -> Held:
         """What the rows held, with what else there is."""
         self._end_part()
-        return Held(Points.joined(self._parts), dict(self._media), words, self._count, end)
+        points, media = Points.joined(self._parts), dict(self._media)
+        return Held(points, media, words, self._count, end, self.others)
 
     def _place(self, step: Any, row: Any, timestamp_s: Any) -> None:
         """Where the next points stand; a row of another's has W&B's own step only."""
@@ -309,6 +316,8 @@ class _Rows:
         if kind := _KINDS.get(str(value["_type"])):
             medium = Medium(kind, key, self._at_step, self._at_ms)
             self._shown.append((medium, _file_of(value)))
+        else:
+            self.others += 1
 
     def _add_insight(self, insight: tuple[str, str], row: Mapping[str, Any]) -> None:
         """A row that is an insight: held where all files are there that it refers to."""

@@ -34,6 +34,10 @@ class Spoilt(OpusclipError):
     """The client library can't begin this run any more; another process can."""
 
 
+class KeepsAll(OpusclipError):
+    """The place does not let go of what it has of a run, now or later; nothing was changed."""
+
+
 @dataclass(frozen=True)
 class Refusal:
     """A record that a sink will never take, and why."""

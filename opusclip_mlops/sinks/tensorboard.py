@@ -75,8 +75,13 @@ class TensorBoardSink:
             raise
 
     def close(self, end: RunEnded | None) -> None:
-        """Write how the run ended, and put its events in order; None says that it goes on."""
+        """Write how the run ended, and put its events in order; None says that it goes on.
+
+        Raises:
+            Waiting: training went back; opened again, the log is put under its new names first.
+        """
         try:
+            self._check_names()
             self._say_arrivals()
             if end is not None:
                 self._write_hparams()
@@ -97,8 +102,11 @@ class TensorBoardSink:
 
     def _look_for_generations(self, batch: Batch) -> None:
         # Here the log holds what was not acknowledged too: only a new start knows what to keep.
-        begins = any(isinstance(record, records.RunStarted) for record in batch.records)
-        if begins and names_in(self._folder) != self._names:
+        if any(isinstance(record, records.RunStarted) for record in batch.records):
+            self._check_names()
+
+    def _check_names(self) -> None:
+        if names_in(self._folder) != self._names:
             raise Waiting("training went back: the events are put under their new names")
 
     def _begin_writing(self) -> None:
@@ -119,7 +127,8 @@ class TensorBoardSink:
         self._arrivals = Arrivals(self._folder, state.get("checkpoints", {}))
         self._names = names_in(self._folder)
         path = self._file_to_write(state)
-        if self._names.generations and not self._rebuilds:
+        is_renamed = state.get("names", "") == self._names.digest
+        if self._names.generations and not (self._rebuilds or is_renamed):
             path = self._rename_all() or path
         paths = [] if self._rebuilds else event_files.event_files(self._target)
         log = read_log(paths, with_points=False)
@@ -169,7 +178,7 @@ class TensorBoardSink:
         size_bytes = self._file.tell()
         words = {"params": self._params, "tags": self._tags}
         checkpoints = self._arrivals.state()
-        file = {"file": self._path.name, "size_bytes": size_bytes}
+        file = {"file": self._path.name, "size_bytes": size_bytes, "names": self._names.digest}
         return {**file, **words, "checkpoints": checkpoints}
 
     def _take(self, record: Record) -> list[Refusal]:

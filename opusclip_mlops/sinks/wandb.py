@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import wandb
-from wandb.proto.wandb_internal_pb2 import Record as WandbRecord
 
 from opusclip_mlops import (
     checkpoints,
@@ -37,7 +36,9 @@ from opusclip_mlops.records import Batch, Record, RunEnded
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.references import checkpoint_files
 from opusclip_mlops.repeats import Repeats
-from opusclip_mlops.sinks import Refusal, SinkState, Spoilt, Waiting, Written
+from opusclip_mlops.rewinding import CLOSED_AT
+from opusclip_mlops.rows_before import Reach
+from opusclip_mlops.sinks import KeepsAll, Refusal, SinkState, Spoilt, Waiting, Written
 from opusclip_mlops.targets import default_state_dir
 from opusclip_mlops.words import PROVENANCE, words_of
 
@@ -78,6 +79,8 @@ class WandbSink:
             rows_on_disk = self._begin_behind(identity, is_new=bool(state.get("rebuild")))
         except wandb.Error as error:
             self._claim.release()
+            if wandb_client.is_rewind_refused(str(error)):
+                raise KeepsAll(one_line(str(error))) from None
             # What it could not begin, the client believes to be under way from then on.
             raise Spoilt(one_line(str(error) or "W&B could not begin the run")) from None
         except BaseException:
@@ -90,12 +93,16 @@ class WandbSink:
         # Its `step` is 0 until the first row.
         self._next_row = self._run.starting_step if self._mode == "online" else rows_on_disk
         self._base = int(state.get("base", self._next_row))
+        if CLOSED_AT in state:
+            # A mirror may have made the run anew since, of more rows or fewer.
+            self._base = self._next_row - int(state[CLOSED_AT])
         self._first_row = self._next_row
         self._rows_safe = self._rows_given = 0
         self._moved_s = time.monotonic()
         self._deferred: list[dict[str, Any]] = list(state.get("deferred", []))
         self._repeats = Repeats()
-        self._names = names_in(self._folder)
+        self._reach = Reach(state, last_step=identity.last_step)
+        self._look_for_generations()
         self._words: dict[str, dict[str, Any]] = dict(state.get("words", {}))
         # A run that is gone on with has not ended yet.
         self._words.pop("end", None)
@@ -121,6 +128,8 @@ class WandbSink:
                         self._send(record, row)
                     except (VideoError, CheckpointError, RecordError) as error:
                         refused.append(Refusal(record, str(error)))
+                else:
+                    self._reach.note_before(self._names)
                 row += is_row
             if self._has_news:
                 self._say_words()
@@ -172,7 +181,7 @@ class WandbSink:
         if is_new and self._mode == "offline":
             for log in self._logs(identity.mirror_id):
                 shutil.rmtree(log.parent)
-        rows_on_disk = _next_row(self._logs(identity.mirror_id))
+        rows_on_disk = wandb_log.next_row(self._logs(identity.mirror_id))
         with wandb_client.ended_if_hanging():
             self._run = self._begin(identity, rewinds=is_new and self._mode == "online")
         self._claim.note_cores()
@@ -201,7 +210,8 @@ class WandbSink:
         )
 
     def _state(self) -> SinkState:
-        return {"base": self._base, "deferred": self._deferred, "words": self._words}
+        said = {"deferred": self._deferred, "words": self._words}
+        return {"base": self._base, **said, **self._reach.state()}
 
     def _send(self, record: Record, row: int) -> None:
         match record:
@@ -221,7 +231,7 @@ class WandbSink:
                 named = self._names.record(record)
                 self._log_row(record, row, insight_charts.columns_of(named, self._folder.media))
             case records.RunStarted():
-                self._names = names_in(self._folder)
+                self._look_for_generations()
                 words = {key for key, value in record.tags.items() if value == "true"}
                 self._run.tags = tuple(sorted({*(self._run.tags or ()), *words}))
                 self._learn(records.Tags(record.tags))
@@ -231,6 +241,10 @@ class WandbSink:
                 self._refer_to(record)
             case _:
                 self._learn(record)
+
+    def _look_for_generations(self) -> None:
+        self._names = names_in(self._folder)
+        self._reach.learn(self._names)
 
     def _shown(self, record: records.Row) -> Any:
         """A record that is no number, as W&B shows it."""
@@ -272,6 +286,9 @@ class WandbSink:
             self._run.config.update(config, allow_val_change=True)
         if note := others.get("notes", {}).get("text"):
             self._run.notes = note
+        tags = {key for key, value in others.get("tags", {}).items() if value == "true"}
+        if tags - {*(self._run.tags or ())}:
+            self._run.tags = tuple(sorted({*(self._run.tags or ()), *tags}))
 
     def _pass_on(self, record: records.Row) -> None:
         """Have W&B tell of an alert where this run's own rules want it; a mirror tells none."""
@@ -286,6 +303,7 @@ class WandbSink:
         values |= {wandb_layout.STEP_KEY: record.step, "_timestamp": record.timestamp_ms / 1000}
         self._run.log(values, step=row, commit=True)
         self._rows_given += 1
+        self._reach.note(record)
 
     def _defer(self, record: records.Checkpoint) -> None:
         """Remember a checkpoint until it stands in MLflow."""
@@ -360,17 +378,6 @@ def _unreadable_is_refused(path: Path) -> Any:
         yield
     except (OSError, ValueError) as error:
         raise VideoError(f"picture {path.name} cannot be read: {error}") from None
-
-
-def _next_row(logs: list[Path]) -> int:
-    steps = [-1]
-    for path in logs:
-        steps += [_step_of(one) for one in wandb_log.read_records(path) if one.HasField("history")]
-    return max(steps) + 1
-
-
-def _step_of(record: WandbRecord) -> int:
-    return int(wandb_log.row(record).get("_step", -1))
 
 
 def _as_page(text: str) -> str:

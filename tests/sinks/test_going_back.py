@@ -4,18 +4,21 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from opusclip_mlops import projector
 from opusclip_mlops.delivery import deliver
 from opusclip_mlops.event_files import event_files
-from opusclip_mlops.event_log import read_log
+from opusclip_mlops.event_log import EventLog, read_log
 from opusclip_mlops.folder import CONTROL, Identity, RunFolder
 from opusclip_mlops.mirror_names import names_of
 from opusclip_mlops.records import Batch, Metrics, Record, RunEnded, RunStarted, Text
 from opusclip_mlops.sinks import Waiting, open_sink
+from opusclip_mlops.sinks import tensorboard as tensorboard_sink
 from tests import insight_records
 from tests.journeys import LOCAL_ID, append, end, make_run, wait_until
 from tests.reading import event_reader, points_of_tensorboard
@@ -126,6 +129,47 @@ def test_what_is_late_is_put_beside_the_line(tmp_path: Path) -> None:
     sink.write(Batch(records=(start,)))
     sink.close(RunEnded("s2", "FINISHED", 1_700_000_200_000))
     assert shown(events_of(folder)) == {"loss": LINE, "generation-0/loss": LEFT}
+
+
+def test_a_generation_that_is_known_late_is_put_beside_before_the_end(tmp_path: Path) -> None:
+    """MLflow may tell of it when all points were written: closing waits for a new start."""
+    folder = make_run(tmp_path, ["tensorboard"])
+    sink = open_sink("tensorboard", folder)
+    sink.open({})
+    state = sink.write(Batch(records=tuple(calls(0, 10)))).state
+    state = sink.write(Batch(records=tuple(calls(6, 8, from_ms=SECOND_MS)))).state
+    identity = folder.identity()
+    assert identity is not None
+    folder.write_identity(msgspec.structs.replace(identity, generations=FROM_5))
+    last = RunEnded("s1", "FINISHED", 1_700_000_200_000)
+    with pytest.raises(Waiting, match="went back"):
+        sink.close(last)
+    sink = open_sink("tensorboard", folder)
+    sink.open(state)
+    sink.close(last)
+    assert shown(events_of(folder)) == {"loss": LINE, "generation-0/loss": LEFT}
+
+
+def test_events_that_have_their_names_are_not_read_for_them_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opened once more in the same generation, only words are looked for."""
+    folder = make_run(tmp_path, ["tensorboard"])
+    began(folder, FROM_5)
+    sink = open_sink("tensorboard", folder)
+    state = sink.open({})
+    sink.abandon()  # type: ignore[attr-defined]
+    whole: list[bool] = []
+
+    def read(paths: Iterable[Path], *, with_points: bool = True) -> EventLog:
+        whole.append(with_points)
+        return read_log(paths, with_points=with_points)
+
+    monkeypatch.setattr(tensorboard_sink, "read_log", read)
+    sink = open_sink("tensorboard", folder)
+    sink.open(state)
+    sink.abandon()  # type: ignore[attr-defined]
+    assert whole == [False]
 
 
 def test_training_that_returns_to_what_it_left_shows_it_again(tmp_path: Path) -> None:
