@@ -39,6 +39,7 @@ from opusclip_mlops.records import (
 )
 from opusclip_mlops.redaction import redacted
 from opusclip_mlops.refusals import asking_faults, is_for_good, reason_of
+from opusclip_mlops.run_families import PARENT_TAG, family_of
 from opusclip_mlops.versions import ModelReader
 from opusclip_mlops.words import NOTE_TAG
 
@@ -48,15 +49,12 @@ OVER = frozenset({"FINISHED", "FAILED", "KILLED"})
 """The statuses of a run that goes on no more."""
 
 _Fetched = Video | Image | Text | Table | Insight
-_PARENT_TAG = "mlflow.parentRunId"
 _CONTEXT_TAG = "mlflow.data.context"
-_MOST_GENERATIONS = 32
-_FAMILY_CHARACTERS = 100
 _MIRROR_ID = re.compile(r"[A-Za-z0-9_\-]{1,64}")
 # Tags that are said otherwise, or by which MLflow finds its own files.
 _UNSAID_TAGS = frozenset(
     {
-        NOTE_TAG, _PARENT_TAG, "mlflow.user", "mlflow.runName", "mlflow.loggedImages",
+        NOTE_TAG, PARENT_TAG, "mlflow.user", "mlflow.runName", "mlflow.loggedImages",
         "mlflow.loggedArtifacts", "mlflow.log-model.history", layout.LOCAL_ID_TAG,
         layout.MIRROR_ID_TAG,
     }
@@ -217,7 +215,7 @@ def identity_of(client: MlflowClient, run: Run) -> Identity:
         artifact_uri=info.artifact_uri or "",
         last_step=max((one.step for one in latest), default=-1),
         start_time_ms=info.start_time or 0,
-        family=_family(client, run),
+        family=family_of(client, run),
         generations=tags_of_generations(run.data.tags),
     )
 
@@ -280,7 +278,7 @@ def _about(run: Run, identity: Identity) -> dict[str, str]:
         "started": _moment(info.start_time),
         "ended": _moment(info.end_time),
         "user": tags.get("mlflow.user", info.user_id or ""),
-        "parent_run_id": tags.get(_PARENT_TAG, ""),
+        "parent_run_id": tags.get(PARENT_TAG, ""),
         "artifact_uri": identity.artifact_uri,
         "input_models": ", ".join(sorted(one.model_id for one in inputs or [])),
     }
@@ -324,37 +322,6 @@ def _keep_one(records: dict[tuple[str, str], Dataset], record: Dataset, found: F
             f"digest {ordered[0].digest} has the name of digest {ordered[1].digest}",
         )
     records[key] = ordered[1]
-
-
-def _family(client: MlflowClient, run: Run) -> str:
-    """A name for a run with its nested runs, empty for one that stands alone."""
-    if not run.data.tags.get(_PARENT_TAG) and not _has_children(client, run):
-        return ""
-    root_id, root = _root(client, run)
-    name = (root.info.run_name or "run") if root else "run"
-    return f"{name[:_FAMILY_CHARACTERS]}-{root_id[:8]}"
-
-
-def _root(client: MlflowClient, run: Run) -> tuple[str, Run | None]:
-    """The oldest ancestor; of ancestors in a ring, or without end, one that all would name."""
-    line = {run.info.run_id: run}
-    while parent_id := run.data.tags.get(_PARENT_TAG):
-        if parent_id in line or len(line) >= _MOST_GENERATIONS:
-            ring = list(line)[list(line).index(parent_id) :] if parent_id in line else list(line)
-            return min(ring), line[min(ring)]
-        try:
-            run = client.get_run(parent_id)
-        except MlflowException as error:
-            if not is_for_good(error):
-                raise
-            return parent_id, None
-        line[parent_id] = run
-    return run.info.run_id, run
-
-
-def _has_children(client: MlflowClient, run: Run) -> bool:
-    query = f"tags.`{_PARENT_TAG}` = '{run.info.run_id}'"
-    return bool(client.search_runs([run.info.experiment_id], query, max_results=1))
 
 
 def _count_traces(client: MlflowClient, run: Run, found: Found) -> None:

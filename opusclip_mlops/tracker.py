@@ -32,6 +32,7 @@ from opusclip_mlops.sampling import SampleCalls
 from opusclip_mlops.saving import CheckpointCalls, config_of
 from opusclip_mlops.session import JoinedSession, Session
 from opusclip_mlops.sources import Sources
+from opusclip_mlops.trial_values import values_for_a_worker
 
 _RESUME_WAIT_S = 15.0
 
@@ -80,6 +81,7 @@ class ExperimentTracker(CheckpointCalls, SampleCalls, ProfilingCalls):
         _here[session.folder.path, os.getpid()] = self
         self._append = session.append
         self._selection = session.selection
+        self._trial_values = values_for_a_worker()
         self._begin_profiling()
         self._watched = {}
         self._since_ms = session.since_ms
@@ -308,6 +310,8 @@ class ExperimentTracker(CheckpointCalls, SampleCalls, ProfilingCalls):
         """Log values as of now; how they were measured before them, at the same step and time."""
         if step is None:
             step = self._step if self._step > 0 else 0
+        if self._trial_values is not None:
+            self._trial_values.note(values, step)
         timestamp_ms = time.time_ns() // 1_000_000
         if timestamp_ms < self._since_ms:
             timestamp_ms = self._since_ms

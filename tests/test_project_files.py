@@ -26,7 +26,7 @@ PROJECT = PYPROJECT["project"]
 CONDA = yaml.safe_load((ROOT / "conda.yaml").read_text())
 PYTHON_ENV = yaml.safe_load((ROOT / "python_env.yaml").read_text())
 MLPROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
-ENTRY_POINTS = {"main": "train", "evaluate": "evaluate"}
+ENTRY_POINTS = {"main": "train", "evaluate": "evaluate", "sweep": "sweep"}
 # What the GPU builds of torch bring along is chosen by torch itself, not by us.
 GPU_PARTS = re.compile(r"^(nvidia-(?!ml-py)|cuda-|triton)")
 

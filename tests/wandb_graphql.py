@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from tests.wandb_artifacts import ArtifactAnswers
 from tests.wandb_store import HISTORY, SUMMARY, Document, Store
+from tests.wandb_sweeps import SweepAnswers
 
 ENTITY = "team"
 """The entity of everyone who has a key."""
@@ -62,6 +63,7 @@ class Graphql:
             "RunFiles": self._run_files,
             "NotifyScriptableRunAlert": self._alert,
             **ArtifactAnswers(store, url).answers(),
+            **SweepAnswers(store).answers(),
         }
 
     def answer(self, query: str, variables: Document) -> Document:

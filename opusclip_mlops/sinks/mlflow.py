@@ -44,6 +44,7 @@ from opusclip_mlops.pruning import Marks, Pruning
 from opusclip_mlops.records import Batch, Record, RunEnded
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.refusals import EXISTS, is_for_good, reason_of
+from opusclip_mlops.run_families import PARENT_TAG, family_of
 from opusclip_mlops.sessions import sessions
 from opusclip_mlops.sinks import Refusal, SinkState, Written
 from opusclip_mlops.uploads import Sendable, Uploads
@@ -226,6 +227,8 @@ class MlflowSink:
             artifact_uri=run.info.artifact_uri or "",
             last_step=max(steps, default=-1),
             start_time_ms=run.info.start_time,
+            # Who has no parent has no nested runs either when it begins.
+            family=family_of(self._client, run) if PARENT_TAG in run.data.tags else "",
             generations=tags_of_generations(run.data.tags),
         )
 

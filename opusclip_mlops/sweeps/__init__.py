@@ -1,0 +1,220 @@
+"""Many trials of one program: W&B's own file of a sweep, run with no account.
+
+schema, kinds              the file, checked
+spaces, stopping_early     what a trial is given, and when it has fallen behind
+commands, trial_process    a trial's program
+storage, board, claims     the study that workers share, and who runs which trial
+studies, worker            a sweep that is there, and what works at it
+trial_runs, results        MLflow: a run a trial, below the sweep's own
+outcome, plots             what came of it
+"""
+
+import contextlib
+import re
+import secrets
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from opusclip_mlops.errors import ConfigError
+from opusclip_mlops.faults import attempted
+from opusclip_mlops.redaction import one_line
+from opusclip_mlops.sweeps.claims import Claims
+from opusclip_mlops.sweeps.crew import Crew, Show
+from opusclip_mlops.sweeps.engines import check_for_optuna, check_for_wandb, trial_count
+from opusclip_mlops.sweeps.outcome import SweepResult as SweepResult
+from opusclip_mlops.sweeps.outcome import best_of, importances, outcomes
+from opusclip_mlops.sweeps.schema import SweepConfig, read_sweep
+from opusclip_mlops.sweeps.storage import insisted, open_storage
+from opusclip_mlops.sweeps.studies import Study, begin_study, open_study
+from opusclip_mlops.sweeps.telling import status_of
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+FOLDER = Path(".opusclip/sweeps")
+"""Where sweeps lie on this machine, in the current folder."""
+
+ENGINES = ("optuna", "wandb")
+"""Who searches."""
+
+_MOST_WORKERS, _STORAGE_WAIT_S = 1000, 60.0
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+
+
+def sweep(
+    file: Path | None = None,
+    *,
+    engine: str = "optuna",
+    count: int | None = None,
+    workers: int = 1,
+    resume: str | None = None,
+    storage: str | None = None,
+    experiment: str = "sweeps",
+    tracking_uri: str | None = None,
+    show: Show = lambda *_: None,
+) -> SweepResult:
+    """Run the trials of a sweep, each as a child of the sweep's own run in MLflow.
+
+    Ctrl-C and SIGTERM stop the workers: what they were at is tried again when the sweep goes on.
+
+    Args:
+        file: The sweep's file, in W&B's schema; not with `resume`.
+        engine: `optuna` searches here; `wandb` leaves that to W&B, and needs an account.
+        count: How many trials; `run_cap` or the whole grid otherwise.
+        workers: How many trials run at once, in processes of this machine.
+        resume: The name of a sweep to go on with, here or begun on another machine.
+        storage: Where the workers share the study: `postgresql://…` or `grpc://HOST:PORT` for
+            several machines; a file of this machine otherwise.
+        experiment: The MLflow experiment of a new sweep.
+        tracking_uri: The MLflow server or store.
+        show: Called as trials end.
+
+    Raises:
+        ConfigError: the file, or an argument, is wrong; a worker could not begin.
+        RegistryError: MLflow refused, or did not answer.
+    """
+    _check(file, resume, storage, engine=engine, count=count, workers=workers)
+    config = _checked(file, engine, count) if file else None
+    place = _place_of(resume, storage) if resume else ""
+    from opusclip_mlops.patience import ask_briefly, connected
+
+    ask_briefly()
+    client = connected(tracking_uri=tracking_uri)
+    if config and engine == "wandb":
+        from opusclip_mlops.sweeps.by_wandb import sweep_by_wandb
+
+        name, asked = _new_name(), trial_count(config, count)
+        return sweep_by_wandb(
+            client, config, name=name, folder=FOLDER / name, experiment=experiment,
+            count=asked, workers=workers, show=show,
+        )  # fmt: skip
+    if config:
+        study, place = _begun(client, config, count, storage, experiment)
+    else:
+        study = _resumed(client, str(resume), place, count)
+    return _worked(client, study, place, workers, show)
+
+
+def _check(
+    file: Path | None,
+    resume: str | None,
+    storage: str | None,
+    *,
+    engine: str,
+    count: int | None,
+    workers: int,
+) -> None:
+    if (file is None) == (resume is None):
+        raise ConfigError("give a sweep's file, or the name of one to go on with: one of both")
+    if not 1 <= workers <= _MOST_WORKERS:
+        raise ConfigError(f"workers must be from 1 to {_MOST_WORKERS}, not {workers}")
+    if count is not None and count < 1:
+        raise ConfigError(f"count must be 1 or more, not {count}")
+    if engine not in ENGINES:
+        raise ConfigError(f"engine is {engine!r:.60}: choose from {', '.join(ENGINES)}")
+    if engine == "wandb" and (resume or storage):
+        raise ConfigError("engine wandb has its study at W&B: leave out resume and storage")
+
+
+def _checked(file: Path, engine: str, count: int | None) -> SweepConfig:
+    """The sweep's file, with nothing in it that the engine can't do."""
+    config = read_sweep(file)
+    check_for_wandb(config) if engine == "wandb" else check_for_optuna(config)
+    trial_count(config, count)
+    return config
+
+
+def _worked(
+    client: "MlflowClient", study: Study, place: str, workers: int, show: Show
+) -> SweepResult:
+    """Have the workers of this machine work, and say what came of it."""
+    folder = FOLDER / study.name
+    crew = Crew(study, place, folder=folder, tracking_uri=str(client.tracking_uri))
+    try:
+        # Who stops it is told what is left to do.
+        with contextlib.suppress(KeyboardInterrupt):
+            crew.work(workers, show)
+    finally:
+        result = _ended(client, study, folder)
+    return result
+
+
+def _new_name() -> str:
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def _begun(
+    client: "MlflowClient", config: SweepConfig, count: int | None, storage: str | None, where: str
+) -> tuple[Study, str]:
+    from opusclip_mlops.sweeps.results import begin_run
+
+    name = _new_name()
+    place = storage or str(_place(name, is_new=True))
+    # Asked before a run is made that nobody would end.
+    open_storage(place)
+    run_id = begin_run(client, config, name=name, experiment=where)
+    asked = trial_count(config, count)
+    return begin_study(place, name, config, parent_run_id=run_id, count=asked), place
+
+
+def _resumed(client: "MlflowClient", name: str, place: str, count: int | None) -> Study:
+    from opusclip_mlops.sweeps.results import go_on
+
+    study = open_study(place, name)
+    if count is not None:
+        study = open_study(place, name, count=trial_count(study.config, count))
+    go_on(client, study.parent_run_id)
+    return study
+
+
+def _place_of(name: str, storage: str | None) -> str:
+    """Where a sweep that goes on is shared; its name becomes a folder here in any case."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{name!r:.60} is no name of a sweep")
+    return storage or str(_place(name))
+
+
+def _place(name: str, *, is_new: bool = False) -> Path:
+    """The file of a sweep of this machine."""
+    place = (FOLDER / name / "study.journal").absolute()
+    if not is_new and not place.exists():
+        raise ConfigError(f"no sweep {name} in {FOLDER}: give --storage where it is elsewhere")
+    return place
+
+
+def _ended(client: "MlflowClient", study: Study, folder: Path) -> SweepResult:
+    """Say in MLflow what came of it so far."""
+    from opusclip_mlops.sweeps.results import end_run
+
+    read: list[tuple[SweepResult, bool]] = []
+    if fault := attempted(
+        lambda: read.append(insisted(lambda: _result(study, folder), wait_s=_STORAGE_WAIT_S))
+    ):
+        why = f"what came of sweep {study.name} cannot be read: {one_line(str(fault))}"
+        raise ConfigError(f"{why}; go on: --resume {study.name}") from None
+    [(result, is_worked_at)] = read
+    end_run(
+        client, study.parent_run_id, result.trials, metric=study.config.metric, best=result.best,
+        shares=result.importances, status=None if is_worked_at else status_of(result),
+    )  # fmt: skip
+    return result
+
+
+def _result(study: Study, folder: Path) -> tuple[SweepResult, bool]:
+    """What came of it so far, and whether others still work at it."""
+    claims = Claims(study.storage, study.name, study.config)
+    found, count, metric = claims.board(), claims.count(), study.config.metric
+    trials = outcomes(found, study.config, count)
+    is_over = claims.is_over()
+    result = SweepResult(
+        name=study.name,
+        run_id=study.parent_run_id,
+        metric=metric.name if metric else None,
+        trials=trials,
+        best=best_of(trials, metric),
+        importances=importances(found, study.config, count),
+        is_over=is_over,
+        folder=folder,
+    )
+    return result, not is_over and claims.is_worked_at()

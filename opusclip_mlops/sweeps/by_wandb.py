@@ -1,0 +1,64 @@
+"""A sweep by the engine `wandb`, from its file to what came of it."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from opusclip_mlops.sweeps.outcome import SweepResult, best_of
+from opusclip_mlops.sweeps.results import begin_run, end_run
+from opusclip_mlops.sweeps.schema import SweepConfig
+from opusclip_mlops.sweeps.telling import status_of
+from opusclip_mlops.sweeps.wandb_engine import Agents, Spec, begin_at_wandb, kept_outcomes
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+PLACE_TAG = "opusclip.sweep.wandb"
+"""Which sweep at W&B a run is the run of: entity/project/id."""
+
+
+def sweep_by_wandb(
+    client: "MlflowClient",
+    config: SweepConfig,
+    *,
+    name: str,
+    folder: Path,
+    experiment: str,
+    count: int,
+    workers: int,
+    show: Callable[[str, int, int], object],
+) -> SweepResult:
+    """Have W&B search, and its agents run the trials; see `sweeps.sweep`.
+
+    Raises:
+        ConfigError: W&B made no sweep.
+        RegistryError: MLflow refused, or did not answer.
+    """
+    place = begin_at_wandb(config.document)
+    run_id = begin_run(client, config, name=name, experiment=experiment)
+    client.set_tag(run_id, PLACE_TAG, "/".join(place))
+    spec = Spec(name, run_id, config.document, str(folder.absolute())).write()
+    shares = [count // workers + (number < count % workers) for number in range(workers)]
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            for _ in Agents(place, spec, tracking_uri=str(client.tracking_uri)).work(shares):
+                show("by W&B", len(kept_outcomes(folder)), count)
+    finally:
+        result = _ended(client, config, name, run_id, folder, count)
+    return result
+
+
+def _ended(
+    client: "MlflowClient", config: SweepConfig, name: str, run_id: str, folder: Path, count: int
+) -> SweepResult:
+    trials, metric = kept_outcomes(folder), config.metric
+    best = best_of(trials, metric)
+    result = SweepResult(
+        name=name, run_id=run_id, metric=metric.name if metric else None, trials=trials, best=best,
+        importances={}, is_over=len(trials) >= count, folder=folder, may_go_on=False,
+    )  # fmt: skip
+    end_run(
+        client, run_id, trials, metric=metric, best=best, shares={}, status=status_of(result)
+    )  # fmt: skip
+    return result

@@ -1,0 +1,52 @@
+"""What came of a sweep, in lines for people."""
+
+from opusclip_mlops.sweeps.claims import MOST_BAD_STARTS
+from opusclip_mlops.sweeps.outcome import SweepResult, TrialOutcome
+
+_MOST_SHOWN = 10
+
+
+def is_well(found: SweepResult) -> bool:
+    """Whether nothing is left to do, and a trial ended well."""
+    return found.is_over and any(one.state == "complete" for one in found.trials)
+
+
+def status_of(found: SweepResult) -> str:
+    """How the sweep's run in MLflow ends."""
+    return "FINISHED" if is_well(found) else "FAILED" if found.is_over else "KILLED"
+
+
+def lines(found: SweepResult, version: str | None) -> list[str]:
+    """How the trials ended, the best one, what made a difference, and what to do next.
+
+    Args:
+        found: The sweep.
+        version: The model version that was made of the best trial, where there is one.
+    """
+    states = [one.state for one in found.trials]
+    counts = ", ".join(f"{states.count(one)} {one}" for one in dict.fromkeys(states))
+    said = [f"sweep {found.name}: {counts or 'no trials'} (run {found.run_id})"]
+    if found.best:
+        said.append(f"best: {found.metric} {found.best.value:g} by {_words(found.best)}")
+    ranked = sorted(found.importances.items(), key=lambda pair: -pair[1])[:_MOST_SHOWN]
+    if ranked:
+        said.append("importance: " + ", ".join(f"{name} {share:.2f}" for name, share in ranked))
+    bad = [one for one in found.trials if one.state == "failed"]
+    said += [f"  trial {one.number} failed: {one.reason}" for one in bad[:_MOST_SHOWN]]
+    if bad:
+        said.append(f"  what they printed: {found.folder}/trials")
+    if version:
+        said.append(f"registered: {version}")
+    is_in_vain = len(states) >= MOST_BAD_STARTS and set(states) == {"failed"}
+    if is_in_vain and found.may_go_on:
+        said.append("the first trials all failed: begin a new sweep")
+    if not found.is_over and found.may_go_on:
+        said.append(f"go on: opusclip sweep --resume {found.name}")
+    elif not found.is_over:
+        said.append(f"W&B's agents ended early; what they printed: {found.folder}/workers.log")
+    return said
+
+
+def _words(trial: TrialOutcome) -> str:
+    values = ", ".join(f"{name} {value}" for name, value in trial.values.items())
+    return f"trial {trial.number} ({values}; run {trial.run_id})"

@@ -1,0 +1,121 @@
+"""The runs of trials in MLflow: children of the sweep's run, made before their programs start.
+
+A program finds its run by `MLFLOW_RUN_ID`, as under `mlflow run`: our tracker and MLflow's own
+`start_run` both go on with it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Param
+from mlflow.exceptions import MlflowException
+
+from opusclip_mlops import records
+from opusclip_mlops.layout import MIRROR_ID_TAG, MIRROR_OF_TAG
+from opusclip_mlops.patience import patiently
+from opusclip_mlops.provenance import run_tags
+from opusclip_mlops.redaction import one_line
+from opusclip_mlops.run_families import PARENT_TAG, family_of
+
+SWEEP_TAG = "opusclip.sweep"
+"""Which sweep a run is of, or is the run of."""
+
+TRIAL_TAG = "opusclip.sweep.trial"
+"""Which trial of the sweep a run is of, from 0 on."""
+
+STATE_TAG = "opusclip.sweep.state"
+"""How its trial ended: complete, pruned, failed or lost."""
+
+_ATTEMPT_TAG = "opusclip.sweep.attempt"
+_STATUSES = {"complete": "FINISHED", "pruned": "KILLED", "lost": "KILLED"}
+
+
+class TrialRuns:
+    """Makes and ends the runs of a sweep's trials.
+
+    Args:
+        client: MLflow, as this machine reaches it.
+        parent_id: The sweep's run.
+        sweep: The sweep's name.
+
+    Raises:
+        RegistryError: MLflow has no such run, or does not answer.
+    """
+
+    def __init__(self, client: MlflowClient, parent_id: str, sweep: str) -> None:
+        self._client, self._parent_id, self._sweep = client, parent_id, sweep
+        parent = patiently(f"cannot read run {parent_id}", lambda: client.get_run(parent_id))
+        self.experiment_id = str(parent.info.experiment_id)
+        self.name = parent.info.run_name or sweep
+        self.group = family_of(client, parent) or f"{self.name[:100]}-{parent_id[:8]}"
+
+    def begin(
+        self, number: int | str, attempt: int, values: dict[str, Any], *, mirror_id: str = ""
+    ) -> str:
+        """Make the run of a trial's attempt, with its values as params; the run's id.
+
+        Args:
+            number: The trial's, or what W&B calls it.
+            attempt: How often it was tried, this time included.
+            values: By the names of parameters.
+            mirror_id: What the run is to be called in W&B, where that is known already.
+
+        Raises:
+            RegistryError: MLflow refused, or did not answer.
+        """
+        tags = {
+            **run_tags(Path.cwd()),
+            PARENT_TAG: self._parent_id,
+            SWEEP_TAG: self._sweep,
+            TRIAL_TAG: str(number),
+            _ATTEMPT_TAG: f"{self._sweep}/{number}/{attempt}",
+            **({MIRROR_ID_TAG: mirror_id} if mirror_id else {}),
+        }
+        what = f"cannot make the run of trial {number}"
+        run_id = patiently(what, lambda: self._found_or_made(number, tags))
+        params = [Param(*pair) for pair in records.to_text_values(values).items()]
+        patiently(what, lambda: self._client.log_batch(run_id, params=params))
+        return run_id
+
+    def name_of(self, number: int | str) -> str:
+        """What the run of a trial is called."""
+        return f"{self.name[:200]}-{number}"
+
+    def _found_or_made(self, number: int | str, tags: dict[str, str]) -> str:
+        query = f"tags.`{_ATTEMPT_TAG}` = '{tags[_ATTEMPT_TAG]}'"
+        for run in self._client.search_runs([self.experiment_id], query, max_results=1):
+            return str(run.info.run_id)
+        made = self._client.create_run(self.experiment_id, run_name=self.name_of(number), tags=tags)
+        return str(made.info.run_id)
+
+    def latest(self, run_id: str, metric: str) -> float | None:
+        """The value of a metric that a run has logged last, None where there is none."""
+        found = patiently(f"cannot read run {run_id}", lambda: self._client.get_run(run_id))
+        value = found.data.metrics.get(metric)
+        return None if value is None else float(value)
+
+    def end(self, run_id: str, state: str, reason: str = "") -> None:
+        """Say how its trial ended; a run that no tracker logs to is ended as well.
+
+        Raises:
+            RegistryError: MLflow refused, or did not answer.
+        """
+        patiently(f"cannot end run {run_id}", lambda: self._end(run_id, state, reason))
+
+    def _end(self, run_id: str, state: str, reason: str) -> None:
+        self._client.set_tag(run_id, STATE_TAG, state)
+        run = self._client.get_run(run_id)
+        # A tracker's shipper says itself how its run ended.
+        if run.info.status != "RUNNING" or MIRROR_OF_TAG in run.data.tags:
+            return
+        if reason:
+            self._client.set_tag(run_id, "opusclip.end_reason", one_line(reason))
+        self._client.set_terminated(run_id, _STATUSES.get(state, "FAILED"))
+
+    def forget_broken(self, run_id: str) -> None:
+        """End the run of a lost attempt, where MLflow still has it."""
+        try:
+            self._end(run_id, "lost", "its worker was lost")
+        except MlflowException:
+            return

@@ -1,0 +1,149 @@
+"""A sweep from its file to what came of it, with workers in processes of their own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from opusclip_mlops import sweeps
+from opusclip_mlops.errors import ConfigError
+from opusclip_mlops.sweeps.claims import is_process_gone
+from opusclip_mlops.sweeps.results import BEST_TAG
+from opusclip_mlops.sweeps.studies import open_study
+from tests.journeys import store, wait_until
+from tests.sweeps.small_sweeps import LOGS, claims_of, program
+
+SLOW = (
+    LOGS
+    + """
+    while not os.path.exists("go"):
+        time.sleep(0.05)
+"""
+)
+
+
+def sweep_file(folder: Path, text: str = LOGS) -> Path:
+    program(folder, text)
+    path = folder / "sweep.yaml"
+    path.write_text(
+        "method: grid\nname: tune\nmetric: {name: loss, goal: maximize}\n"
+        "command: ['${interpreter}', '-I', '-S', '${program}', '${args}']\n"
+        f"program: {folder}/train.py\n"
+        "parameters:\n  x: {values: [1.0, 5.0, 3.0, 4.0]}\n  steps: {value: 2}\n"
+    )
+    return path
+
+
+def test_a_sweep_is_one_run_with_all_that_came_of_it(tmp_path: Path) -> None:
+    """Two workers; the best is a tag, the pictures are artifacts, the values are points."""
+    seen: list[int] = []
+    found = sweeps.sweep(
+        sweep_file(tmp_path), workers=2, tracking_uri=store(tmp_path),
+        show=lambda _, done, _of: seen.append(done),
+    )  # fmt: skip
+    assert [one.state for one in found.trials] == ["complete"] * 4
+    assert found.best
+    assert (found.best.number, found.best.value, found.best.values["x"]) == (1, 2.5, 5.0)
+    assert found.importances == {"x": 1.0}
+    assert seen[-1] == 4
+    client = MlflowClient(store(tmp_path))
+    parent = client.get_run(found.run_id)
+    assert (parent.info.status, parent.info.run_name) == ("FINISHED", "tune")
+    assert parent.data.tags[BEST_TAG] == found.best.run_id
+    assert {one.path for one in client.list_artifacts(found.run_id, "sweep")} == {
+        f"sweep/{name}"
+        for name in ("best.json", "history.png", "importance.json", "importance.png",
+                     "sweep.yaml", "trials.json")
+    }  # fmt: skip
+    points = client.get_metric_history(found.run_id, "sweep/best")
+    assert [(one.step, one.value) for one in points] == [(0, 0.5), (1, 2.5), (2, 2.5), (3, 2.5)]
+    children = client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{found.run_id}'")
+    assert {one.info.status for one in children} == {"FINISHED"}
+    assert sorted(float(one.data.params["x"]) for one in children) == [1.0, 3.0, 4.0, 5.0]
+    _goes_on_with_more(found, tmp_path)
+
+
+def _goes_on_with_more(found: sweeps.SweepResult, folder: Path) -> None:
+    """A sweep that is over is over, whoever goes on with it: nothing is run again."""
+    again = sweeps.sweep(resume=found.name, tracking_uri=store(folder))
+    assert [one.run_id for one in again.trials] == [one.run_id for one in found.trials]
+    client = MlflowClient(store(folder))
+    assert client.get_run(found.run_id).info.status == "FINISHED"
+    assert len(client.get_metric_history(found.run_id, "sweep/best")) == 4
+
+
+def begun(folder: Path) -> "tuple[subprocess.Popen[bytes], str]":
+    """A sweep with two trials under way, in a process of its own; and its name."""
+    code = (
+        "from pathlib import Path; from opusclip_mlops import sweeps;"
+        f"sweeps.sweep(Path({str(sweep_file(folder, SLOW))!r}), workers=2,"
+        f" tracking_uri={store(folder)!r})"
+    )
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=folder, env=environment, stderr=subprocess.DEVNULL
+    )
+    wait_until(lambda: len(list(folder.glob(".opusclip/sweeps/*/trials/*.values"))) == 2)
+    [place] = folder.glob(".opusclip/sweeps/*")
+    return process, place.name
+
+
+def test_killed_workers_and_a_killed_sweep_lose_nothing(tmp_path: Path) -> None:
+    """A worker by -9, then the sweep itself by -9: each trial is there once when it has gone on."""
+    process, name = begun(tmp_path)
+    study = open_study(str(tmp_path / f".opusclip/sweeps/{name}/study.journal"), name)
+    mine = claims_of(study)
+    worker = mine.board().slots[0].last.user_attrs["worker"]
+    os.kill(worker["pid"], signal.SIGKILL)
+    wait_until(lambda: len(mine.board().slots[0].attempts) == 2)
+    wait_until(lambda: mine.board().slots[0].last.user_attrs.get("group") is not None)
+    process.kill()
+    process.wait()
+    running = [one.last.user_attrs for one in mine.board().slots]
+    wait_until(lambda: all(is_process_gone(one["worker"]) for one in running if "worker" in one))
+    (tmp_path / "go").touch()
+    found = sweeps.sweep(resume=name, workers=2, tracking_uri=store(tmp_path))
+    assert [one.state for one in found.trials] == ["complete"] * 4
+    assert found.is_over
+    assert [one.values["x"] for one in found.trials] == [1.0, 5.0, 3.0, 4.0]
+    assert found.trials[0].attempts >= 3
+    client = MlflowClient(store(tmp_path))
+    children = client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{found.run_id}'")
+    statuses = [one.info.status for one in children]
+    assert statuses.count("FINISHED") == 4
+    assert statuses.count("KILLED") == len(statuses) - 4
+    assert len(list((tmp_path / f".opusclip/sweeps/{name}/trials").glob("*.log"))) == len(statuses)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "one of both"),
+        ({"file": Path("x"), "resume": "y"}, "one of both"),
+        ({"resume": "../x"}, "is no name of a sweep"),
+        ({"resume": "../x", "storage": "grpc://h:1"}, "is no name of a sweep"),
+        ({"resume": "other"}, "no sweep other in .opusclip/sweeps"),
+        ({"file": Path("x"), "workers": 0}, "workers must be from 1"),
+        ({"file": Path("x"), "count": 0}, "count must be 1"),
+    ],
+)
+def test_wrong_use_is_refused(given: dict[str, object], said: str, tmp_path: Path) -> None:
+    """Before MLflow is asked for anything."""
+    with pytest.raises(ConfigError, match=said):
+        sweeps.sweep(**given, tracking_uri=store(tmp_path))  # type: ignore[arg-type]
+
+
+def test_what_the_engine_cannot_do_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    """No run is made, and no folder."""
+    path = tmp_path / "sweep.yaml"
+    path.write_text(json.dumps({"method": "custom", "parameters": {"x": {"value": 1}}}))
+    with pytest.raises(ConfigError, match="method: engine optuna can't do custom"):
+        sweeps.sweep(path, tracking_uri=store(tmp_path))
+    assert MlflowClient(store(tmp_path)).get_experiment_by_name("sweeps") is None
+    assert not (tmp_path / ".opusclip").exists()

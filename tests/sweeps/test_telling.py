@@ -1,0 +1,54 @@
+"""What came of a sweep, in lines."""
+
+from pathlib import Path
+
+from opusclip_mlops.sweeps import SweepResult
+from opusclip_mlops.sweeps.outcome import TrialOutcome
+from opusclip_mlops.sweeps.telling import is_well, lines, status_of
+
+
+def outcome(number: int, state: str, reason: str = "") -> TrialOutcome:
+    return TrialOutcome(
+        number=number, state=state, value=0.5, values={"x": 1}, run_id="r1", seconds=1.0,
+        attempts=1, reason=reason,
+    )  # fmt: skip
+
+
+def result(*trials: TrialOutcome, is_over: bool = True) -> SweepResult:
+    return SweepResult(
+        name="s", run_id="r0", metric="loss", trials=trials, best=trials[0] if trials else None,
+        importances={"x": 0.25, "y": 0.75}, is_over=is_over, folder=Path("f"),
+    )  # fmt: skip
+
+
+def test_the_best_is_told_with_what_it_was_given() -> None:
+    """And where the rest is to be found."""
+    found = result(outcome(0, "complete"), outcome(1, "failed", "exit code 1"))
+    assert is_well(found)
+    assert lines(found, "models:/m/1") == [
+        "sweep s: 1 complete, 1 failed (run r0)",
+        "best: loss 0.5 by trial 0 (x 1; run r1)",
+        "importance: y 0.75, x 0.25",
+        "  trial 1 failed: exit code 1",
+        "  what they printed: f/trials",
+        "registered: models:/m/1",
+    ]
+
+
+def test_what_is_left_to_do_is_told() -> None:
+    """By the command that goes on."""
+    found = result(outcome(0, "complete"), outcome(1, "waiting"), is_over=False)
+    assert not is_well(found)
+    assert lines(found, None)[-1] == "go on: opusclip sweep --resume s"
+    assert not is_well(result(outcome(0, "failed")))
+
+
+def test_a_sweep_of_which_no_trial_ended_well_has_failed() -> None:
+    """However few they were; after five it is said that no `--resume` helps."""
+    assert status_of(result(outcome(0, "complete"))) == "FINISHED"
+    assert status_of(result(outcome(0, "complete"), is_over=False)) == "KILLED"
+    few = result(*(outcome(number, "failed") for number in range(3)))
+    assert status_of(few) == "FAILED"
+    many = result(*(outcome(number, "failed") for number in range(5)))
+    said = "the first trials all failed: begin a new sweep"
+    assert (said in lines(few, None), said in lines(many, None)) == (False, True)
