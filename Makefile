@@ -28,7 +28,7 @@ define install
 endef
 comma := ,
 
-.PHONY: setup run test lint soak clean ui serve chromium compiler deployed bench
+.PHONY: setup run test lint soak clean ui serve chromium compiler deployed slurm bench
 
 setup: .venv/.setup
 	@.venv/bin/opusclip link-env
@@ -36,7 +36,7 @@ setup: .venv/.setup
 run: setup
 	.venv/bin/mlflow run . --experiment-name video-clips $(RUN_ARGS)
 
-test: .venv/.setup-test lint chromium compiler deployed
+test: .venv/.setup-test lint chromium compiler deployed slurm
 	.venv/bin/python tests/run_all.py $(PYTEST_ARGS)
 
 lint: .venv/.setup-test
@@ -114,3 +114,12 @@ deployed:
 	test -z "$$missing" || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
 		&& apt-get update -q && bash tests/deploy/install.sh $(DEPLOYED); } \
 		|| echo 'no nginx and prometheus, and no root and apt-get to install them: deploy has no tests'
+
+# The launching tests run a Slurm of their own: a controller and two nodes, as processes on 127.0.0.1.
+# Where it is not there or does not start they are skipped, and say why.
+SLURM = slurmctld slurmd munge
+slurm:
+	@for name in $(SLURM); do command -v $$name >/dev/null || missing=1; done; \
+	test -z "$$missing" || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+		&& apt-get update -q && bash tests/deploy/install.sh $(SLURM); } \
+		|| echo 'no Slurm, and no root and apt-get to install it: launching by it has no tests'

@@ -4,6 +4,7 @@ The floor plan; imports go down only:
 
     cli, console, samples_cli …    one verb, one function, one library call
     operating, projects/, reports/ status and recovery; what `mlflow run` starts; a run on one page
+    sweeps/                        many trials of one program, and which of them was best
     tracker, verifying, descent …  everything a training loop calls; are mirrors equal; lineage
     replay, mirror_worker          MLflow runs replayed into mirrors, by processes of their own
     shipper, mirroring, gated …    delivers a run; one run's mirror; stages past their gate

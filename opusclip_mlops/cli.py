@@ -16,12 +16,14 @@ from opusclip_mlops import (
     alerts_cli,
     compare_cli,
     doctor_cli,
+    launch_cli,
     profiling_cli,
     registry_cli,
     report_cli,
     samples_cli,
     scoring_cli,
     server_cli,
+    sweep_cli,
     webhooks_cli,
 )
 from opusclip_mlops.errors import OpusclipError
@@ -270,6 +272,8 @@ for _verb in (
     *ab_cli.VERBS,
     *compare_cli.VERBS,
     *report_cli.VERBS,
+    *launch_cli.VERBS,
+    *sweep_cli.VERBS,
 ):
     opusclip.add_command(_verb)
 

@@ -10,6 +10,7 @@ OpusclipError
 ├── DeliveryError     something logged has not arrived (yet)
 ├── RegistryError     a model that cannot be registered
 ├── WeightsError      a network's weights that are not there, or not those meant
+├── LaunchError       a scheduler that refused, or does not answer
 ├── PassportError     values that were not measured alike, and cannot be compared
 └── PanelError        a panel, or its samples, that do not fit each other
 """
@@ -53,6 +54,10 @@ class RegistryError(OpusclipError):
 
 class WeightsError(OpusclipError):
     """A network's weights that are not there, or not those that were meant."""
+
+
+class LaunchError(OpusclipError):
+    """A job that cannot be launched, asked about or cancelled."""
 
 
 class PassportError(OpusclipError, ValueError):

@@ -57,7 +57,8 @@ FLOORS = [
     }
     | {"pictures", "repeats", "event_files", "policy", "retention", "chain", "generations"}
     | {"verdicts", "panels", "origins", "staging", "temporal", "drift", "significance"},
-    {"mlflow_requests", "insight_documents", "operations", "exits"}
+    {"run_families"}
+    | {"mlflow_requests", "insight_documents", "operations", "exits"}
     | {"torch_traces", "shown_files"}
     | {"dead_units", "model_graph"}
     | {"media", "metrics", "keeping", "sessions", "flight", "system_metrics", "wandb_layout"}
@@ -109,6 +110,7 @@ FLOORS = [
     | {"blind_runs"},
     {"delivery", "differences", "mirror_writer", "signatures", "candidates", "promotion"}
     | {"blind_voting"}
+    | {"trial_values"}
     | {"material", "guarded", "announcing", "watchable"}
     | {"compare_charts", "compare_samples"},
     {"mirror_load"} | {"compare_page"},
@@ -116,22 +118,27 @@ FLOORS = [
     {"replay", "mirror_worker", "saving", "sampling", "insights"},
     {"profiling"},
     {"tracker", "verifying", "server", "run_status", "descent"},
+    {"sweeps"},
     {"operating", "projects", "doctor", "monitoring"} | {"reports"},
     {"server_console", "doctor_console", "webhooks_console"}
     | {"console", "mirror_console", "registry_console", "samples_console", "packing"}
     | {"scoring_console"}
     | {"lineage_console", "ab_console"}
     | {"compare_console"}
-    | {"alerts_console"},
+    | {"alerts_console"}
+    | {"launching"},
     {"registry_cli", "scoring_cli", "samples_cli"}
     | {"server_cli", "doctor_cli", "webhooks_cli", "ab_cli"}
     | {"profiling_cli", "alerts_cli"}
     | {"compare_cli"}
-    | {"report_cli"},
+    | {"report_cli"}
+    | {"launch_cli"}
+    | {"sweep_cli"},
     {"cli", "__main__"},
 ]
 FREE = {
     "alerts",
+    "launching",
     "reports",
     "projects",
     "server",
@@ -139,6 +146,7 @@ FREE = {
     "doctor",
     "monitoring",
     "significance",
+    "sweeps",
 }  # shelves whose files may import each other
 ROOF = len(FLOORS)  # the root package: it exports from below, so nobody imports from it
 
@@ -202,14 +210,19 @@ OWNERS = {
         "announcing",
         "doctor",
         "monitoring",
+        "launching",
         "watchable",
+        "run_families",
+        "sweeps.trial_runs",
+        "sweeps.results",
     },
     "torch": {"checkpoints", "metrics", "performance", "projects", "scoring", "tensors"}
     | {"dead_units", "histograms", "model_graph", "untouched", "watched_model"}
-    | {"frame_sources", "torch_traces"},
+    | {"frame_sources", "torch_traces"}
+    | {"launching.agent"},
     "torchmetrics": {"metrics", "scoring"},
     "wandb": {"holdings.wandb", "sinks.wandb", "wandb_client", "wandb_log", "insight_charts"}
-    | {"wandb_artifacts"},
+    | {"wandb_artifacts", "sweeps.wandb_engine", "sweeps.wandb_agent"},
     "tensorboard": {"events", "insight_events", "projector"},
     "av": {"clip_files", "decoding", "encoding", "inspecting", "repackaging"},
     "PIL": {"animation", "pictures", "insight_charts", "shown_files"},

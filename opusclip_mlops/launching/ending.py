@@ -1,0 +1,63 @@
+"""What MLflow is told of a launch: that it goes on, and how it ended."""
+
+from mlflow.entities import RunStatus
+
+from opusclip_mlops import operating
+from opusclip_mlops.asking import client_of, told_in_one_line
+from opusclip_mlops.errors import OpusclipError
+from opusclip_mlops.launching.outcomes import Ending
+from opusclip_mlops.launching.workplace import Plan
+from opusclip_mlops.layout import REASON_TAG
+
+
+def go_on(plan: Plan) -> None:
+    """Have the run go on that an earlier attempt may have ended.
+
+    Raises:
+        RegistryError: MLflow does not answer, or has no such run.
+    """
+    client = client_of(plan.tracking_uri, None)
+    with told_in_one_line(f"cannot begin run {plan.run_id} again"):
+        if client.get_run(plan.run_id).info.status != "RUNNING":
+            client.update_run(plan.run_id, status="RUNNING")
+
+
+def settle(plan: Plan, ending: Ending, *, delivery_wait_s: float) -> None:
+    """Tell MLflow how a run ended, once what its ranks logged has arrived.
+
+    What a tracker said of its own end stays, unless it is that all is well and it is known not to
+    be.
+
+    Args:
+        plan: What was run.
+        ending: How it ended.
+        delivery_wait_s: How long to wait for what is on its way, in seconds.
+
+    Raises:
+        RegistryError: MLflow does not answer, or has no such run.
+    """
+    deliver(plan, wait_s=delivery_wait_s)
+    client = client_of(plan.tracking_uri, None)
+    with told_in_one_line(f"cannot say how run {plan.run_id} ended"):
+        run = client.get_run(plan.run_id)
+        is_over = RunStatus.is_terminated(RunStatus.from_string(run.info.status))
+        if is_over and (ending.is_good or ending.is_guess or run.info.status != "FINISHED"):
+            return
+        if ending.reason:
+            client.set_tag(plan.run_id, REASON_TAG, ending.reason)
+        client.set_terminated(plan.run_id, ending.status)
+
+
+def deliver(plan: Plan, *, wait_s: float) -> None:
+    """Deliver what the run's ranks left in their journal here, for as long as that.
+
+    What has not arrived by then goes on being delivered, as long as this machine lets it.
+    """
+    journal_dir = operating.configured_journal_dir()
+    if not (journal_dir / plan.run_id).is_dir():
+        return
+    try:
+        operating.recover([plan.run_id], journal_dir=journal_dir, timeout_s=wait_s)
+    except OpusclipError:
+        # It was delivered meanwhile, or waits for an operator: the end is told all the same.
+        return

@@ -1,0 +1,84 @@
+"""Starting what was planned: here, by Slurm, or by Kubernetes; or only saying what would be."""
+
+import os
+import shlex
+import socket
+from collections.abc import Mapping
+
+import yaml
+
+from opusclip_mlops.errors import ConfigError, OpusclipError
+from opusclip_mlops.launching import commands, manifest, sbatch, slurm
+from opusclip_mlops.launching.kubernetes import Cluster
+from opusclip_mlops.launching.local import start_supervisor
+from opusclip_mlops.launching.submitted import KubernetesLaunch, LocalLaunch, SlurmLaunch, Watched
+from opusclip_mlops.launching.workplace import Plan, Submitted, Workplace, folder_for
+
+
+def rendered(plan: Plan) -> str:
+    """What would be run or submitted, to be read.
+
+    Raises:
+        ConfigError: it cannot be run there.
+    """
+    if plan.config.kind == "kubernetes":
+        return _yaml(plan)
+    folder = folder_for(plan.config, plan.cwd, plan.run_id)
+    if plan.config.kind == "slurm":
+        return sbatch.training_script(plan, folder)
+    arguments = commands.torchrun_arguments(
+        plan.config, plan.program, meeting_id=plan.run_id, endpoint="localhost:0"
+    )
+    words = [f"{name}={value}" for name, value in plan.environment.items()]
+    return shlex.join(["env", f"--chdir={plan.cwd}", *words, "torchrun", *arguments]) + "\n"
+
+
+def start(place: Workplace, plan: Plan, *, tied: bool, secrets: Mapping[str, str]) -> Watched:
+    """Start it.
+
+    Args:
+        place: Its folder.
+        plan: What it says.
+        tied: Whether a launch on this machine ends with this process.
+        secrets: What the ranks find in their environment, and in no file.
+
+    Raises:
+        OpusclipError: it could not be started; then nothing of it runs.
+    """
+    if missing := [name for name in plan.config.pass_env if _is_missing(name, plan)]:
+        raise ConfigError(f"pass_env names {', '.join(missing)}, which is not set here")
+    if plan.config.kind == "slurm":
+        return _submitted(place, plan, secrets)
+    if plan.config.kind == "kubernetes":
+        place.write_script("job.yaml", _yaml(plan))
+        place.write_submitted(Submitted(jobs=[Cluster(plan).create()]))
+        return KubernetesLaunch(plan)
+    supervisor = start_supervisor(place, plan, tied=tied, secrets=secrets)
+    # Where it dies before it can say that it began, others see that it is gone.
+    place.write_submitted(Submitted(jobs=[f"{socket.gethostname()}:{supervisor.pid}"]))
+    return LocalLaunch(place, supervisor)
+
+
+def _is_missing(name: str, plan: Plan) -> bool:
+    return plan.config.kind != "kubernetes" and name not in os.environ
+
+
+def _submitted(place: Workplace, plan: Plan, secrets: Mapping[str, str]) -> SlurmLaunch:
+    """Each job after the one before it, however that ended; then the one that tells MLflow."""
+    training = place.write_script("train.sh", sbatch.training_script(plan, place.path))
+    closing = place.write_script("close.sh", sbatch.closing_script(plan, place.path))
+    jobs: list[str] = []
+    try:
+        for script in [training] * plan.config.chain + [closing]:
+            after = jobs[-1] if jobs else ""
+            jobs.append(slurm.submit(script, cwd=plan.cwd, after=after, secrets=secrets))
+            place.write_submitted(Submitted(jobs=jobs[: plan.config.chain]))
+    except (OpusclipError, KeyboardInterrupt):
+        slurm.cancel(jobs)
+        raise
+    place.write_submitted(Submitted(jobs=jobs[:-1], closing=jobs[-1]))
+    return SlurmLaunch(place)
+
+
+def _yaml(plan: Plan) -> str:
+    return yaml.safe_dump_all(manifest.manifests(plan), sort_keys=False, width=1000)

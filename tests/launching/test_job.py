@@ -1,0 +1,127 @@
+"""What a job does beside training: attempts are counted, and what ended a rank is told apart."""
+
+import signal
+from pathlib import Path
+
+import msgspec
+import pytest
+from mlflow import MlflowClient
+
+from opusclip_mlops.launching import job
+from opusclip_mlops.launching.outcomes import AgentOutcome, Ending
+from opusclip_mlops.launching.workplace import Plan, Submitted, Workplace
+from tests.launching.made import end_of, launch
+from tests.launching.programs import only_on_path, program
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Workplace, Plan]:
+    """A launch of three jobs, in the first of which this is."""
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("OPUSCLIP_JOURNAL_DIR", str(tmp_path / "journal"))
+    place, plan = launch(tmp_path, kind="slurm")
+    place.write_submitted(Submitted(jobs=["12", "13", "14"], closing="15"))
+    return place, plan
+
+
+def left(place: Workplace, exit_code: int) -> None:
+    """What an agent left of the first attempt."""
+    one = AgentOutcome(node=0, host="host", timestamp_ms=1, exit_code=exit_code, rank=2)
+    Path(place.outcome_file(0).replace("{node}", "0")).write_bytes(msgspec.json.encode(one))
+
+
+def test_a_second_attempt_goes_on_in_the_same_run(
+    made: tuple[Workplace, Plan], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run that the first one's tracker ended is running again; a launch that is over is not."""
+    place, plan = made
+    client = MlflowClient(plan.tracking_uri)
+    assert job.main(["begin", str(place.path)]) == 0
+    client.set_terminated(plan.run_id, "KILLED")
+    assert job.main(["begin", str(place.path)]) == 0
+    assert end_of(plan)[0] == "RUNNING"
+    place.end(Ending(status="FINISHED"))
+    assert job.main(["begin", str(place.path)]) == 0
+    assert capsys.readouterr().out.split() == ["0", "1", "over"]
+
+
+def test_a_dead_mlflow_holds_up_no_training(
+    made: tuple[Workplace, Plan], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The attempt begins, and what could not be told is told to who reads the log."""
+    place, plan = made
+    place.begin_attempt("11")
+    place.write_plan(msgspec.structs.replace(plan, run_id="f" * 32))
+    assert job.main(["begin", str(place.path)]) == 0
+    said = capsys.readouterr()
+    assert (said.out, "cannot begin run" in said.err) == ("1\n", True)
+
+
+@pytest.mark.parametrize(
+    ("code", "rank_code", "stopped_by"),
+    [
+        (143, None, "SIGTERM"),
+        (1, 1, "SIGTERM"),
+        (143, -signal.SIGTERM, ""),
+        (143, None, ""),
+    ],
+    ids=["time is up", "and a rank failed of it", "cancelled step", "and no agent said so"],
+)
+def test_what_slurm_ended_is_left_to_the_next_job(
+    made: tuple[Workplace, Plan], code: int, rank_code: int | None, stopped_by: str
+) -> None:
+    """It is no end of the launch."""
+    place, plan = made
+    place.begin_attempt("12")
+    if rank_code is not None:
+        left(place, rank_code)
+    assert job.main(["end", str(place.path), "0", str(code), stopped_by]) == code
+    assert place.ending() is None
+    assert "job 12 was told to end" in place.stop_of(0)
+    assert end_of(plan)[0] == "RUNNING"
+
+
+@pytest.mark.parametrize(("code", "rank_code", "status"), [(0, 0, "FINISHED"), (7, 7, "FAILED")])
+def test_what_ranks_did_ends_the_launch(
+    made: tuple[Workplace, Plan],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    rank_code: int,
+    status: str,
+) -> None:
+    """The jobs behind it are cancelled, the closing one is not; MLflow knows at once."""
+    place, plan = made
+    answers = only_on_path(tmp_path, monkeypatch)
+    program(answers, "scancel")
+    left(place, rank_code)
+    assert job.main(["end", str(place.path), "0", str(code), ""]) == code
+    assert end_of(plan)[0] == status
+    assert place.is_told()
+    assert (answers / "scancel.words").read_text().split() == ["14", "13"]
+
+
+@pytest.mark.parametrize("code", [127, 1])
+def test_an_agent_that_could_not_begin_has_failed(
+    made: tuple[Workplace, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """A module that is missing on a node is missing for the next job of the chain, too."""
+    place, plan = made
+    program(only_on_path(tmp_path, monkeypatch), "scancel")
+    place.begin_attempt("12")
+    assert job.main(["end", str(place.path), "0", str(code), ""]) == code
+    assert end_of(plan) == ("FAILED", f"srun: exit code {code}, no rank said why")
+    assert place.stop_of(0) == ""
+
+
+def test_the_last_job_tells_what_the_others_could_not(
+    made: tuple[Workplace, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them lost their node with everything on it."""
+    place, plan = made
+    place.begin_attempt("12")
+    answer = "JobId=12 JobState=NODE_FAIL Reason=NodeDown"
+    program(only_on_path(tmp_path, monkeypatch), "scontrol", answer)
+    assert job.main(["close", str(place.path)]) == 0
+    assert end_of(plan) == ("FAILED", "Slurm's job 14 lost its node")
+    assert place.is_told()
