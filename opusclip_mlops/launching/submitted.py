@@ -20,6 +20,7 @@ from opusclip_mlops.launching.workplace import Plan, Workplace
 
 DELIVERY_WAIT_S = 30.0
 _FIRST_PAUSE_S = 1.0
+_POLL_S = 0.5
 State = Ending | str
 """How it ended; "SCHEDULED" or "RUNNING" while it has not."""
 
@@ -256,4 +257,4 @@ def _until(is_so: Callable[[], bool], wait_s: float, problem: str) -> None:
     while not is_so():
         if time.monotonic() > ends_s:
             raise LaunchError(f"{problem} after {wait_s:.0f} s")
-        time.sleep(0.5)
+        time.sleep(_POLL_S)

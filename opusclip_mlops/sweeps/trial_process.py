@@ -18,6 +18,8 @@ from opusclip_mlops.trial_values import FILE_VARIABLE, METRIC_VARIABLE
 GRACE_S = 30.0
 """How long a program that is asked to end may take, in seconds."""
 
+_POLL_S = 0.05
+
 STRAY_VARIABLES = (
     "OPUSCLIP_RUN_ID", "OPUSCLIP_RUN_NAME", "OPUSCLIP_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_NAME",
     FILE_VARIABLE, METRIC_VARIABLE,
@@ -89,7 +91,7 @@ class TrialProcess:
         """Ask it to end, and wait until it has."""
         self.ask_to_end()
         while (code := self.poll()) is None:
-            time.sleep(0.05)
+            time.sleep(_POLL_S)
         return code
 
 
