@@ -281,6 +281,8 @@ for _verb in (
 @dropped()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb; an error of ours or in the command is one line on stderr and exit code 2."""
+    # MLflow draws its bars into pipes and files too.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for line in feed(os.environ):
         click.echo(line, err=True)
     try:
