@@ -28,7 +28,7 @@ define install
 endef
 comma := ,
 
-.PHONY: setup run test lint soak clean ui serve chromium compiler deployed slurm bench
+.PHONY: setup run test lint soak clean ui serve chromium compiler deployed slurm network bench
 
 setup: .venv/.setup
 	@.venv/bin/opusclip link-env
@@ -36,7 +36,7 @@ setup: .venv/.setup
 run: setup
 	.venv/bin/mlflow run . --experiment-name video-clips $(RUN_ARGS)
 
-test: .venv/.setup-test lint chromium compiler deployed slurm
+test: .venv/.setup-test lint chromium compiler deployed slurm network
 	.venv/bin/python tests/run_all.py $(PYTEST_ARGS)
 
 lint: .venv/.setup-test
@@ -123,3 +123,10 @@ slurm:
 	test -z "$$missing" || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
 		&& apt-get update -q && bash tests/deploy/install.sh $(SLURM); } \
 		|| echo 'no Slurm, and no root and apt-get to install it: launching by it has no tests'
+
+# The tests of many machines have networks of their own, as namespaces of the kernel. Where those
+# cannot be made they are skipped, and say why.
+network:
+	@command -v ip >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+		&& apt-get update -q && apt-get install -q -y --no-install-recommends iproute2; } \
+		|| echo 'no iproute2, and no root and apt-get to install it: many machines have no tests'

@@ -15,7 +15,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -23,11 +23,12 @@ import msgspec
 from opusclip_mlops.records import Tags, Text
 
 SUFFIX = ".account"
-SKIPPED, SHED, LOST = "skipped", "shed", "lost"
+SKIPPED, SHED, LOST, RANK = "skipped", "shed", "lost", "rank"
 OTHER_KEYS = "(other keys)"
 """Stands for the keys whose names could not be kept; no legal key has brackets."""
 
 MAX_SHOWN_KEYS = 500
+_KINDS = (LOST, SKIPPED, SHED, RANK)
 
 _FIRST_BYTES = 64 * 1024
 _SETS_BYTES = 1024 * 1024
@@ -35,6 +36,11 @@ _MAX_NAMES = 100_000
 _RETRY_S, _NEVER = 1.0, float("inf")
 _COUNT = struct.Struct("<Q")
 _ENTRY = struct.Struct("<QII")
+
+_DROPPED_TAG, _SKIPPED_TAG = "opusclip.dropped", "opusclip.skipped"
+_LOST_TAG, _RANK_TAG = "opusclip.lost_records", "opusclip.other_ranks"
+_TAGS = {_DROPPED_TAG, _SKIPPED_TAG, _LOST_TAG, _RANK_TAG}
+_TEXT_KEY = "opusclip/left_out"
 
 _Name = tuple[str, ...]
 
@@ -52,7 +58,10 @@ class Account:
         self._ledger = _Ledger(folder, session)
 
     def count(self, kind: str, keys: Sequence[str]) -> None:
-        """Count one point of each key as `skipped` by its interval or `shed` by the quota."""
+        """Count one point of each key as `skipped` by its interval or `shed` by the quota.
+
+        Or as that of a `rank` whose points do not make the run.
+        """
         if keys:
             self._own_ledger().count(kind, tuple(keys))
 
@@ -90,7 +99,7 @@ class _Ledger:
         self._lock = threading.RLock()
         self._descriptor, self._end_bytes = -1, 0
         self._is_behind, self._retry_at_s = True, 0.0
-        self._tallies: dict[_Name, _Tally] = {(kind,): _Tally() for kind in (LOST, SKIPPED, SHED)}
+        self._tallies: dict[_Name, _Tally] = {(kind,): _Tally() for kind in _KINDS}
         with self._lock:
             self._catch_up()
 
@@ -220,11 +229,15 @@ def _created(folder: Path, name: str) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Totals:
-    """What a run left out so far: `lost` in records, `skipped` and `shed` in points by key."""
+    """What a run left out so far: `lost` in records, the others in points by key.
+
+    `rank` is of ranks that logged beside the one whose points make the run.
+    """
 
     lost: int = 0
     skipped: dict[str, int]
     shed: dict[str, int]
+    rank: dict[str, int] = field(default_factory=dict)
 
     @property
     def dropped(self) -> int:
@@ -235,14 +248,16 @@ class Totals:
         """What is to be logged about it: three tags, and the counts per key where there are any."""
         skipped = sum(self.skipped.values())
         tags = {
-            "opusclip.dropped": str(self.dropped),
-            "opusclip.skipped": str(skipped),
-            "opusclip.lost_records": str(self.lost),
+            _DROPPED_TAG: str(self.dropped),
+            _SKIPPED_TAG: str(skipped),
+            _LOST_TAG: str(self.lost),
         }
+        if self.rank:
+            tags[_RANK_TAG] = str(sum(self.rank.values()))
         found: list[Tags | Text] = [Tags(tags)]
-        if self.dropped or skipped:
+        if self.dropped or skipped or self.rank:
             now_ms = time.time_ns() // 1_000_000 if timestamp_ms is None else timestamp_ms
-            found.append(Text(now_ms, step, "opusclip/left_out", self._as_json()))
+            found.append(Text(now_ms, step, _TEXT_KEY, self._as_json()))
         return found
 
     def _as_json(self) -> str:
@@ -250,6 +265,7 @@ class Totals:
             "lost_records": self.lost,
             SHED: _most_frequent(self.shed),
             SKIPPED: _most_frequent(self.skipped),
+            **({RANK: _most_frequent(self.rank)} if self.rank else {}),
         }
         return msgspec.json.format(msgspec.json.encode(counts), indent=2).decode()
 
@@ -264,20 +280,37 @@ def _most_frequent(counts: dict[str, int]) -> dict[str, int]:
     return dict(shown)
 
 
+def is_told(record: object) -> bool:
+    """Whether a record is one of those that `Totals.records` gives."""
+    if isinstance(record, Text):
+        return record.key == _TEXT_KEY
+    return isinstance(record, Tags) and bool(record.values) and record.values.keys() <= _TAGS
+
+
+def as_account(left_out: Totals) -> bytes:
+    """The content of an account that holds these totals, to be summed up with others."""
+    named = {SKIPPED: left_out.skipped, SHED: left_out.shed, RANK: left_out.rank}
+    entries = [_entry((kind, key), n) for kind, keys in named.items() for key, n in keys.items()]
+    return b"".join([_entry((LOST,), left_out.lost), *entries])
+
+
 def totals(folder: Path) -> Totals:
     """Sum up the accounts of all sessions of a run, and of their forked children.
 
     Raises:
         OSError: an account cannot be read: nothing is proven then.
     """
-    counts: dict[str, Counter[str]] = {kind: Counter() for kind in (LOST, SKIPPED, SHED)}
+    counts: dict[str, Counter[str]] = {kind: Counter() for kind in _KINDS}
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         with contextlib.suppress(FileNotFoundError):
             for (kind, *keys), count in _entries(path.read_bytes()):
                 for key in keys or [OTHER_KEYS]:
                     counts[kind][key] += count
     return Totals(
-        lost=counts[LOST].total(), skipped=dict(+counts[SKIPPED]), shed=dict(+counts[SHED])
+        lost=counts[LOST].total(),
+        skipped=dict(+counts[SKIPPED]),
+        shed=dict(+counts[SHED]),
+        rank=dict(+counts[RANK]),
     )
 
 

@@ -46,6 +46,7 @@ def read_artifacts(
     found.take(_checkpoints(repository, sizes, identity, run.data.tags))
     found.take(_tables(repository, sizes, run, is_over=is_over))
     found.used.update(path for path in sizes if layout.is_sources(path) or layout.origin_of(path))
+    found.used.update(filter(layout.is_relayed, sizes))
     _miss(found, sizes, run.data.tags)
     rest = {path: size for path, size in sizes.items() if path not in found.used}
     if rest:

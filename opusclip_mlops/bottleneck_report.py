@@ -229,14 +229,20 @@ def _summed(points: Iterable[Point]) -> Figures:
         if _is_of_machine(one.key):
             used[one.key].append(one.value)
         else:
-            intervals[one.timestamp_ms, one.step][one.key] = one.value
+            intervals[one.timestamp_ms, one.step][_of_one_rank(one.key)] = one.value
     totals = Totals()
     for values in intervals.values():
         totals.add(values)
     return totals.figures(machine_of(used))
 
 
+def _of_one_rank(key: str) -> str:
+    """A key as one rank has it: of many, the one in their midst stands for all."""
+    return key.removesuffix("/p50")
+
+
 def _is_timed(key: str) -> bool:
+    key = _of_one_rank(key)
     if key in (SECONDS_KEY, STEPS_KEY, TRACKER_KEY):
         return True
     last = key.rpartition("/")[2]

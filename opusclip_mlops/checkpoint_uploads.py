@@ -5,9 +5,12 @@ taken for nothing. Large files go to S3 in parts, past MLflow's server where tha
 """
 
 import os
+import posixpath
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
 # Smaller than MLflow's own: a file of 400 MB would pass through the server's disk.
 os.environ.setdefault("MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE", str(64 * 2**20))
@@ -19,10 +22,13 @@ from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepositor
 
 from opusclip_mlops import checkpoints, layout, object_storage
 from opusclip_mlops.begun_uploads import BegunUploads, WatchedProxy
-from opusclip_mlops.errors import CheckpointError
+from opusclip_mlops.errors import CheckpointError, DeliveryError
 from opusclip_mlops.faults import attempted
 from opusclip_mlops.folder import RunFolder
 from opusclip_mlops.metadata import CheckpointMetadata
+
+_OTHERS_WAIT_S = 3600.0
+"""How long other machines have to send what they have of a checkpoint."""
 
 
 class CheckpointUploads:
@@ -33,15 +39,24 @@ class CheckpointUploads:
         folder: The run's folder on this machine.
         artifact_uri: Where the run's artifacts lie.
         tracking_uri: The MLflow server or store.
+        owns_run: Whether this machine sends the metadata; otherwise it sends the files that it has
+            of another one's checkpoints, and nothing more.
     """
 
     def __init__(
-        self, run_id: str, folder: RunFolder, *, artifact_uri: str, tracking_uri: str
+        self,
+        run_id: str,
+        folder: RunFolder,
+        *,
+        artifact_uri: str,
+        tracking_uri: str,
+        owns_run: bool = True,
     ) -> None:
-        self._run_id = run_id
+        self._run_id, self._owns_run = run_id, owns_run
         self._begun = BegunUploads(folder.path / "uploads")
         self._repository = _repository(artifact_uri, tracking_uri, self._begun)
         self._arrived: set[tuple[str, str]] = set()
+        self._waiting_since_s: dict[str, float] = {}
         self.abandon()
 
     def abandon(self) -> None:
@@ -51,12 +66,17 @@ class CheckpointUploads:
     def send(self, source: Path) -> CheckpointMetadata | None:
         """Seal a checkpoint and send it, both at once; None for one that was dropped meanwhile.
 
-        Sent again after a fault, files that arrived before are not sent twice.
+        None, too, for another machine's, of which only files are sent. Sent again after a fault,
+        files that arrived before are not sent twice.
 
         Raises:
             CheckpointError: it is none, or torn: then nothing of it stays there.
+            DeliveryError: another machine has not sent yet what it has of it.
             Any fault of the artifact store.
         """
+        if not self._owns_run:
+            self._send_share(source)
+            return None
         checkpoints.read_metadata(source)
         if checkpoints.is_dropped(source):
             return None
@@ -66,9 +86,32 @@ class CheckpointUploads:
             return None
         if fault:
             raise fault
+        if awaited := self._elsewhere(source, about):
+            self._wait_for(source, ", ".join(awaited[:4]))
         self._send(source, source / checkpoints.METADATA)
         self._arrived = {one for one in self._arrived if one[0] != source.name}
         return about
+
+    def _send_share(self, source: Path) -> None:
+        if not checkpoints.is_dropped(source):
+            self.abandon()
+            self._send_data(source)
+
+    def _wait_for(self, source: Path, awaited: str) -> NoReturn:
+        since_s = self._waiting_since_s.setdefault(source.name, time.monotonic())
+        if time.monotonic() - since_s < _OTHERS_WAIT_S:
+            raise DeliveryError(f"{source.name} waits for other machines' {awaited}")
+        attempted(lambda: self._repository.delete_artifacts(_place(source)))
+        raise CheckpointError(f"{source.name} is not whole: no machine has sent {awaited}")
+
+    def _elsewhere(self, source: Path, about: CheckpointMetadata) -> list[str]:
+        """What other machines have of a checkpoint, and have not sent yet."""
+        absent = {name for name in about.files if not (source / name).exists()}
+        if not absent:
+            return []
+        sent = self._repository.list_artifacts(_place(source))
+        sizes = {posixpath.basename(one.path): one.file_size for one in sent}
+        return sorted(one for one in absent if sizes.get(one) != about.files[one].size_bytes)
 
     def _seal_and_send_data(self, source: Path) -> tuple[CheckpointMetadata, Exception | None]:
         """What was sealed, and the fault of what was sent meanwhile."""

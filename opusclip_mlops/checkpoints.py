@@ -15,17 +15,14 @@ ships checkpoints stays small.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-import socket
 import tempfile
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -37,7 +34,10 @@ from opusclip_mlops.metadata import WEIGHTS as WEIGHTS
 from opusclip_mlops.metadata import CheckpointMetadata as CheckpointMetadata
 from opusclip_mlops.metadata import StoredFile as StoredFile
 from opusclip_mlops.redaction import one_line
+from opusclip_mlops.sharded_state import put_weights, weights_for
+from opusclip_mlops.shards import Slices
 from opusclip_mlops.tensors import restore_rng as restore_rng
+from opusclip_mlops.unfinished import as_checkpoint, unfinished
 
 if TYPE_CHECKING:
     import torch
@@ -96,13 +96,13 @@ def write_checkpoint(
     content = replace(metadata, files={}).to_dict()
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _unfinished(folder) as temporary:
+        with unfinished(folder) as temporary:
             tensors.write_weights(temporary / WEIGHTS, model)
             at = {"step": metadata.step, "epoch": metadata.epoch}
             tensors.write_state(temporary / STATE, optimizer, scheduler, **at)
             content[_WRITTEN] = {one.name: _extent(one) for one in temporary.iterdir()}
             (temporary / METADATA).write_text(_json_text(content))
-            _rename(temporary, folder)
+            as_checkpoint(temporary, folder)
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"checkpoint {folder} cannot be written: {reason}") from error
@@ -143,10 +143,28 @@ def seal(folder: Path, *, run_id: str | None = None) -> CheckpointMetadata:
             return metadata
         raise
     sealed = replace(metadata, files=files, run_id=metadata.run_id or run_id)
-    content = sealed.to_dict()
-    content[FINGERPRINT] = fingerprint(content)
-    _replace_text(folder / METADATA, _json_text(content))
+    _replace_text(folder / METADATA, _sealed_text(sealed))
     return sealed
+
+
+def flushed(path: Path) -> StoredFile:
+    """Bring a file to the disk and hash it, for `finish`."""
+    _fsync(path)
+    return _hashed(path)
+
+
+def finish(temporary: Path, folder: Path, metadata: CheckpointMetadata) -> None:
+    """Make what lies in a hidden folder, flushed and hashed, a sealed checkpoint, in one step.
+
+    Raises:
+        CheckpointError: there is one of that name, or metadata that JSON cannot hold.
+        OSError: the disk takes no change.
+    """
+    (temporary / METADATA).write_text(_sealed_text(metadata))
+    _fsync(temporary / METADATA)
+    _fsync(temporary)
+    as_checkpoint(temporary, folder)
+    _fsync(folder.parent)
 
 
 def drop(folder: Path) -> None:
@@ -176,12 +194,16 @@ def _mark(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.dropped")
 
 
-def verify(folder: Path, *, only: Collection[str] | None = None) -> CheckpointMetadata:
+def verify(
+    folder: Path, *, only: Collection[str] | None = None, share: tuple[int, int] | None = None
+) -> CheckpointMetadata:
     """Check a checkpoint against its own metadata and return that.
 
     Args:
         folder: The checkpoint.
         only: Names of the files to check, where just these were copied; None for all of them.
+        share: Where several processes check it together, the number of this one from 0 and how
+            many there are: each hashes its share of the files.
 
     Raises:
         CheckpointError: Not sealed, unknown schema, a file that is missing, has another length or
@@ -192,11 +214,15 @@ def verify(folder: Path, *, only: Collection[str] | None = None) -> CheckpointMe
         raise CheckpointError(f"checkpoint {folder} was dropped: only its metadata is left")
     if not metadata.sealed:
         raise CheckpointError(f"checkpoint {folder} is not sealed: call seal() on it first")
-    needed = (WEIGHTS, STATE) if only is None else only
+    weights = metadata.shards("weights") if metadata.is_sharded else [WEIGHTS]
+    needed = [*weights, *metadata.shards("optimizer"), STATE] if only is None else only
     if absent := sorted(set(needed) - set(metadata.files)):
         raise CheckpointError(f"{folder / METADATA} lists no {', '.join(absent)}")
-    for name in metadata.files if only is None else only:
-        _verify_file(folder, name, metadata.files[name])
+    names = sorted(metadata.files if only is None else only)
+    for name in names:
+        _verify_size(folder, name, metadata.files[name])
+    for name in names[share[0] :: share[1]] if share else names:
+        _verify_hash(folder / name, metadata.files[name])
     _verify_metadata(folder / METADATA)
     return metadata
 
@@ -215,6 +241,10 @@ def load_weights(
         CheckpointError: Not whole, or names or shapes differ; the message lists them.
     """
     metadata = verify(folder, only=only)
+    if metadata.is_sharded:
+        shares = Slices(folder / name for name in metadata.shards("weights"))
+        put_weights(model, weights_for(shares, model))
+        return metadata
     stored = tensors.fitting(folder / WEIGHTS, model)
     tensors.unwrapped(model).load_state_dict(stored, strict=True)
     return metadata
@@ -293,7 +323,7 @@ def _hashed(path: Path) -> StoredFile:
     return StoredFile(sha256=digest.hexdigest(), size_bytes=size_bytes)
 
 
-def _verify_file(folder: Path, name: str, expected: StoredFile) -> None:
+def _verify_size(folder: Path, name: str, expected: StoredFile) -> None:
     path = folder / name
     if not _is_inside(folder, name):
         said = f"names a file outside the checkpoint: {name!r:.80}"
@@ -302,6 +332,9 @@ def _verify_file(folder: Path, name: str, expected: StoredFile) -> None:
         raise CheckpointError(f"{path} is missing")
     if (size_bytes := path.stat().st_size) != expected.size_bytes:
         raise CheckpointError(f"{path} has {size_bytes} bytes, sealed were {expected.size_bytes}")
+
+
+def _verify_hash(path: Path, expected: StoredFile) -> None:
     try:
         found = _hashed(path).sha256
     except OSError as error:
@@ -330,6 +363,11 @@ def _is_inside(folder: Path, name: str) -> bool:
         return False
 
 
+def _sealed_text(metadata: CheckpointMetadata) -> str:
+    content = metadata.to_dict()
+    return _json_text({**content, FINGERPRINT: fingerprint(content)})
+
+
 def _json_text(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -340,46 +378,6 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _unfinished(folder: Path) -> Iterator[Path]:
-    """A hidden folder beside another to write in, gone afterwards."""
-    # Whether a process of another machine still writes can't be told: it has names of its own.
-    suffix = f".{hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]}.unfinished"
-    with _as_writer(folder.parent, suffix):
-        name = tempfile.mkdtemp(suffix, f".{folder.name}-", folder.parent)
-        try:
-            yield Path(name)
-        finally:
-            shutil.rmtree(name, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _as_writer(parent: Path, suffix: str) -> Iterator[None]:
-    """Share the folder with others that write; one that is alone removes what dead ones left."""
-    descriptor = os.open(parent, os.O_RDONLY)
-    try:
-        # Refused while another writes, and where the disk knows no locks.
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for left in parent.glob(f".*-*{suffix}"):
-                shutil.rmtree(left, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            # A forked process may have the descriptor still.
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)
-
-
-def _rename(temporary: Path, folder: Path) -> None:
-    try:
-        temporary.rename(folder)
-    except OSError as error:
-        raise CheckpointError(f"cannot create checkpoint {folder}: {error.strerror}") from error
 
 
 def _replace_text(path: Path, text: str) -> None:

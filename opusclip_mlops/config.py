@@ -89,6 +89,9 @@ class TrackingConfig:
         system_metrics: measure CPU, memory and GPU while the run goes on.
         system_metrics_interval_s: seconds between two measurements.
         alerts: what the run is watched for: a YAML file, or what it would hold (docs/alerts.md).
+        ranks: `one` run of all processes that a launcher starts together (docs/ranks.md), or each
+            its `own`.
+        metric_rank: the rank whose points, clips and tables make their run.
         profile_operations: time what `profile_operation` names, and the parts of the loop.
         profile_interval_s: seconds of which the times are added up before they are logged.
         profile_steps: the first step that torch.profiler looks at, and the step after the last, at
@@ -128,6 +131,8 @@ class TrackingConfig:
     system_metrics: bool = _setting(True)
     system_metrics_interval_s: float = _setting(10.0)
     alerts: str | Mapping[str, Any] | None = _setting(None)
+    ranks: str = _setting("one")
+    metric_rank: int = _setting(0)
     profile_operations: bool = _setting(True)
     profile_interval_s: float = _setting(10.0)
     profile_steps: tuple[int, int] | None = _setting(None)

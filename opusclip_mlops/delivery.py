@@ -19,7 +19,7 @@ from opusclip_mlops.faults import attempted
 from opusclip_mlops.folder import Position, Progress, Rejection, RunFolder
 from opusclip_mlops.records import Batch, Record, RunEnded, last_training_step
 from opusclip_mlops.redaction import one_line, redacted
-from opusclip_mlops.sessions import final_end
+from opusclip_mlops.sessions import all_ended, final_end
 from opusclip_mlops.sinks import (
     NEEDS_NEW_PROCESS,
     Refusal,
@@ -204,7 +204,7 @@ class _Delivery:
         few = len(batch.records) < BATCH_RECORDS // 4
         while few and not (ended or self._repeats) and time.monotonic() < deadline:
             time.sleep(POLL_S)
-            ended = final_end(self._folder) is not None
+            ended = all_ended(self._folder)
 
     def _acknowledge(self, written: Written, refused: tuple[Refusal, ...]) -> None:
         """Move the position behind every batch whose rows are all safe."""

@@ -24,7 +24,7 @@ import msgspec
 
 from opusclip_mlops.faults import attempted
 from opusclip_mlops.folder import write_whole
-from opusclip_mlops.generations import rank_in
+from opusclip_mlops.ranks import rank_in
 from opusclip_mlops.redaction import may_be_secret, redacted, secret_names_here, secrets_here
 
 MOST_LINES = 500

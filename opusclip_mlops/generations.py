@@ -7,7 +7,6 @@ logged; the clocks of the machines that train on one run are taken to agree.
 """
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -20,8 +19,6 @@ from opusclip_mlops.records import SYSTEM_PREFIX, to_step
 GENERATION_TAG = "opusclip.generation."
 """Begins the name of the tag that a generation leaves."""
 
-_RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
-_SIZES = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 _MOST_SKEW_MS = 24 * 3600 * 1000
 _NAME_CHARACTERS = 250
 _NO_LIMIT = 2**63
@@ -84,7 +81,7 @@ def generation_tag(
         session: A name of the process that no other process has.
         start_ms: When it began, as `start_after` says it.
         begun_from: The checkpoint that it went on from.
-        rank: The process's number among those that train together, as `rank_in` says it.
+        rank: The process's number among those that train together, as `ranks.rank_in` says it.
 
     Raises:
         RecordError: the checkpoint's step is beyond 64 bits.
@@ -176,15 +173,3 @@ def start_after(checkpoint_ms: int, *, now_ms: int) -> int:
     """
     is_behind = now_ms <= checkpoint_ms <= now_ms + _MOST_SKEW_MS
     return checkpoint_ms + 1 if is_behind else now_ms
-
-
-def rank_in(environment: Mapping[str, str]) -> int | None:
-    """The number of this process among those that train together, None for one that is alone."""
-    known = next((environment[name] for name in _RANKS if name in environment), "")
-    return int(known) if re.fullmatch(r"\d{1,9}", known, re.ASCII) else None
-
-
-def world_size_in(environment: Mapping[str, str]) -> int:
-    """How many processes train together as their launcher says, 1 where none does."""
-    known = next((environment[name] for name in _SIZES if name in environment), "")
-    return max(1, int(known)) if re.fullmatch(r"\d{1,9}", known, re.ASCII) else 1

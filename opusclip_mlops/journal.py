@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from opusclip_mlops.errors import RecordError
-from opusclip_mlops.records import Metrics, Record
+from opusclip_mlops.records import Metrics, RankMetrics, Record
 
 SUFFIX = ".journal"
 SEGMENT_BYTES = 64 * 1024 * 1024
@@ -77,7 +77,9 @@ class Journal:
             RecordError: a field is of a wrong type, or the record is larger than 64 MiB.
         """
         # Metrics are made of plain numbers by `records.to_values`; the rest holds what users gave.
-        payload = _encode(record) if type(record) is Metrics else _payload(record)
+        kind = type(record)
+        is_plain = kind is Metrics or kind is RankMetrics
+        payload = _encode(record) if is_plain else _payload(record)
         frame = _HEADER.pack(_MAGIC, len(payload), zlib.crc32(payload)) + payload
         try:
             written = os.write(self._descriptor, frame)
@@ -138,6 +140,16 @@ class Journal:
         self.fault = f"journal {self._folder}: {error.strerror or error}"
         if self._on_loss:
             self._on_loss()
+
+
+def framed(record: Record) -> bytes:
+    """A record as it stands in a journal.
+
+    Raises:
+        RecordError: a field is of a wrong type, or the record is larger than 64 MiB.
+    """
+    payload = _payload(record)
+    return _HEADER.pack(_MAGIC, len(payload), zlib.crc32(payload)) + payload
 
 
 def _payload(record: Record) -> bytes:

@@ -20,15 +20,19 @@ from typing import TYPE_CHECKING, Any, cast
 from opusclip_mlops import checkpoints, provenance, records
 from opusclip_mlops.errors import CheckpointError, PassportError, RecordError
 from opusclip_mlops.folder import RunFolder
-from opusclip_mlops.generations import rank_in
 from opusclip_mlops.metadata import BestValue, CheckpointMetadata
 from opusclip_mlops.passports import Passport
+from opusclip_mlops.ranks import rank_in
+from opusclip_mlops.records import Checkpoint
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.retention import WATCHED as WATCHED
 from opusclip_mlops.retention import Earlier, Retention, better_of, check_mode
 
 if TYPE_CHECKING:
     import torch
+
+# From the warning up: here, its context, `save`, the tracker's calls and what times them.
+_AT_THE_CALLER = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +44,23 @@ class Saved:
     records: tuple[records.Checkpoint | records.CheckpointDropped, ...]
 
     @property
+    def record(self) -> Checkpoint:
+        """What says that it is there."""
+        return next(one for one in self.records if isinstance(one, Checkpoint))
+
+    @property
     def dropped(self) -> list[str]:
         """Names of the checkpoints that are kept no longer."""
         return [one.name for one in self.records if isinstance(one, records.CheckpointDropped)]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A checkpoint that is to be written to `folder`; its name is held until it is there."""
+
+    folder: Path
+    about: CheckpointMetadata
+    is_best: bool
 
 
 class CheckpointKeeper:
@@ -85,25 +103,46 @@ class CheckpointKeeper:
         epoch: int,
         step: int,
         metrics: Mapping[str, float],
-        monitor: str | None = None,
-        mode: str = "min",
-        passports: Mapping[str, Passport] | None = None,
-        allow_unlike: bool = False,
         **facts: Any,
     ) -> Saved:
         """Write a checkpoint; what comes of it counts once it is given to `remember`.
 
-        `facts` are further fields of its metadata. The best is chosen by `monitor`, else by what
-        the retention names, else by a watched metric; NaN beats nothing. A value that was not
-        measured as the best one was is not ranked with it, and warned of, unless that is allowed.
+        `facts` are further arguments of `planned`, and further fields of its metadata. The best is
+        chosen by `monitor`, else by what the retention names, else by a watched metric; NaN beats
+        nothing. A value that was not measured as the best one was is not ranked with it, and warned
+        of, unless that is allowed.
 
         Raises:
             TypeError: the network is no module.
             RecordError: `monitor` is not among the metrics, or the mode is not `min` or `max`.
             CheckpointError: it cannot be written.
         """
-        if not hasattr(network, "state_dict"):
-            raise TypeError(f"model must be a torch.nn.Module, not {type(network).__name__}")
+        check_network(network)
+        with self.planned(epoch=epoch, step=step, metrics=metrics, **facts) as plan:
+            checkpoints.write_checkpoint(
+                plan.folder, network, optimizer, scheduler, metadata=plan.about
+            )
+        return self.saved(plan)
+
+    @contextlib.contextmanager
+    def planned(
+        self,
+        *,
+        epoch: int,
+        step: int,
+        metrics: Mapping[str, float],
+        monitor: str | None = None,
+        mode: str = "min",
+        passports: Mapping[str, Passport] | None = None,
+        allow_unlike: bool = False,
+        **facts: Any,
+    ) -> Iterator[Planned]:
+        """Say what is to be written, as `save` does, for one who writes it; the name is held.
+
+        Raises:
+            RecordError: `monitor` is not among the metrics, or the mode is not `min` or `max`.
+            CheckpointError: the disk takes no change.
+        """
         watched, mode = self._watched(metrics, monitor, mode)
         self._look()
         with self._named(checkpoints.checkpoint_name(epoch, step)) as name:
@@ -126,9 +165,12 @@ class CheckpointKeeper:
                 best={**self._best, **best},
                 **facts,
             )
-            folder = self._folder.checkpoints / name
-            checkpoints.write_checkpoint(folder, network, optimizer, scheduler, metadata=about)
-        return Saved(name, about.best, tuple(self._records(about, is_best=bool(best))))
+            yield Planned(self._folder.checkpoints / name, about, bool(best))
+
+    def saved(self, plan: Planned) -> Saved:
+        """What is to be logged of a checkpoint that was planned and is there now."""
+        about = plan.about
+        return Saved(about.name, about.best, tuple(self._records(about, is_best=plan.is_best)))
 
     def remember(self, saved: Saved) -> None:
         """Take what `save` gave for the last, now that it is logged, and drop what it displaces."""
@@ -176,7 +218,7 @@ class CheckpointKeeper:
                 f"{key} of {value.checkpoint} and of {best.checkpoint}, the best so far, were not "
                 f"measured alike and are not ranked: {self._difference(key, best, passport)}; "
                 "measure them alike, or pass allow_unlike=True",
-                stacklevel=4,
+                stacklevel=_AT_THE_CALLER,
             )
         return best.is_beaten_by(value)
 
@@ -289,6 +331,16 @@ def _is_made(mark: Path) -> bool:
     except OSError as error:
         raise CheckpointError(f"cannot write to {mark.parent}: {error.strerror}") from error
     return True
+
+
+def check_network(network: object) -> None:
+    """Raise when this is no model.
+
+    Raises:
+        TypeError: the network is no module.
+    """
+    if not hasattr(network, "state_dict"):
+        raise TypeError(f"model must be a torch.nn.Module, not {type(network).__name__}")
 
 
 def scheduler_and_epoch(

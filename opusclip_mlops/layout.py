@@ -15,6 +15,7 @@
     checkpoints/<name>/                                          a checkpoint
     crash/<session>/                                             how a process died
     reports/<name>.html and .md                                  a report of the run, or of several
+    opusclip/ranks/<machine>/<block>/<number>-<crc32>.bin        what ranks log on other machines
 
 In folders a key is exact: `:` is written `~`, and a part too long for a file system goes on in the
 folder inside, after a `+`. Under `images/` names are MLflow's own, and a key is what they can hold.
@@ -41,6 +42,7 @@ PICTURES, TABLES, INSIGHTS = "media/image", "tables", "insights"
 DATASETS, ORIGINS = "datasets", "origins"
 CRASHES = "crash"
 REPORTS = "reports"
+RANKS = "opusclip/ranks"
 
 _PART_BYTES = 200
 _IMAGE_KEY_CHARACTERS = 160
@@ -204,6 +206,11 @@ def sources_path(name: str, digest: str, sha256: str) -> str:
 def is_sources(path: str) -> bool:
     """Whether such a list lies there."""
     return bool(_SOURCES.fullmatch(path))
+
+
+def is_relayed(path: str) -> bool:
+    """Whether it is what ranks have logged on another machine: its points are the run's."""
+    return path.startswith(f"{RANKS}/") and path.endswith(".bin")
 
 
 def origin_path(step: int, mark: str) -> str:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opusclip_mlops import checkpoints, tensors
-from opusclip_mlops.checkpoints import METADATA, STATE, WEIGHTS, place_of
+from opusclip_mlops import checkpoints
+from opusclip_mlops.checkpoints import METADATA, WEIGHTS, place_of
 from opusclip_mlops.errors import CheckpointError
 from opusclip_mlops.metadata import CheckpointMetadata
+from opusclip_mlops.putting_back import Asked
 from opusclip_mlops.redaction import one_line
 
 if TYPE_CHECKING:
@@ -56,7 +57,9 @@ def load_checkpoint(
     """Load a checkpoint: verify it, then put what it holds into what is given.
 
     Every hash is checked before anything is read, and nothing that is read can execute code. What
-    does not fit leaves the model as it was.
+    does not fit leaves the model as it was. A checkpoint of many processes is read by one or by any
+    other number of them. Into a model that is shared out over processes all of them load together:
+    where one fails, none has loaded.
 
     Args:
         source: An MLflow run id, a checkpoint's folder or a folder of checkpoints, or
@@ -67,7 +70,8 @@ def load_checkpoint(
         optimizer: Given its state.
         scheduler: Given its state.
         restore_rng: Whether the generators of torch, Python and NumPy are put back; when None,
-            where an optimizer or a scheduler is given: that is training going on.
+            where an optimizer or a scheduler is given: that is training going on. They are those of
+            the rank itself; where fewer ranks have saved, the others' are left alone.
         into: A folder to keep in, by its name, what is fetched from MLflow; a private one, removed
             afterwards, when None. What lies on this machine's disk is read where it is.
         tracking_uri: Where the run is, MLflow's default when None.
@@ -78,64 +82,22 @@ def load_checkpoint(
             given, or a registered version was asked for training state, of which it has none.
     """
     _check(which)
-    asked = _Asked(model, optimizer, scheduler, restore_rng)
+    asked = Asked(model, optimizer, scheduler, restore_rng)
     if str(source).startswith("models:/") and asked.for_state:
         raise CheckpointError(
             f"{source} holds weights and metadata, no training state: load that from its run"
         )
     origin = _Origin(source, which, tracking_uri, registry_uri)
-    with origin.found(None if into is None else Path(into)) as (folder, is_fetched):
+    with asked.together() as share, origin.found(Path(into) if into else None) as found:
+        folder, is_fetched = found
         # The training state is left out of a registered version.
         only = (WEIGHTS,) if origin.is_registered else None
-        metadata = _of_step(which, checkpoints.verify(folder, only=only), source)
-        weights, state = asked.read(folder)
+        metadata = _of_step(which, checkpoints.verify(folder, only=only, share=share), source)
+        content = asked.read(folder, metadata)
         kept = _kept(folder, Path(into), metadata) if is_fetched and into else folder
-    asked.put_in_place(weights, state)
+    asked.put_in_place(content)
     stays = not is_fetched or into is not None
-    return LoadedCheckpoint(folder=kept if stays else None, metadata=metadata, state=state)
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What a checkpoint's content is to be put into."""
-
-    model: torch.nn.Module | None
-    optimizer: Optimizer | None
-    scheduler: LRScheduler | None
-    restore_rng: bool | None
-
-    @property
-    def for_rng(self) -> bool:
-        if self.restore_rng is None:
-            return self.optimizer is not None or self.scheduler is not None
-        return self.restore_rng
-
-    @property
-    def for_state(self) -> bool:
-        return self.optimizer is not None or self.scheduler is not None or self.for_rng
-
-    def read(self, folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-        """The weights and the training state, as far as they are asked for; nothing is changed."""
-        state = tensors.read_state(folder / STATE) if self.for_state else None
-        for what, target in self._targets():
-            tensors.check_state(target, state[what] if state else None, what=what)
-        weights = None if self.model is None else tensors.fitting(folder / WEIGHTS, self.model)
-        return weights, state
-
-    def _targets(self) -> Iterator[tuple[str, Optimizer | LRScheduler]]:
-        if self.optimizer is not None:
-            yield "optimizer", self.optimizer
-        if self.scheduler is not None:
-            yield "scheduler", self.scheduler
-
-    def put_in_place(self, weights: dict[str, Any] | None, state: dict[str, Any] | None) -> None:
-        """What may not fit goes first: then the model is left as it was."""
-        for what, target in self._targets():
-            tensors.put_back(target, state[what] if state else None, what=what)
-        if self.for_rng and state is not None:
-            tensors.restore_rng(state["rng"])
-        if self.model is not None and weights is not None:
-            tensors.unwrapped(self.model).load_state_dict(weights, strict=True)
+    return LoadedCheckpoint(folder=kept if stays else None, metadata=metadata, state=content.state)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ class LoopClock:
         log_calls: Samples the time of log calls.
         notes: Where it is noted what is under way.
         is_worker: Whether this process is another than the one that trains.
+        by_the_clock: Whether other processes are measured in the same intervals.
     """
 
     def __init__(
@@ -37,12 +38,14 @@ class LoopClock:
         log_calls: "LogCalls",
         notes: Notes | None = None,
         is_worker: bool = False,
+        by_the_clock: bool = False,
     ) -> None:
         self.operations = Operations(
             self._end_interval,
             interval_s=config.profile_interval_s,
             prefix=WORKERS if is_worker else "",
             is_on=config.profile_operations,
+            by_the_clock=by_the_clock,
             notes=notes,
         )
         batch_size = config.batch_size if "batch_size" in config.given else None

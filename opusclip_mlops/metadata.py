@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -19,6 +20,8 @@ SCHEMA_VERSION = 1
 
 WEIGHTS = "weights.safetensors"
 """The file of a checkpoint that holds the model's tensors."""
+
+_SHARD = re.compile(r"(weights|optimizer)-\d{5}-of-(\d{5})\.safetensors", re.ASCII)
 
 FINGERPRINT = "metadata_sha256"
 """The key of metadata.json that holds the hash of all its others, once it is sealed."""
@@ -121,9 +124,27 @@ class CheckpointMetadata:
         return bool(self.files)
 
     @property
+    def is_sharded(self) -> bool:
+        """True where each of several processes wrote its share of the weights."""
+        return WEIGHTS not in self.files and bool(self.shards("weights"))
+
+    def shards(self, what: str) -> list[str]:
+        """The files that must hold the shares of the `weights` or of the `optimizer`, in order.
+
+        Each name says how many there are, so that one that is not listed is missed.
+        """
+        listed = [match for name in self.files if (match := _SHARD.fullmatch(name))]
+        counts = {int(match[2]) for match in listed if match[1] == what}
+        return [shard_name(what, one, count) for count in sorted(counts) for one in range(count)]
+
+    @property
     def weights_sha256(self) -> str:
-        """SHA-256 of the weights' file, "" until sealed."""
-        return self.files[WEIGHTS].sha256 if WEIGHTS in self.files else ""
+        """SHA-256 of the weights' file, "" until sealed; of shares, the hash of their hashes."""
+        if WEIGHTS in self.files:
+            return self.files[WEIGHTS].sha256
+        shares = [name for name in self.shards("weights") if name in self.files]
+        said = [f"{name} {self.files[name].sha256}\n" for name in shares]
+        return hashlib.sha256("".join(said).encode()).hexdigest() if said else ""
 
     @property
     def config_sha256(self) -> str:
@@ -161,6 +182,11 @@ class CheckpointMetadata:
         except (msgspec.ValidationError, UnicodeEncodeError, RecursionError) as error:
             raise CheckpointError(one_line(str(error))) from error
         return replace(metadata, best=best)
+
+
+def shard_name(what: str, number: int, count: int) -> str:
+    """The file of one share: weights-00001-of-00008.safetensors."""
+    return f"{what}-{number:05d}-of-{count:05d}.safetensors"
 
 
 class _WrittenBest(msgspec.Struct):

@@ -13,7 +13,7 @@ from collections.abc import Callable, MutableSequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from threading import get_ident
-from time import perf_counter_ns
+from time import perf_counter_ns, time_ns
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -213,6 +213,7 @@ class Operations:
         log: Takes each interval when it is over; never called by two threads at once.
         interval_s: How long an interval is, in seconds, where something ends or is logged in time.
         prefix: Begins every category.
+        by_the_clock: Whether intervals end when those of other processes do, at multiples of it.
         is_on: Whether anything is timed at all.
         notes: Where it is noted what is under way.
     """
@@ -224,6 +225,7 @@ class Operations:
         interval_s: float,
         prefix: str = "",
         is_on: bool = True,
+        by_the_clock: bool = False,
         notes: Notes | None = None,
     ) -> None:
         self.known: dict[tuple[str, str], Operation] = {}
@@ -235,6 +237,7 @@ class Operations:
         self._log: Callable[[Interval], object] | None = log
         self._interval_ns = round(interval_s * 1e9)
         self.is_on = is_on
+        self._by_the_clock = by_the_clock
         self._begin(perf_counter_ns())
         if is_on:
             _living.add(self)
@@ -243,7 +246,12 @@ class Operations:
     def _begin(self, now_ns: int) -> None:
         self._lock = threading.Lock()
         self._began_ns = now_ns
-        self.due_ns = now_ns + self._interval_ns if self.is_on and self._log else _NEVER_NS
+        self.due_ns = self._end_ns(now_ns) if self.is_on and self._log else _NEVER_NS
+
+    def _end_ns(self, now_ns: int) -> int:
+        """When an interval that begins now is over."""
+        past_ns = time_ns() % self._interval_ns if self._by_the_clock else 0
+        return now_ns + self._interval_ns - past_ns
 
     def named(self, category: str, name: str) -> Operation:
         """The operation of this name, always the same object.
@@ -326,7 +334,7 @@ class Operations:
 
     def _end_interval(self, now_ns: int) -> None:
         seconds = max(now_ns - self._began_ns, 1) / 1e9
-        self._began_ns, self.due_ns = now_ns, now_ns + self._interval_ns
+        self._began_ns, self.due_ns = now_ns, self._end_ns(now_ns)
         self._credit_open(now_ns)
         measured = [one for one in list(self.known.values()) if isinstance(one, Measured)]
         taken = (one.taken(seconds, self.prefix) for one in measured)

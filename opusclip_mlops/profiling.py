@@ -12,6 +12,7 @@ from opusclip_mlops.errors import ConfigError, OpusclipError, RecordTypeError
 from opusclip_mlops.insights import InsightCalls
 from opusclip_mlops.loop_clock import LogCalls, LoopClock
 from opusclip_mlops.operations import Operation, Operations
+from opusclip_mlops.rank_share import RankShare
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.selection import Selection
 from opusclip_mlops.session import JoinedSession
@@ -37,6 +38,7 @@ class ProfilingCalls(InsightCalls):
     _profiler: StepProfiler | None
     _profilers: list[StepProfiler]
     _selection: Selection
+    _share: RankShare
 
     _step: int
 
@@ -52,6 +54,7 @@ class ProfilingCalls(InsightCalls):
             log_calls=LogCalls(self, "_log_now"),
             notes=self._session.operations,
             is_worker=isinstance(self._session, JoinedSession),
+            by_the_clock=self._share.is_one_of_many,
         )
         self._operations = self._loop_clock.operations
         self._profiler, self._profilers = None, []
@@ -125,12 +128,21 @@ class ProfilingCalls(InsightCalls):
         self._loop_clock.efficiency.hooks.time_model(model)
 
     def _log_interval(self, values: Mapping[str, float]) -> None:
-        """Log what an interval came to; no part of it is left out for the steps between points."""
+        """Log what an interval came to; no part of it is left out for the steps between points.
+
+        Of many ranks, what the training processes measure is merged; of workers the owner's counts.
+        """
+        is_worker = isinstance(self._session, JoinedSession)
+        if is_worker and not self._share.is_owner:
+            return
         timestamp_ms, step = max(records.now_ms(), self._since_ms), self._current_step(None)
         kept = list(self._selection.kept_sums(dict(values)).items())
         for at in range(0, len(kept), _VALUES_AT_ONCE):
             part = dict(kept[at : at + _VALUES_AT_ONCE])
-            self._append(records.Metrics(timestamp_ms, step, part))
+            if is_worker:
+                self._append(records.Metrics(timestamp_ms, step, part))
+            else:
+                self._append(self._share.of_interval(part, timestamp_ms, step))
 
     def profiled(self, steps: tuple[int, int] = (0, 100)) -> StepProfiler:
         """Profile steps of a block with torch.profiler: `with tracker.profiled((2, 5)) as block:`.
@@ -160,7 +172,7 @@ class ProfilingCalls(InsightCalls):
 
     def _profile_on_schedule(self, steps: tuple[int, int] | None, *, step: int) -> None:
         """Watch for the steps that are to be profiled; `step` is about to begin."""
-        if steps is not None:
+        if steps is not None and self._share.is_owner:
             self._profiler = self._step_profiler(*steps)
             self._profile_from(step)
 
@@ -178,7 +190,7 @@ class ProfilingCalls(InsightCalls):
         for profiler in self._profilers:
             profiler.stop()
         report = self._loop_clock.stop()
-        if report is not None:
+        if report is not None and self._share.is_owner:
             at, timestamp_ms = self._current_step(None), max(records.now_ms(), self._since_ms)
             self._append(records.Text(timestamp_ms, at, TEXT_KEY, report.text()))
             self._append(records.Table(timestamp_ms, at, TEXT_KEY, report.columns, report.rows))

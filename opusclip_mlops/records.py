@@ -26,7 +26,9 @@ class RunStarted(msgspec.Struct, frozen=True, tag="start", array_like=True):
     """A process began to log: who it is and what its run is to be called.
 
     `process_started_s`, in seconds since the machine was started, tells a process from a later one
-    with the same `pid`; `owned` says whether the run's end is ours to declare.
+    with the same `pid`; `owned` says whether the run's end is ours to declare. `rank` is its number
+    among the `world_size` that train together, None for one that is alone; `attempt` counts how
+    often their launcher has started them anew.
     """
 
     session: str
@@ -36,6 +38,9 @@ class RunStarted(msgspec.Struct, frozen=True, tag="start", array_like=True):
     start_time_ms: int
     owned: bool = True
     tags: dict[str, str] = {}
+    rank: int | None = None
+    attempt: int = 0
+    world_size: int = 1
 
 
 class Metrics(msgspec.Struct, frozen=True, tag="metrics", array_like=True, gc=False):
@@ -44,6 +49,21 @@ class Metrics(msgspec.Struct, frozen=True, tag="metrics", array_like=True, gc=Fa
     timestamp_ms: int
     step: int
     values: dict[str, float]
+
+
+class RankMetrics(msgspec.Struct, frozen=True, tag="rank_metrics", array_like=True, gc=False):
+    """One log call of one of many ranks, to be merged with those of the others at its step.
+
+    `reduce` says how: mean, min, max, sum, stats or each.
+    """
+
+    timestamp_ms: int
+    step: int
+    values: dict[str, float]
+    reduce: str
+    rank: int
+    world_size: int
+    attempt: int = 0
 
 
 class Params(msgspec.Struct, frozen=True, tag="params", array_like=True):
@@ -208,6 +228,7 @@ class RunEnded(msgspec.Struct, frozen=True, tag="end", array_like=True):
 Record = (
     RunStarted
     | Metrics
+    | RankMetrics
     | Params
     | Tags
     | Dataset

@@ -31,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 
 from opusclip_mlops.asking import client_of, registry_meant, told_in_one_line
 from opusclip_mlops.checkpoints import METADATA, WEIGHTS, CheckpointMetadata, verify
+from opusclip_mlops.consolidating import consolidated
 from opusclip_mlops.decisions import present_actor
 from opusclip_mlops.drift import InputReference
 from opusclip_mlops.errors import RegistryError
@@ -74,7 +75,8 @@ def register(
 ) -> RegisteredVersion:
     """Make a checkpoint of a run the next version of the model `name`.
 
-    The checkpoint is downloaded and verified, logged to its run as a model and registered.
+    The checkpoint is downloaded and verified, logged to its run as a model and registered. Of one
+    that several processes wrote by their shares the version holds the whole weights.
     Registering the same checkpoint again makes another version; none is ever changed. The run may
     be running or ended. MLflow's active run is neither used nor changed.
 
@@ -117,6 +119,9 @@ def register(
             fetched = Path(client.download_artifacts(run_id, f"{CHECKPOINTS}/{chosen}", temporary))
         metadata = verify(fetched)
         _check_served(metadata, serves)
+        if metadata.is_sharded:
+            fetched = consolidated(fetched, Path(temporary, "whole"))
+            metadata = verify(fetched, only=(WEIGHTS,))
         with told_in_one_line(f"cannot read what run {run_id} has besides its checkpoints"):
             page = _page(client, run, metadata, fetched, registry_uri)
         with told_in_one_line(f"cannot log checkpoint {chosen} of run {run_id} as a model"):

@@ -89,6 +89,10 @@ class Selection:
         self._account.count("shed", shed)
         return {key: value for key, value in values.items() if key not in shed}
 
+    def leave_to_owner(self, keys: Sequence[str]) -> None:
+        """Count one point of each key that another of many ranks logs for all."""
+        self._account.count("rank", keys)
+
     def priority_of(self, key: str) -> str:
         """Whether a key is `high`, `medium` or `low`."""
         return self._rule_of(key)[0]

@@ -11,30 +11,34 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from opusclip_mlops import journal, stopping, waiting
-from opusclip_mlops.accounting import Account, Totals, totals
+from opusclip_mlops.accounting import Account
 from opusclip_mlops.backlog import open_level, read_level, reserve
 from opusclip_mlops.config import TrackingConfig
-from opusclip_mlops.crash_report import Case, report
-from opusclip_mlops.deaths import TRACEBACK_TAG, Death
+from opusclip_mlops.deaths import TRACEBACK_TAG
 from opusclip_mlops.errors import ConfigError, DeliveryError, OpusclipError
-from opusclip_mlops.exits import DeathNotes, as_tag, stacks_now
-from opusclip_mlops.faults import attempted
+from opusclip_mlops.exits import DeathNotes, as_tag
 from opusclip_mlops.flight import FlightNotes, OpenOperations
 from opusclip_mlops.folder import CONTROL, Identity, Position, RunFolder
-from opusclip_mlops.generations import generation_tag, rank_in, start_after
+from opusclip_mlops.generations import generation_tag, start_after
+from opusclip_mlops.held_folders import held_folder, own_name
+from opusclip_mlops.joining import Joining, is_owner, place_of
 from opusclip_mlops.journal import Journal
 from opusclip_mlops.launch import ShipperGuard
 from opusclip_mlops.metadata import CheckpointMetadata
 from opusclip_mlops.naming import known_run, manifest_of, own_identity, secrets_of, unwritable
-from opusclip_mlops.records import RunEnded, RunStarted, Tags, Text, last_training_step
-from opusclip_mlops.redaction import one_line
+from opusclip_mlops.parting import NOTHING_LEFT_OUT, left_out_lines, left_out_of, report_of
+from opusclip_mlops.ranks import Place, rank_in
+from opusclip_mlops.records import Record, RunEnded, RunStarted, Tags, last_training_step
 from opusclip_mlops.selection import Selection
 from opusclip_mlops.sessions import (
+    RANKS,
+    ended_here,
     exit_code_decides,
     final_end,
     hold_alive,
     process_started_s,
     sessions,
+    traceback_tag,
 )
 
 POLL_S = 0.05
@@ -63,6 +67,8 @@ class Session:
         begun_from: CheckpointMetadata | None = None,
     ) -> None:
         self._begun_from = begun_from
+        self.place = place_of(config)
+        self.is_owner = is_owner(config, self.place)
         run_id, self._owned = known_run(config)
         self._manifest = manifest_of(config, run_id)
         if config.alerts:
@@ -70,11 +76,17 @@ class Session:
 
             self._manifest = watched(self._manifest, config.alerts)
         self._secrets = secrets_of(config)
-        self._resumed = run_id is not None
         self._presence, self._files = ExitStack(), ExitStack()
+        joining = Joining(config, self.place) if self.place else None
         try:
-            self._open(config, run_id)
-            self._begin(run_id, tags)
+            self._hold(config, run_id, joining)
+            self._open(config)
+            self._begin(tags)
+            if joining:
+                joining.announce(self.folder, self._manifest)
+        except ConfigError:
+            self._give_up()
+            raise
         except OSError as error:
             self._give_up()
             raise ConfigError(
@@ -82,18 +94,29 @@ class Session:
                 " make room, or set journal_dir to a folder of yours on a local disk"
             ) from None
 
-    def _open(self, config: TrackingConfig, run_id: str | None) -> None:
+    def _hold(self, config: TrackingConfig, run_id: str | None, joining: Joining | None) -> None:
+        """Have the run's folder, so that nobody removes it; others may be in it already."""
         journal_dir = Path(config.journal_dir).absolute()
+        self._resumed = True
+        if joining:
+            self._manifest = joining.agreed(self._manifest)
+            journal_dir = joining.journal_dir
         self.folder = RunFolder(journal_dir / self._manifest.local_id)
-        self.folder, hold = _held_folder(journal_dir, self._manifest.local_id, run_id)
+        self._resumed = run_id is not None or (joining is not None and joining.goes_on)
+        wanted = run_id if self.is_owner else None
+        self.folder, hold = held_folder(journal_dir, self._manifest.local_id, wanted)
         self._presence.callback(os.close, hold)
+        if joining:
+            self._manifest = joining.found(self.folder, self._manifest)
+
+    def _open(self, config: TrackingConfig) -> None:
         self.folder.create(self._manifest)
         asked, self._manifest = self._manifest, self.folder.manifest()
         if asked.alerts not in ({}, self._manifest.alerts):
             print("opusclip: the run is watched by the rules it began with", file=sys.stderr)
         if fault := unwritable(self._manifest):
             print(f"opusclip: {fault}", file=sys.stderr, flush=True)
-        self._name = _own_name()
+        self._name = own_name()
         self._open_journals(config)
         self._open_control()
 
@@ -113,7 +136,7 @@ class Session:
         self._identity: Identity | None = None
         self._account = Account(self.folder.path, self._name)
         self._files.callback(self._account.close)
-        self._left_out = Totals(skipped={}, shed={})
+        self._left_out = NOTHING_LEFT_OUT
         self._journal = Journal(self.folder.path, self._name, on_loss=self._account.count_lost)
         self._files.callback(self._journal.close)
         self._level = open_level(self.folder)
@@ -126,11 +149,12 @@ class Session:
             account=self._account,
         )
 
-    def _begin(self, run_id: str | None, tags: dict[str, str]) -> None:
-        if run_id is None and self._manifest.experiment_name:
+    def _begin(self, tags: dict[str, str]) -> None:
+        is_new = self._manifest.run_id is None and self.folder.identity() is None
+        if is_new and self._manifest.experiment_name:
             self.folder.write_identity(own_identity(self._manifest))
         self._start_time_ms = int(time.time() * 1000)
-        tags = tags | self._generation(self._start_time_ms)
+        tags = (tags if self.is_owner else {}) | self._generation(self._start_time_ms)
         self._start = RunStarted(
             session=self._name,
             host=socket.gethostname(),
@@ -139,6 +163,9 @@ class Session:
             start_time_ms=self._start_time_ms,
             owned=self._owned,
             tags=tags,
+            rank=self.place.rank if self.place else None,
+            attempt=self.place.attempt if self.place else 0,
+            world_size=self.place.world_size if self.place else 1,
         )
         self._control.append(self._start)
         if self._control.lost:
@@ -239,38 +266,22 @@ class Session:
         now_ms = max(int(time.time() * 1000), self._start_time_ms)
         if why := self.stop_reason:
             status, reason = stopping.stopped(status, reason, why)
-        for record in self._count_left_out(now_ms):
-            self._control.append(record)
+        if left := left_out_of(self.folder):
+            self._left_out = left
+            if RANKS not in self.sinks:  # which says it of all ranks at once
+                self._say(*left.records(timestamp_ms=now_ms))
         if traceback:
-            self._control.append(Tags({TRACEBACK_TAG: as_tag(traceback)}))
+            self._say(Tags({TRACEBACK_TAG: traceback_tag(self._start, as_tag(traceback))}))
         is_owned = self._owned if owned is None else owned
         end = RunEnded(self._name, status, now_ms, reason, is_owned, at_exit)
         if status != "FINISHED" and not exit_code_decides(end):
-            self._report(end, traceback)
-        self._control.append(end)
+            # Before its end: what comes behind that starts a sink anew.
+            self._say(*report_of(self.folder, self._start, end, traceback=traceback))
+        self._say(end)
 
-    def _report(self, end: RunEnded, traceback: str) -> None:
-        """Say how this process failed, before its end: what comes behind it starts a sink anew.
-
-        Whatever becomes of that, the end is declared.
-        """
-        if fault := attempted(lambda: self._say_why(end, traceback)):
-            why = one_line(f"{type(fault).__name__}: {fault}")
-            print(f"opusclip: no report of this end: {why}", file=sys.stderr, flush=True)
-
-    def _say_why(self, end: RunEnded, traceback: str) -> None:
-        death = Death(end.status, end.reason, traceback, told_by="the process", stacks=stacks_now())
-        case = Case(folder=self.folder, start=self._start, death=death, end_time_ms=end.end_time_ms)
-        for record in report(case):
+    def _say(self, *said: Record) -> None:
+        for record in said:
             self._control.append(record)
-
-    def _count_left_out(self, now_ms: int) -> list[Tags | Text]:
-        try:
-            self._left_out = totals(self.folder.path)
-        except OSError:
-            # An account that can't be read: then nothing is claimed.
-            return []
-        return self._left_out.records(timestamp_ms=now_ms)
 
     def wait_until_arrived(self, sinks: list[str], *, wait_s: float) -> bool:
         """Wait until what was logged so far has arrived; False at the deadline."""
@@ -290,7 +301,7 @@ class Session:
                 if waiting.has_ended(self.folder, self.sinks):
                     return True
                 # While another process logs to the run, its end is not ours to wait for.
-                is_shared = self.folder.path.exists() and final_end(self.folder) is None
+                is_shared = self.folder.path.exists() and not ended_here(self.folder)
                 return is_shared and all(self._has(sink, goal) for sink in self.sinks)
 
             return self._wait(is_done, wait_s)
@@ -315,20 +326,8 @@ class Session:
             line if "refused" in line else f"{line}; the shipper goes on, its log is {log}"
             for line in waiting.undelivered(self.folder, self.sinks, ended=has_ended)
         ]
-        return [*lines, *self._left_out_lines()]
-
-    def _left_out_lines(self) -> list[str]:
-        left, fault = self._left_out, self._journal.fault or self._control.fault
-        lines = []
-        if left.lost:
-            lines.append(f"{left.lost:,} records could not be kept: {fault or 'see its log'}")
-        if left.shed:
-            points, keys = sum(left.shed.values()), len(left.shed)
-            lines.append(
-                f"{points:,} points of {keys} keys were shed, because the backlog passed its quota;"
-                " the counts are in the run, under text/opusclip/left_out"
-            )
-        return lines
+        fault = self._journal.fault or self._control.fault
+        return [*lines, *left_out_lines(self._left_out, fault)]
 
     def release(self, *, is_last_word: bool = True) -> None:
         """Let go of the folder, so that the shipper may remove it.
@@ -342,7 +341,7 @@ class Session:
     def _give_up(self) -> None:
         """Leave nothing of a start that did not come to be."""
         self._files.close()
-        if not self._resumed:
+        if not self._resumed and self.is_owner:
             shutil.rmtree(self.folder.path, ignore_errors=True)
         self._presence.close()
 
@@ -367,33 +366,16 @@ class Session:
 class JoinedSession(Session):
     """A further process's way to append to a run that another one began and will end."""
 
-    def __init__(self, config: TrackingConfig, folder: Path) -> None:
+    def __init__(self, config: TrackingConfig, folder: Path, *, place: Place | None = None) -> None:
+        self.place, self.is_owner = place, is_owner(config, place)
         self.folder = RunFolder(folder)
         self._manifest = self.folder.manifest()
         self._presence, self._files = ExitStack(), ExitStack()
         self._presence.callback(os.close, self.folder.hold())
         self._resumed = False
-        self._name = _own_name()
+        self._name = own_name()
         # Whom it works for began last: a stop before that was another one's.
         starts = (one.start.start_time_ms for one in sessions(self.folder))
         self._start_time_ms = max(starts, default=0)
         self.operations = OpenOperations(None)
         self._open_journals(config)
-
-
-def _own_name() -> str:
-    return f"{socket.gethostname()}-{os.getpid()}-{time.time_ns() // 1_000_000}"
-
-
-def _held_folder(journal_dir: Path, local_id: str, run_id: str | None) -> tuple[RunFolder, int]:
-    """The run's folder, held: the one that still delivers an earlier part of it, else a new one."""
-    for path in sorted(journal_dir.glob("*")) if run_id else []:
-        identity = RunFolder(path).identity()
-        if identity is None or identity.run_id != run_id:
-            continue
-        hold = RunFolder(path).hold()
-        if RunFolder(path).identity() is not None:
-            return RunFolder(path), hold
-        os.close(hold)
-    folder = RunFolder(journal_dir / local_id)
-    return folder, folder.hold()

@@ -11,13 +11,24 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
+
 from opusclip_mlops import journal
-from opusclip_mlops.folder import CONTROL, RunFolder
+from opusclip_mlops.folder import CONTROL, RunFolder, write_whole
 from opusclip_mlops.records import Crash, RunEnded, RunStarted
 
+RELAY = "relay"
+"""The sink that carries records from one machine to another."""
+ELSEWHERE = "+node-"
+"""Begins the names of journals that came from other machines; no host name has a `+`."""
+
+RANKS = "ranks"
+"""The sink that merges what many ranks log together."""
+
+_ALL_NODES = "sinks/all_nodes.json"
 _FLOCK = struct.Struct("@hhqqi4x")
 _DEAD_STATES = ("Z", "X", "x")
 
@@ -27,13 +38,15 @@ class Session:
     """A process that logs to a run, from its start to its end (None while it goes on).
 
     `is_corrected` says that the end is the supervisor's word, not the process's own; `has_report`
-    that it is reported how it died.
+    that it is reported how it died; `is_elsewhere` that it runs on another machine, whose own
+    supervisor watches over it.
     """
 
     start: RunStarted
     end: RunEnded | None
     is_corrected: bool = False
     has_report: bool = False
+    is_elsewhere: bool = False
 
 
 def sessions(folder: RunFolder) -> list[Session]:
@@ -42,16 +55,22 @@ def sessions(folder: RunFolder) -> list[Session]:
     own: dict[str, RunEnded] = {}
     told: dict[str, RunEnded] = {}
     reported: set[str] = set()
+    elsewhere: set[str] = set()
     for path, record in _control_records(folder):
         if isinstance(record, RunStarted):
             starts[record.session] = record
+            if path.name.startswith(ELSEWHERE):
+                elsewhere.add(record.session)
         elif isinstance(record, Crash):
             reported.add(record.session)
         else:
             by = own if path.name.startswith(record.session) else told
             by[record.session] = record
     return [
-        _session(start, own.get(name), told.get(name), has_report=name in reported)
+        replace(
+            _session(start, own.get(name), told.get(name), has_report=name in reported),
+            is_elsewhere=name in elsewhere,
+        )
         for name, start in starts.items()
     ]
 
@@ -62,6 +81,44 @@ def _session(
     """A process's own word goes before the supervisor's, but for what the exit code belies."""
     corrected = told is not None and (own is None or own.at_exit)
     return Session(start, told if corrected else own, corrected, has_report)
+
+
+def ended_here(folder: RunFolder) -> bool:
+    """Whether every process on this machine that logged to the run has ended."""
+    return all(one.end for one in sessions(folder) if not one.is_elsewhere)
+
+
+def all_ended(folder: RunFolder) -> bool:
+    """Whether every process that logged to the run has ended, on other machines too.
+
+    Those are known once the records of their machines are here, or are waited for no longer.
+    """
+    every = sessions(folder)
+    return bool(every) and all(one.end for one in every) and _has_all_nodes(folder, every)
+
+
+def note_all_nodes(folder: RunFolder, every: list[Session]) -> None:
+    """Remember that no machine but those of these sessions is waited for."""
+    names = sorted(one.start.session for one in every)
+    write_whole(folder.path / _ALL_NODES, msgspec.json.encode(names))
+
+
+def _has_all_nodes(folder: RunFolder, every: list[Session]) -> bool:
+    manifest = folder.manifest()
+    if RELAY not in manifest.sinks or not manifest.owns_run:
+        return True
+    try:
+        known = msgspec.json.decode((folder.path / _ALL_NODES).read_bytes(), type=list[str])
+    except (OSError, msgspec.DecodeError):
+        return False
+    return {one.start.session for one in every} == set(known)
+
+
+def _is_merged(folder: RunFolder, every: list[Session]) -> bool:
+    """Whether what these logged together is points of the run by now, where ranks train."""
+    if RANKS not in folder.manifest().sinks:
+        return True
+    return bool(folder.progress(RANKS).state.get("merged") == len(every))
 
 
 def _control_records(folder: RunFolder) -> Iterator[tuple[Path, RunStarted | RunEnded | Crash]]:
@@ -86,12 +143,72 @@ def final_end(folder: RunFolder) -> RunEnded | None:
     """How the run ended, once every process that logged to it has ended; None before."""
     every = sessions(folder)
     ends = [one.end for one in every if one.end]
-    if not ends or len(ends) < len(every):
+    if not ends or len(ends) < len(every) or not _has_all_nodes(folder, every):
         return None
+    if not _is_merged(folder, every):
+        return None
+    failed = _failed(every)
+    if not any(one.start.world_size > 1 for one, _ in failed):
+        return max([end for _, end in failed] or ends, key=lambda end: (end.owned, end.end_time_ms))
+    first, end = min(failed, key=_when_it_failed)
+    return msgspec.structs.replace(
+        end,
+        reason=f"{rank_name(first.start)}: {end.reason}" if rank_name(first.start) else end.reason,
+        end_time_ms=max(one.end_time_ms for one in ends),
+        owned=any(one.owned for one in ends),
+    )
+
+
+def rank_name(start: RunStarted) -> str:
+    """What one of many ranks is called, `rank 3 on gpu-07`; empty for a process that is alone."""
+    return f"rank {start.rank} on {start.host}" if start.world_size > 1 else ""
+
+
+def traceback_tag(start: RunStarted, lines: str) -> str:
+    """The lines at which a process failed, under its name where it is one of many ranks."""
+    return f"{rank_name(start)}:\n{lines}" if rank_name(start) else lines
+
+
+def _failed(every: list[Session]) -> list[tuple[Session, RunEnded]]:
+    """Who failed: whoever ends after it, unless the run was gone on with since."""
     last_start_ms = max(one.start.start_time_ms for one in every)
-    # A failure counts, whoever ends after it, unless the run was gone on with since.
-    failures = [e for e in ends if e.status != "FINISHED" and e.end_time_ms >= last_start_ms]
-    return max(failures or ends, key=lambda end: (end.owned, end.end_time_ms))
+    together = _last_together(every)
+    return [
+        (one, one.end)
+        for one in every
+        if one.end and one.end.status != "FINISHED"
+        # One of many may have failed before the last of them began.
+        if one.end.end_time_ms >= last_start_ms or one in together
+    ]
+
+
+def _when_it_failed(failed: tuple[Session, RunEnded]) -> tuple[bool, int]:
+    """What orders failures of many: who was told to end comes last, it is because another failed.
+
+    A process that was killed counts from when it was last seen alive, which is before any other
+    could miss it.
+    """
+    _, end = failed
+    return end.status == "KILLED", end.end_time_ms
+
+
+def _last_together(every: list[Session]) -> list[Session]:
+    """The ranks that train together since they were last started, all of them anew."""
+    together: list[Session] = []
+    ranks = (one for one in every if one.start.rank is not None)
+    for one in sorted(ranks, key=lambda one: one.start.start_time_ms):
+        if any(_is_before(other, one) for other in together):
+            together = []
+        together.append(one)
+    return together
+
+
+def _is_before(one: Session, other: Session) -> bool:
+    """Whether ranks were started anew between the starts of these two."""
+    if one.start.attempt != other.start.attempt:
+        return True
+    is_over = one.end is not None and one.end.end_time_ms <= other.start.start_time_ms
+    return is_over and one.start.rank == other.start.rank
 
 
 def hold_alive(folder: RunFolder, session: str) -> int:

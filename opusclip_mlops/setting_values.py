@@ -51,6 +51,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: v is None or 0 <= v[0] < v[1] <= v[0] + MOST_PROFILED_STEPS,
         f"a first step and a later one, such as 10,13, at most {MOST_PROFILED_STEPS} apart",
     ),
+    "ranks": (lambda v: v in ("one", "own"), "one or own"),
+    "metric_rank": (lambda v: v >= 0, "0 or more"),
     "log_frequency": (lambda v: v >= 1, "1 or more"),
     "save_frequency": (lambda v: v >= 1, "1 or more"),
     "max_epochs": (lambda v: v >= 1, "1 or more"),

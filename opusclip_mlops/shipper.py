@@ -25,6 +25,7 @@ from opusclip_mlops.folder import RunFolder
 from opusclip_mlops.launch import HUNG_S, NICENESS, children_of, start_process, yield_to_training
 from opusclip_mlops.lean_mlflow import load_mlflow
 from opusclip_mlops.redaction import one_line
+from opusclip_mlops.rendezvous import note_run
 from opusclip_mlops.sessions import final_end
 from opusclip_mlops.watching import Watch
 
@@ -106,6 +107,7 @@ class _Supervisor:
         if not self._watch.may_end() or final_end(self._folder) is None:
             return False
         refused = any(progress.rejected for progress in every)
+        note_run(self._folder)
         return refused or self._folder.remove_unless_held()
 
     def _keep_running(self, child: _Child) -> None:
@@ -170,7 +172,7 @@ def end_with_children(pid: int) -> None:
 
 
 def _run_sink(folder: RunFolder, name: str) -> None:
-    if name == "mlflow":
+    if name in ("mlflow", "relay"):
         load_mlflow()
     with folder.sinking(name):
         if deliver(folder, name):

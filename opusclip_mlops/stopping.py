@@ -41,7 +41,8 @@ def ask_to_stop(folder: RunFolder, reason: str, *, now_ms: int) -> int:
     """
     stop = _Stop(now_ms, one_line(reason))
     write_whole(folder.path / _FILE, msgspec.json.encode(stop))
-    living = [one.start for one in sessions(folder) if one.end is None]
+    every = (one for one in sessions(folder) if not one.is_elsewhere)
+    living = [one.start for one in every if one.end is None]
     meant = {one.pid: one for one in living if one.start_time_ms <= now_ms}
     return sum(_is_signalled(start) for start in meant.values())
 

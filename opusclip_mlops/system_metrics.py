@@ -40,11 +40,12 @@ class SystemMeter:
 
     Args:
         disk: A folder on the file system to measure.
+        node: What the machine is called where several are measured, unless `NODE_VARIABLE` says.
     """
 
-    def __init__(self, *, disk: Path) -> None:
+    def __init__(self, *, disk: Path, node: str = "") -> None:
         self._disk = disk
-        self._prefix = _prefix(os.environ.get(NODE_VARIABLE, ""))
+        self._prefix = _prefix(os.environ.get(NODE_VARIABLE, node))
         self._processor = _Processor()
         self._network = _Network()
         self._tree = _Tree()

@@ -14,8 +14,9 @@ import pickle
 import random
 import struct
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from opusclip_mlops.errors import CheckpointError
 from opusclip_mlops.redaction import one_line
@@ -48,11 +49,11 @@ _OF_TORCH = frozenset({
     "sgd",
 })  # fmt: skip
 _ALIASES = "aliases"
-# What torch and pickle raise over bytes that are no training state.
-_RUBBISH = (
+RUBBISH = (
     ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError,
     TypeError, ValueError, pickle.UnpicklingError, struct.error,
 )  # fmt: skip
+"""What torch and pickle raise over bytes that are no training state."""
 
 
 def write_weights(path: Path, model: torch.nn.Module) -> None:
@@ -61,8 +62,30 @@ def write_weights(path: Path, model: torch.nn.Module) -> None:
     Raises:
         CheckpointError: one of them is no dense tensor.
     """
-    from safetensors.torch import save_file
+    copied_weights(model).write(path)
 
+
+@dataclass(frozen=True, eq=False)
+class CopiedWeights:
+    """A model's tensors as they were, on the CPU; `aliases` names those that are tied to others."""
+
+    tensors: dict[str, torch.Tensor]
+    aliases: dict[str, str]
+
+    def write(self, path: Path) -> None:
+        """Write them as safetensors."""
+        from safetensors.torch import save_file
+
+        aliases = json.dumps(self.aliases, sort_keys=True)
+        save_file(self.tensors, path, metadata={_ALIASES: aliases})
+
+
+def copied_weights(model: torch.nn.Module) -> CopiedWeights:
+    """Copy a model's tensors; tied ones once.
+
+    Raises:
+        CheckpointError: one of them is no dense tensor.
+    """
     tensors: dict[str, torch.Tensor] = {}
     aliases: dict[str, str] = {}
     names: dict[object, str] = {}
@@ -73,7 +96,7 @@ def write_weights(path: Path, model: torch.nn.Module) -> None:
             tensors[name] = value.detach().to("cpu", copy=True).contiguous()
         else:
             aliases[name] = kept
-    save_file(tensors, path, metadata={_ALIASES: json.dumps(aliases, sort_keys=True)})
+    return CopiedWeights(tensors, aliases)
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -90,7 +113,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
             aliases = json.loads((file.metadata() or {}).get(_ALIASES, "{}"))
         stored: dict[str, torch.Tensor] = load_file(path)
         return stored | {alias: stored[kept] for alias, kept in aliases.items()}
-    except (SafetensorError, *_RUBBISH) as error:
+    except (SafetensorError, *RUBBISH) as error:
         raise CheckpointError(f"cannot read {path}: {_reason(error)}") from error
 
 
@@ -101,14 +124,29 @@ def fitting(path: Path, model: torch.nn.Module) -> dict[str, torch.Tensor]:
         CheckpointError: they cannot be read, or names or shapes differ; the message lists them.
     """
     stored = read_weights(path)
-    if differences := _differences(stored, unwrapped(model).state_dict()):
-        raise CheckpointError(f"{path} does not fit the model: {_listed(differences)}")
+    shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
+    check_fit(shapes, unwrapped(model).state_dict(), where=path)
     return stored
 
 
+def check_fit(
+    stored: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, torch.Tensor],
+    *,
+    where: Path | str,
+) -> None:
+    """Check that stored weights of these shapes are those of a model.
+
+    Raises:
+        CheckpointError: names or shapes differ; the message lists them.
+    """
+    if differences := _differences(stored, expected):
+        raise CheckpointError(f"{where} does not fit the model: {_listed(differences)}")
+
+
 def write_state(
-    path: Path,
-    optimizer: Optimizer | None,
+    file: Path | BinaryIO,
+    optimizer: Optimizer | Mapping[str, Any] | None,
     scheduler: LRScheduler | None,
     *,
     step: int,
@@ -116,19 +154,22 @@ def write_state(
 ) -> None:
     """Write the training state, with the random generators as they are now.
 
+    Of the optimizer it or the state that is to be written is given.
+
     Raises:
         CheckpointError: a value is neither a tensor nor plain; the message says where it is.
     """
     import torch
+    from torch.optim import Optimizer
 
     state = {
-        "optimizer": None if optimizer is None else optimizer.state_dict(),
+        "optimizer": optimizer.state_dict() if isinstance(optimizer, Optimizer) else optimizer,
         "scheduler": None if scheduler is None else scheduler.state_dict(),
-        "rng": _rng_state(),
+        "rng": rng_state(),
         "step": step,
         "epoch": epoch,
     }
-    torch.save({key: _plain(value, key) for key, value in state.items()}, path)
+    torch.save({key: plain(value, key) for key, value in state.items()}, file)
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -141,7 +182,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except _RUBBISH as error:
+    except RUBBISH as error:
         raise CheckpointError(f"cannot read {path}: {_reason(error)}") from error
     if not isinstance(state, dict) or (absent := [p for p in STATE_PARTS if p not in state]):
         what = f"no {', '.join(absent)}" if isinstance(state, dict) else "no training state"
@@ -165,7 +206,7 @@ def check_state(target: Optimizer | LRScheduler, stored: Any, *, what: str) -> N
         return
     try:
         differences = [*_group_differences(stored, target), *_state_differences(stored, target)]
-    except _RUBBISH as error:
+    except RUBBISH as error:
         raise CheckpointError(f"the {what} does not fit: {_reason(error)}") from error
     if differences:
         raise CheckpointError(f"the {what} does not fit: {_listed(differences)}")
@@ -180,7 +221,7 @@ def put_back(target: Optimizer | LRScheduler, stored: Any, *, what: str) -> None
     check_state(target, stored, what=what)
     try:
         target.load_state_dict(stored)
-    except _RUBBISH as error:
+    except RUBBISH as error:
         raise CheckpointError(f"the {what} does not fit: {_reason(error)}") from error
 
 
@@ -203,7 +244,7 @@ def restore_rng(rng: Mapping[str, Any]) -> None:
         torch.set_rng_state(rng["torch"])
         if rng["cuda"] and len(rng["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(rng["cuda"])
-    except _RUBBISH as error:
+    except RUBBISH as error:
         reason = _reason(error)
         raise CheckpointError(f"the random generators cannot be put back: {reason}") from error
 
@@ -222,6 +263,12 @@ def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
         model = inner
 
 
+def class_of(model: torch.nn.Module) -> str:
+    """The name of a model's class, without what is around it and what `fully_shard` makes of it."""
+    kinds = [kind.__name__ for kind in type(unwrapped(model)).__mro__]
+    return kinds[2] if kinds[1:2] == ["FSDPModule"] else kinds[0]
+
+
 def _identity(name: str, value: object) -> object:
     """Return a key that only tied tensors share: the same memory seen in the same way."""
     import torch
@@ -233,7 +280,8 @@ def _identity(name: str, value: object) -> object:
     return value.device, value.data_ptr(), value.dtype, value.shape, value.stride()
 
 
-def _rng_state() -> dict[str, Any]:
+def rng_state() -> dict[str, Any]:
+    """Where the generators of torch, Python and NumPy are now, as `restore_rng` takes it."""
     import numpy as np
     import torch
 
@@ -247,8 +295,12 @@ def _rng_state() -> dict[str, Any]:
     }
 
 
-def _plain(value: Any, where: str) -> Any:
-    """Return `value` built of what `torch.load(weights_only=True)` takes."""
+def plain(value: Any, where: str) -> Any:
+    """Return `value` built of what `torch.load(weights_only=True)` takes.
+
+    Raises:
+        CheckpointError: it holds something else; the message says where.
+    """
     import numpy as np
     import torch
 
@@ -257,9 +309,9 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.copy())
     if isinstance(value, Mapping):
-        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
+        return {key: plain(item, f"{where}.{key}") for key, item in value.items()}
     if type(value) in (list, tuple, set):
-        return type(value)(_plain(item, f"{where}[]") for item in value)
+        return type(value)(plain(item, f"{where}[]") for item in value)
     allowed = (bool, int, float, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
     if type(value) in allowed or isinstance(value, torch.Tensor):
         return value
@@ -267,14 +319,14 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def _differences(
-    stored: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
+    stored: Mapping[str, tuple[int, ...]], expected: Mapping[str, torch.Tensor]
 ) -> list[str]:
     missing = [f"{name} is missing" for name in expected if name not in stored]
     unknown = [f"{name} is not in the model" for name in stored if name not in expected]
     shapes = [
-        f"{name} is {tuple(stored[name].shape)}, the model's is {tuple(tensor.shape)}"
+        f"{name} is {stored[name]}, the model's is {tuple(tensor.shape)}"
         for name, tensor in expected.items()
-        if name in stored and stored[name].shape != tensor.shape
+        if name in stored and stored[name] != tuple(tensor.shape)
     ]
     return missing + unknown + shapes
 

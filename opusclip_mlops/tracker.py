@@ -27,6 +27,9 @@ from opusclip_mlops.naming import checked_config
 from opusclip_mlops.passports import PASSPORTS_KEY, Passport, encoded, passports_of
 from opusclip_mlops.performance import PerformanceMeter
 from opusclip_mlops.profiling import ProfilingCalls, prefixed
+from opusclip_mlops.rank_share import RankShare
+from opusclip_mlops.ranks import Place
+from opusclip_mlops.reductions import STATS
 from opusclip_mlops.samples import SourceClip
 from opusclip_mlops.sampling import SampleCalls
 from opusclip_mlops.saving import CheckpointCalls, config_of
@@ -79,7 +82,9 @@ class ExperimentTracker(CheckpointCalls, SampleCalls, ProfilingCalls):
     def _use(self, session: Session) -> None:
         self._session = session
         _here[session.folder.path, os.getpid()] = self
-        self._append = session.append
+        interval_s = self.config.profile_interval_s
+        self._share = RankShare(session, session.folder, session.selection, interval_s=interval_s)
+        self._append = self._share.append
         self._selection = session.selection
         self._trial_values = values_for_a_worker()
         self._begin_profiling()
@@ -101,7 +106,8 @@ class ExperimentTracker(CheckpointCalls, SampleCalls, ProfilingCalls):
 
         The run's end stays with the process that began it: `close()` does nothing in the other.
         """
-        return _joined, (self.config, self._session.folder.path, self._since_ms)
+        session = self._session
+        return _joined, (self.config, session.folder.path, self._since_ms, session.place)
 
     @property
     def local_id(self) -> str:
@@ -121,6 +127,14 @@ class ExperimentTracker(CheckpointCalls, SampleCalls, ProfilingCalls):
             return self._session.identity(wait_s=self.config.drain_timeout_s).run_id
 
     @property
+    def owns_run(self) -> bool:
+        """Whether this process's points make the run: one that is alone, or the rank that owns it.
+
+        That is rank 0, or `metric_rank`.
+        """
+        return self._session.is_owner
+
+    @property
     def step(self) -> int:
         """The last step that was logged, -1 before the first."""
         return self._step
@@ -130,26 +144,46 @@ class ExperimentTracker(CheckpointCalls, SampleCalls, ProfilingCalls):
         """Whether an alert asks that training stops: a loop that looks ends by its own lines."""
         return bool(self._session.stop_reason)
 
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+    def log_metrics(
+        self, metrics: Mapping[str, Any], step: int | None = None, *, reduce: str | None = None
+    ) -> None:
         """Log values by key at a step; without a step, the one after the last.
 
         Values are numbers, NumPy scalars or 0-d tensors; NaN and infinities are kept. The passport
-        of a `Score` is kept beside its value.
+        of a `Score` is kept beside its value, but not beside one that is merged.
+
+        Args:
+            metrics: Values by key.
+            step: The training step.
+            reduce: Where many ranks train on one run, what becomes of their values of a step: their
+                `mean`, `min`, `max` or `sum`; `stats` logs `<key>/min`, `p50`, `p95`, `max` and
+                `slowest_rank`, `each` logs `rank-<n>/<key>`. None: only the owner's are logged.
 
         Raises:
             RecordTypeError: a value is no number, or the step is not whole.
-            RecordError: a key MLflow would refuse, or a step beyond 64 bits.
+            RecordError: a key MLflow would refuse, a step beyond 64 bits, or an unknown `reduce`.
         """
         values = records.to_values(metrics)
         at = self._next_step() if step is None else records.to_step(step)
-        self._log_now(values, at, None if values is metrics else passports_of(metrics))
+        if reduce is None:
+            self._log_now(values, at, None if values is metrics else passports_of(metrics))
+        else:
+            self._share.check(reduce, values)
+            self._log_now(values, at, None, reduce)
         self._step = at
         if self._profiler is not None:
             self._profile_from(at + 1)
 
-    def log_training_metrics(self, epoch: int, step: int, metrics: Mapping[str, Any]) -> None:
-        """Log values as `training/<key>`, with the epoch."""
-        self.log_metrics({**prefixed("training", metrics), "training/epoch": epoch}, step)
+    def log_training_metrics(
+        self, epoch: int, step: int, metrics: Mapping[str, Any], *, reduce: str | None = None
+    ) -> None:
+        """Log values as `training/<key>`, with the epoch; `reduce` as `log_metrics` takes it."""
+        values, at = prefixed("training", metrics), {"training/epoch": epoch}
+        if reduce is None:
+            self.log_metrics(values | at, step)
+        else:
+            self.log_metrics(values, step, reduce=reduce)
+            self.log_metrics(at, step, reduce="max")
 
     def log_video_metrics(self, *, step: int | None = None, **metrics: Any) -> None:
         """Log video quality as `video/<name>`: `log_video_metrics(psnr=31.2, ssim=0.93)`."""
@@ -158,9 +192,13 @@ class ExperimentTracker(CheckpointCalls, SampleCalls, ProfilingCalls):
     def log_performance_metrics(
         self, metrics: Mapping[str, Any] | None = None, step: int | None = None
     ) -> None:
-        """Log as `performance/<key>` what is given, else CPU, memory and GPU use measured now."""
+        """Log as `performance/<key>` what is given, else CPU, memory and GPU use measured now.
+
+        Of many ranks the values are merged, as by `log_metrics(…, reduce="stats")`.
+        """
         measured = self._meter.measure(step=self._step) if metrics is None else metrics
-        self._log_beside(prefixed("performance", measured), step)
+        reduce = STATS if self._share.is_one_of_many else None
+        self._log_beside(prefixed("performance", measured), step, reduce)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters; a parameter keeps its first value.
@@ -222,7 +260,8 @@ class ExperimentTracker(CheckpointCalls, SampleCalls, ProfilingCalls):
         wait_s = self.config.drain_timeout_s if timeout_s is None else timeout_s
         sinks = [sink] if sink else self._session.sinks
         with self._operations.named(*FLUSH):
-            return self._session.wait_until_arrived(sinks, wait_s=wait_s)
+            is_saved = self._settle_saves(wait_s=wait_s)
+            return self._session.wait_until_arrived(sinks, wait_s=wait_s) and is_saved
 
     def close(self, status: str | None = None, reason: str = "") -> None:
         """End the run and wait for delivery, at most `drain_timeout_s`.
@@ -253,6 +292,7 @@ class ExperimentTracker(CheckpointCalls, SampleCalls, ProfilingCalls):
         # Whatever becomes of it, the end is declared.
         if fault := attempted(self._end_profiling):
             self._not_profiled(fault)
+        self._end_saves(status)
         self._session.end(status, reason, traceback=traceback, at_exit=at_exit)
         self._append = _refuse_after_close
         try:
@@ -296,16 +336,20 @@ class ExperimentTracker(CheckpointCalls, SampleCalls, ProfilingCalls):
     def _current_step(self, step: int | None) -> int:
         return max(self._step, 0) if step is None else records.to_step(step)
 
-    def _log_beside(self, metrics: Mapping[str, Any], step: int | None) -> None:
+    def _log_beside(
+        self, metrics: Mapping[str, Any], step: int | None, reduce: str | None = None
+    ) -> None:
         """Log at the step the training has reached, without counting a step."""
-        at = self._current_step(step)
-        self._log_now(records.to_values(metrics), at, passports_of(metrics))
+        at, values = self._current_step(step), records.to_values(metrics)
+        self._share.check(reduce, values)
+        self._log_now(values, at, None if reduce else passports_of(metrics), reduce)
 
     def _log_now(
         self,
         values: dict[str, float],
         step: int | None = None,
         passports: Mapping[str, Passport] | None = None,
+        reduce: str | None = None,
     ) -> None:
         """Log values as of now; how they were measured before them, at the same step and time."""
         if step is None:
@@ -322,16 +366,21 @@ class ExperimentTracker(CheckpointCalls, SampleCalls, ProfilingCalls):
         if passports and (kept := {key: passports[key] for key in passports.keys() & values}):
             self._append(records.Text(timestamp_ms, step, PASSPORTS_KEY, encoded(kept)))
         if values:
-            self._append(records.Metrics(timestamp_ms, step, values))
+            if reduce is None:
+                self._append(records.Metrics(timestamp_ms, step, values))
+            else:
+                self._append(self._share.record(values, timestamp_ms, step, reduce))
 
 
-def _joined(config: TrackingConfig, folder: Path, since_ms: int = 0) -> ExperimentTracker:
+def _joined(
+    config: TrackingConfig, folder: Path, since_ms: int = 0, place: Place | None = None
+) -> ExperimentTracker:
     # One in each process, however often it is sent there; a copy is the tracker itself.
     tracker = _here.get((folder, os.getpid()))
     if tracker is None:
         tracker = ExperimentTracker.__new__(ExperimentTracker)
         tracker.config = config
-        tracker._use(JoinedSession(config, folder))
+        tracker._use(JoinedSession(config, folder, place=place))
         tracker._since_ms = since_ms
     return tracker
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from opusclip_mlops.generations import rank_in
+from opusclip_mlops.ranks import rank_in
 
 FILE_VARIABLE = "OPUSCLIP_SWEEP_VALUES"
 METRIC_VARIABLE = "OPUSCLIP_SWEEP_METRIC"

@@ -5,6 +5,7 @@ What it has to say is appended to journals of its own in the run's folder: one r
 
 import contextlib
 import os
+import socket
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from opusclip_mlops.sessions import (
     is_alive,
     is_visible,
     sessions,
+    traceback_tag,
 )
 from opusclip_mlops.stopping import reason_to_stop
 from opusclip_mlops.system_metrics import SystemMeter
@@ -74,6 +76,8 @@ class Watch:
 
     def _end_the_dead(self) -> None:
         for session in sessions(self._folder):
+            if session.is_elsewhere:
+                continue
             if is_alive(self._folder, session.start):
                 self._seen_alive_ms[session.start.session] = now_ms()
                 self._seen_oom_kills[session.start.session] = oom_kills()
@@ -103,7 +107,8 @@ class Watch:
                 os.close(descriptor)
 
     def _living(self, every: list[Session]) -> list[RunStarted]:
-        starts = [one.start for one in every if not one.end and is_visible(one.start)]
+        here = (one for one in every if not one.end and not one.is_elsewhere)
+        starts = [one.start for one in here if is_visible(one.start)]
         return [start for start in starts if is_alive(self._folder, start)]
 
     def _set_level(self) -> None:
@@ -196,7 +201,7 @@ class Watch:
             self._told_of.add(start.session)
             self._say(*_left_out(self._folder, end_time_ms))
             if death.traceback:
-                self._say(Tags({TRACEBACK_TAG: death.traceback}))
+                self._say(Tags({TRACEBACK_TAG: traceback_tag(start, death.traceback)}))
             if death.status != "FINISHED":
                 self._report(start, death, end_time_ms)
         end = RunEnded(start.session, death.status, end_time_ms, death.reason, start.owned)
@@ -220,7 +225,8 @@ class _Machine:
         self._folder = folder
         manifest = folder.manifest()
         self._interval_s = manifest.system_metrics_interval_s
-        self._meter = SystemMeter(disk=Path(manifest.cwd))
+        node = socket.gethostname() if manifest.nodes > 1 else ""
+        self._meter = SystemMeter(disk=Path(manifest.cwd), node=node)
         self._journal: Journal | None = None
         self._next_s = 0.0
         self._last_step = -1

@@ -167,3 +167,15 @@ def test_what_is_told_of_films_and_clips_is_no_file_of_the_user_s(tmp_path: Path
     assert not of_kind(contents, Files)
     assert len(of_kind(contents, Video)) == 1
     assert contents.left_out == ()
+
+
+def test_what_machines_send_each_other_is_no_file_of_the_user_s() -> None:
+    """The records in it are the run's already; a file of the user's beside it is one as ever."""
+    run = new_run()
+    node = "opusclip/ranks/node-1-host-0123abcd/0000"
+    client().log_text(run.info.run_id, "records", f"{node}/000000-0123abcd.bin")
+    client().log_text(run.info.run_id, "notes", f"{node}/notes.txt")
+    contents = read_contents(client(), ended(run))
+    [files] = [part.record for part in of_kind(contents, Files)]
+    assert list(files.uris) == [f"{node}/notes.txt"]
+    assert contents.left_out == ()

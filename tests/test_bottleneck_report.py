@@ -137,3 +137,16 @@ def test_a_run_without_figures_is_told(runs: Runs) -> None:
         bottlenecks("waiting", against="empty", tracking_uri=runs.uri)
     with pytest.raises(RegistryError, match="'nobody'"):
         bottlenecks("nobody", tracking_uri=runs.uri)
+
+
+def test_of_many_ranks_the_one_in_their_midst_is_judged(runs: Runs) -> None:
+    """Where the ranks' figures are merged, the report is that of the medians."""
+    many = runs.client.create_run("0", run_name="many").info.run_id
+    for key in runs.client.get_run(runs.waiting).data.metrics:
+        for one in runs.client.get_metric_history(runs.waiting, key):
+            at = {"timestamp": one.timestamp, "step": one.step}
+            for name, value in (("p50", one.value), ("max", 1e9), ("slowest_rank", 3.0)):
+                runs.client.log_metric(many, f"{key}/{name}", value, **at)
+    found = bottlenecks(many, tracking_uri=runs.uri).report
+    alone = bottlenecks(runs.waiting, tracking_uri=runs.uri).report
+    assert (found.limit, found.rows) == (alone.limit, alone.rows)

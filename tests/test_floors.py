@@ -12,7 +12,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "opusclip_mlops"
 
 FLOORS = [
-    {"errors", "redaction", "slots", "lean_mlflow", "amounts", "object_storage", "model_hooks"},
+    {"errors", "redaction", "slots", "lean_mlflow", "amounts", "object_storage", "model_hooks"}
+    | {"ranks", "manifest"},
     {"passports", "values", "setting_values", "confusion_counts"}
     | {"trace_events"}
     | {"downsampling", "page_text", "unread_output"},
@@ -38,13 +39,16 @@ FLOORS = [
         "histograms",
         "untouched",
     }
-    | {"page_charts", "page_document", "page_media"},
+    | {"page_charts", "page_document", "page_media"}
+    | {"shards", "unfinished"},
     {"animation", "encoding", "inspecting", "repackaging", "intervals"}
+    | {"sharded_state", "rank_generators"}
     | {"loop_parts", "operation_sums"}
+    | {"reductions", "open_points", "merging_gaps"}
     | {"webhooks"},
     {"journal", "checkpoints", "video", "performance", "environment", "waiting"}
     | {"accounting", "backlog", "faults", "launch", "naming", "selection", "timing"}
-    | {"bottlenecks"}
+    | {"bottlenecks", "rank_merging"}
     | {
         "line_names",
         "points",
@@ -57,7 +61,8 @@ FLOORS = [
     }
     | {"pictures", "repeats", "event_files", "policy", "retention", "chain", "generations"}
     | {"verdicts", "panels", "origins", "staging", "temporal", "drift", "significance"},
-    {"run_families"}
+    {"run_families", "merging_log"}
+    | {"noticeboard", "staged_training", "consolidating"}
     | {"mlflow_requests", "insight_documents", "operations", "exits"}
     | {"torch_traces", "shown_files"}
     | {"dead_units", "model_graph"}
@@ -67,13 +72,14 @@ FLOORS = [
     | {"events", "watermarks", "tables", "listing", "mirror_processes", "arrivals"}
     | {"smoke", "smoke_worker", "version_page"}
     | {"patience", "fetching", "asking", "wall_page", "begun_uploads", "blind_votes"},
-    {"table_cells", "loop_hooks", "posting", "stopping"}
+    {"table_cells", "loop_hooks", "posting", "stopping", "rendezvous"}
     | {"mirror_names", "rewinding"}
     | {"wandb_artifacts"},
     {"dashboards", "efficiency"}
     | {"insight_events", "projector", "insight_charts", "event_names"}
     | {"rows_before"}
-    | {"watched_model"}
+    | {"watched_model", "rank_share"}
+    | {"joint_saves", "putting_back"}
     | {"panel_steps", "wall_clips", "wall_measures", "named_runs", "frame_sources", "evaluations"}
     | {"blind_results", "blind_page", "blind_server"}
     | {"deaths"}
@@ -103,6 +109,7 @@ FLOORS = [
         "registry_rows",
     },
     {"contents", "settling", "touches", "wall_shipping", "wall_across"}
+    | {"rank_relay"}
     | {"bottleneck_report", "alerts", "metric_rows"},
     {"sinks", "holdings", "gates", "runs", "watching", "lookout", "comparing"}
     | {"compare_words"}
@@ -113,7 +120,7 @@ FLOORS = [
     | {"trial_values"}
     | {"material", "guarded", "announcing", "watchable"}
     | {"compare_charts", "compare_samples"},
-    {"mirror_load"} | {"compare_page"},
+    {"mirror_load"} | {"compare_page"} | {"held_folders", "joining", "parting"},
     {"shipper", "registry", "session", "mirroring", "gated"},
     {"replay", "mirror_worker", "saving", "sampling", "insights"},
     {"profiling"},
@@ -184,6 +191,8 @@ OWNERS = {
         "server",
         "settling",
         "sinks.mlflow",
+        "sinks.relay",
+        "rank_relay",
         "smoke_worker",
         "standing",
         "version_files",
@@ -217,9 +226,10 @@ OWNERS = {
         "sweeps.results",
     },
     "torch": {"checkpoints", "metrics", "performance", "projects", "scoring", "tensors"}
+    | {"consolidating", "noticeboard", "rank_generators", "sharded_state", "shards"}
     | {"dead_units", "histograms", "model_graph", "untouched", "watched_model"}
     | {"frame_sources", "torch_traces"}
-    | {"launching.agent"},
+    | {"launching.agent", "rendezvous"},
     "torchmetrics": {"metrics", "scoring"},
     "wandb": {"holdings.wandb", "sinks.wandb", "wandb_client", "wandb_log", "insight_charts"}
     | {"wandb_artifacts", "sweeps.wandb_engine", "sweeps.wandb_agent"},

@@ -15,9 +15,7 @@ from opusclip_mlops.generations import (
     generations_of,
     is_superseded,
     line_of,
-    rank_in,
     start_after,
-    world_size_in,
 )
 from opusclip_mlops.metadata import CheckpointMetadata
 
@@ -204,33 +202,3 @@ def test_a_generation_does_not_begin_before_its_checkpoint() -> None:
     assert start_after(200, now_ms=200) == 201
     assert start_after(200 + DAY_MS, now_ms=200) == 201 + DAY_MS
     assert start_after(201 + DAY_MS, now_ms=200) == 200
-
-
-@pytest.mark.parametrize(
-    ("environment", "rank"),
-    [
-        ({}, None), ({"RANK": "0"}, 0), ({"RANK": "3"}, 3), ({"SLURM_PROCID": "2"}, 2),
-        ({"OMPI_COMM_WORLD_RANK": "1"}, 1), ({"RANK": "0", "SLURM_PROCID": "2"}, 0),
-        ({"RANK": "rank"}, None), ({"RANK": ""}, None), ({"RANK": "-1"}, None),
-        ({"RANK": "²"}, None), ({"RANK": "9" * 40}, None),
-    ],
-)  # fmt: skip
-def test_the_rank_is_what_the_launcher_says(environment: dict[str, str], rank: int | None) -> None:
-    """A process that was not launched with others has none, nor is rubbish one."""
-    assert rank_in(environment) == rank
-
-
-@pytest.mark.parametrize(
-    ("environment", "size"),
-    [
-        ({}, 1), ({"WORLD_SIZE": "8"}, 8), ({"SLURM_NTASKS": "4"}, 4),
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, 2), ({"WORLD_SIZE": "8", "SLURM_NTASKS": "2"}, 8),
-        ({"WORLD_SIZE": "0"}, 1), ({"WORLD_SIZE": "x"}, 1), ({"WORLD_SIZE": ""}, 1),
-        ({"WORLD_SIZE": "-3"}, 1), ({"WORLD_SIZE": "9" * 40}, 1),
-    ],
-)  # fmt: skip
-def test_how_many_train_together_is_what_the_launcher_says(
-    environment: dict[str, str], size: int
-) -> None:
-    """A process that was not launched with others is alone, and so it is with rubbish."""
-    assert world_size_in(environment) == size

@@ -406,3 +406,17 @@ if __name__ == "__main__":
         file.write(code)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
     assert done.stdout.count("data', 'decode', 1)") == 1
+
+
+def test_intervals_by_the_clock_end_at_its_multiples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that begin at different moments, with counters of their own, end them together."""
+    monkeypatch.setattr(module, "perf_counter_ns", lambda: 500)
+    for wall_s, left_s in ((1003.0, 7.0), (1000.0, 10.0), (1009.5, 0.5)):
+        wall_ns = round(wall_s * 1e9)
+        monkeypatch.setattr(module, "time_ns", lambda wall_ns=wall_ns: wall_ns)
+        one = Operations(lambda _: None, interval_s=10.0, by_the_clock=True)
+        assert one.due_ns == 500 + round(left_s * 1e9)
+        one.stop()
+    free = Operations(lambda _: None, interval_s=10.0)
+    assert free.due_ns == 500 + round(10e9)
+    free.stop()

@@ -111,3 +111,78 @@ def test_the_exit_code_has_the_last_word(folder: RunFolder) -> None:
     assert final_end(folder) == found
     end(folder)
     assert final_end(folder).status == "FINISHED"
+
+
+def rank_part(
+    folder: RunFolder, rank: int, *, start_ms: int, attempt: int = 0, size: int = 2
+) -> str:
+    """A rank begins to log to the run; what its part is called."""
+    name = f"rank{rank}-{attempt}-{start_ms}"
+    start = RunStarted(
+        name, f"gpu-{rank}", 1, 0.0, start_ms, rank=rank, attempt=attempt, world_size=size
+    )
+    append(folder, [start], journal=name + CONTROL)
+    return name
+
+
+def rank_end(folder: RunFolder, name: str, status: str, end_ms: int, reason: str = "") -> None:
+    """A rank's part ends."""
+    append(folder, [RunEnded(name, status, end_ms, reason)], journal=name + CONTROL)
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> RunFolder:
+    """A run's folder that nobody but ranks logs to."""
+    folder = make_run(tmp_path)
+    for path in folder.segments():
+        path.unlink()
+    return folder
+
+
+def test_the_first_failure_of_many_ranks_is_the_reason(shared: RunFolder) -> None:
+    """Whoever was told to end, or failed later, did so because of it; the run ends with the last.
+
+    One may fail before another has begun.
+    """
+    first = rank_part(shared, 0, start_ms=10)
+    rank_end(shared, first, "FAILED", 40, "a bad batch")
+    told = rank_part(shared, 1, start_ms=50)
+    rank_end(shared, told, "KILLED", 30, "SIGTERM")
+    later = rank_part(shared, 2, start_ms=20)
+    rank_end(shared, later, "FAILED", 70, "a peer is gone")
+    assert final_end(shared) == RunEnded(first, "FAILED", 70, "rank 0 on gpu-0: a bad batch")
+
+
+def test_ranks_that_were_all_told_to_end_were_killed(shared: RunFolder) -> None:
+    """The first of them is named."""
+    for rank in (0, 1):
+        rank_end(shared, rank_part(shared, rank, start_ms=1), "KILLED", 9 - rank, "SIGTERM")
+    end = final_end(shared)
+    assert end is not None
+    assert (end.status, end.reason, end.end_time_ms) == ("KILLED", "rank 1 on gpu-1: SIGTERM", 9)
+
+
+def test_a_failure_counts_until_the_ranks_were_started_anew(shared: RunFolder) -> None:
+    """In a new attempt of their launcher, or in a new launch, where a rank comes again."""
+    rank_end(shared, rank_part(shared, 0, start_ms=10), "FAILED", 20, "first")
+    rank_end(shared, rank_part(shared, 1, start_ms=10), "FINISHED", 30)
+    rank_end(shared, rank_part(shared, 1, start_ms=40, attempt=1), "FINISHED", 50)
+    end = final_end(shared)
+    assert end is not None
+    assert end.status == "FINISHED"
+    rank_end(shared, rank_part(shared, 0, start_ms=60, attempt=1), "FAILED", 70, "second")
+    end = final_end(shared)
+    assert end is not None
+    assert end.reason == "rank 0 on gpu-0: second"
+    rank_end(shared, rank_part(shared, 0, start_ms=80, attempt=1), "FINISHED", 90)
+    end = final_end(shared)
+    assert end is not None
+    assert end.status == "FINISHED"
+
+
+def test_one_rank_alone_is_not_named(shared: RunFolder) -> None:
+    """A launcher that starts a single process makes no many of it."""
+    rank_end(shared, rank_part(shared, 0, start_ms=1, size=1), "FAILED", 9, "a bad batch")
+    end = final_end(shared)
+    assert end is not None
+    assert end.reason == "a bad batch"

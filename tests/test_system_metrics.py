@@ -137,6 +137,15 @@ def test_the_names_are_those_of_mlflow(
     assert SystemMeter(disk=Path("/")).sample([]).keys() == logged.keys()
 
 
+def test_each_of_many_machines_has_keys_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its name, unless the environment gives it another."""
+    key = "disk_usage_percentage"
+    meter = SystemMeter(disk=Path("/"), node="gpu-07")
+    assert f"system/gpu-07/{key}" in meter.sample([])
+    monkeypatch.setenv(NODE_VARIABLE, "front")
+    assert f"system/front/{key}" in SystemMeter(disk=Path("/"), node="gpu-07").sample([])
+
+
 @pytest.mark.parametrize("folder", ["/", "/proc"])
 def test_numbers_are_in_the_units_of_mlflow(folder: str) -> None:
     """Megabytes of a million bytes, percent to one place; the disk is the one of the folder."""

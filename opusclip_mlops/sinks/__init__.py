@@ -20,6 +20,8 @@ _SINKS = {
     "tensorboard": "TensorBoardSink",
     "wandb": "WandbSink",
     "alerts": "AlertsSink",
+    "ranks": "RanksSink",
+    "relay": "RelaySink",
 }
 
 NEEDS_NEW_PROCESS = frozenset({"wandb"})

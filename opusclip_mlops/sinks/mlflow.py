@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import functools
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,12 +42,13 @@ from opusclip_mlops.layout import (
 from opusclip_mlops.mirror_state import MirrorState, live_mirrors
 from opusclip_mlops.mlflow_requests import entities, merged, parts
 from opusclip_mlops.pruning import Marks, Pruning
+from opusclip_mlops.rank_relay import owners_run, run_by_local_id
 from opusclip_mlops.records import Batch, Record, RunEnded
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.refusals import EXISTS, is_for_good, reason_of
 from opusclip_mlops.run_families import PARENT_TAG, family_of
-from opusclip_mlops.sessions import sessions
-from opusclip_mlops.sinks import Refusal, SinkState, Written
+from opusclip_mlops.sessions import final_end, sessions
+from opusclip_mlops.sinks import Refusal, SinkState, Waiting, Written
 from opusclip_mlops.uploads import Sendable, Uploads
 from opusclip_mlops.wall_shipping import Walls
 from opusclip_mlops.wandb_layout import wandb_mode
@@ -55,6 +57,8 @@ if TYPE_CHECKING:
     from opusclip_mlops.sinks import Sink
 
 _TOO_LARGE = 413
+_ASK_EVERY_S = 1.0
+_FILES_OF_RANKS = records.Crash | records.Checkpoint | records.CheckpointDropped
 _FILES = Sendable | records.Checkpoint | records.CheckpointDropped
 
 
@@ -66,6 +70,7 @@ class MlflowSink:
         self._manifest = folder.manifest()
         with _alone_in_store(self._manifest.tracking_uri or get_tracking_uri()):
             self._client = MlflowClient(self._manifest.tracking_uri, self._manifest.registry_uri)
+        self._owns_run = self._manifest.owns_run
         self._no_run = ""
         self._refused: list[Refusal] = []
         self._put_off = PutOff()
@@ -75,7 +80,7 @@ class MlflowSink:
         slim = functools.partial(set_aside, self._folder)
         self._put_off = PutOff(state.get("put_off", ()), slim=slim)
         try:
-            run = self._given_run() if self._manifest.run_id else self._own_run()
+            run = self._run()
         except MlflowException as error:
             if not self._manifest.run_id or not is_for_good(error):
                 raise
@@ -87,17 +92,15 @@ class MlflowSink:
             )
             return state
         self._run_id = run.info.run_id
-        if run.data.tags.get(MIRROR_OF_TAG) != self._run_id:
+        if self._owns_run and run.data.tags.get(MIRROR_OF_TAG) != self._run_id:
             self._client.set_tag(self._run_id, MIRROR_OF_TAG, self._run_id)
         self._params = dict(run.data.params)
         self._uploads = Uploads(self._client, self._run_id, self._folder)
         due = state.get("walls", ())
         self._checkpoints = CheckpointUploads(
-            self._run_id,
-            self._folder,
-            artifact_uri=run.info.artifact_uri,
-            tracking_uri=self._client.tracking_uri,
-        )
+            self._run_id, self._folder, owns_run=self._owns_run,
+            artifact_uri=run.info.artifact_uri, tracking_uri=self._client.tracking_uri,
+        )  # fmt: skip
         self._walls = Walls(
             self._client, self._run_id, self._folder, here=self._uploads.here, due=due
         )
@@ -107,6 +110,8 @@ class MlflowSink:
         # The process that trains is told; what fails now is tried again later.
         attempted(self._marks.look)
         self._folder.write_identity(self._identity(run))
+        if not self._owns_run:
+            return self._state()
         with contextlib.suppress(OSError):
             # For whoever compares the mirrors on this machine.
             MirrorState().note_live(self._run_id, self._as_it_mirrors())
@@ -120,7 +125,7 @@ class MlflowSink:
         self._refused = []
         faults_before = self._put_off.faults
         self._put_off.try_again(self._send_checked)
-        for record_or_metrics in merged(batch.records):
+        for record_or_metrics in merged(self._own_part(batch)):
             if self._no_run:
                 self._refuse(record_or_metrics, self._no_run)
             elif isinstance(record_or_metrics, list):
@@ -145,7 +150,7 @@ class MlflowSink:
             return
         self._walls.finish()
         self._checkpoints.abandon()
-        if end is None:
+        if end is None or not self._owns_run:
             return
         if end.reason:
             self._client.set_tag(self._run_id, REASON_TAG, end.reason[:5000])
@@ -161,6 +166,29 @@ class MlflowSink:
         due = [] if self._no_run else self._walls.due
         return {"put_off": self._put_off.encoded(), "walls": due}
 
+    def _own_part(self, batch: Batch) -> tuple[Record, ...]:
+        """What is sent from here: from a machine that does not own the run, files alone."""
+        if self._owns_run:
+            return batch.records
+        return tuple(one for one in batch.records if isinstance(one, _FILES_OF_RANKS))
+
+    def _run(self) -> Run:
+        if not self._owns_run:
+            return self._run_of_others()
+        return self._given_run() if self._manifest.run_id else self._own_run()
+
+    def _run_of_others(self) -> Run:
+        """The run that another machine makes and ends.
+
+        Raises:
+            Waiting: it has not made it yet.
+        """
+        if found := owners_run(self._client, self._manifest):
+            return found
+        # Many machines ask at once.
+        time.sleep(_ASK_EVERY_S)
+        raise Waiting("the machine that owns the run has not made it yet")
+
     def _given_run(self) -> Run:
         run = self._client.get_run(str(self._manifest.run_id))
         if MIRROR_ID_TAG not in run.data.tags:
@@ -174,6 +202,12 @@ class MlflowSink:
             self._client.update_run(run.info.run_id, status="RUNNING")
         return run
 
+    def _begin_again(self, run: Run) -> None:
+        """Have a run go on whose ranks were started anew after an end."""
+        goes_on = self._manifest.owns_run and final_end(self._folder) is None
+        if goes_on and run.info.status != "RUNNING":
+            self._client.update_run(run.info.run_id, status="RUNNING")
+
     def _mirrors(self) -> str:
         return live_mirrors(self._as_it_mirrors())
 
@@ -185,11 +219,9 @@ class MlflowSink:
         experiment_id = self._manifest.experiment_id or self._experiment_id(
             self._manifest.experiment_name or "Default"
         )
-        found = self._client.search_runs(
-            [experiment_id], f"tags.`{LOCAL_ID_TAG}` = '{self._manifest.local_id}'", max_results=1
-        )
-        if found:
-            return found[0]
+        if found := run_by_local_id(self._client, experiment_id, self._manifest.local_id):
+            self._begin_again(found)
+            return found
         return self._client.create_run(
             experiment_id,
             start_time=self._manifest.start_time_ms,
@@ -288,7 +320,8 @@ class MlflowSink:
             case records.CheckpointDropped():
                 with contextlib.suppress(FileNotFoundError):
                     checkpoints.drop(self._checkpoint_folder(record.name))
-                self._pruning.remove(record.name)
+                if self._owns_run:
+                    self._pruning.remove(record.name)
 
     def _send_params(self, record: records.Params) -> None:
         """Send params; one that is there already as the same number is left as it is."""

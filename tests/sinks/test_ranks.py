@@ -1,0 +1,345 @@
+"""The sink of many ranks: what it merges is said once, whatever kills it and whoever lags."""
+
+import math
+import os
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from opusclip_mlops import delivery, journal
+from opusclip_mlops.accounting import RANK, Account
+from opusclip_mlops.delivery import deliver
+from opusclip_mlops.folder import CONTROL, RunFolder
+from opusclip_mlops.journal import Journal
+from opusclip_mlops.merging_gaps import KEY
+from opusclip_mlops.merging_log import MergingLog
+from opusclip_mlops.records import Metrics, RankMetrics, Record, RunEnded, RunStarted, Tags, Text
+from opusclip_mlops.sessions import final_end, process_started_s
+from opusclip_mlops.sinks.ranks import NAME
+from tests.journeys import append, end, make_run, store, wait_until
+from tests.reading import Point, points_of_mlflow, points_of_tensorboard
+from tests.sinks.sink_contract import T0_MS, SinkContract, metrics, staged_clip
+from tests.test_rank_merging import said
+
+
+def merged(folder: RunFolder) -> list[Record]:
+    """What stands in the journals of the sink, in its order."""
+    paths = sorted(folder.path.glob(f"{NAME}-*"))
+    items = [item for path in paths for item in journal.read(path)]
+    return [one.record for one in items if isinstance(one, journal.Entry)]
+
+
+def merged_points(folder: RunFolder) -> list[Point]:
+    """The merged points, sorted."""
+    return sorted(
+        Point(key, one.step, one.timestamp_ms, repr(value))
+        for one in merged(folder)
+        if isinstance(one, Metrics)
+        for key, value in one.values.items()
+    )
+
+
+def begin(folder: RunFolder, rank: int, *, of: int = 2, attempt: int = 0) -> str:
+    """Begin the session of a rank, with this process's pid; what it is called."""
+    name = f"rank-{rank}-{attempt}"
+    start = RunStarted(
+        session=name,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        process_started_s=process_started_s(os.getpid()),
+        start_time_ms=1_700_000_000_000,
+        rank=rank,
+        attempt=attempt,
+        world_size=of,
+    )
+    append(folder, [start], journal=name + CONTROL)
+    return name
+
+
+def leave(folder: RunFolder, name: str, status: str = "FINISHED") -> None:
+    """End the session of a rank."""
+    append(folder, [RunEnded(name, status, 1_700_000_100_000)], journal=name + CONTROL)
+
+
+class TestRanks(SinkContract):
+    """The contract, of two ranks that log the same."""
+
+    name = "ranks"
+
+    def points(self, folder: RunFolder) -> list[Point]:
+        """What was merged."""
+        return merged_points(folder)
+
+    def as_logged(self, records: list[Record]) -> list[Record]:
+        """Each log call by two ranks."""
+        return [
+            one
+            for record in records
+            for one in (_by_two(record) if isinstance(record, Metrics) else [record])
+        ]
+
+    def test_a_broken_clip_refuses_only_itself(self, folder: RunFolder) -> None:
+        """A clip is none of its business, broken or not."""
+        clip = staged_clip(folder)
+        (folder.media / clip.file).write_bytes(b"no frames here")
+        append(folder, self.as_logged([*metrics(3), clip]))
+        end(folder)
+        deliver(folder, self.name)
+        assert folder.progress(self.name).rejected == 0
+        assert len(self.points(folder)) == 6
+
+
+def _by_two(call: Metrics) -> list[Record]:
+    at = (call.timestamp_ms, call.step, call.values, "mean")
+    return [RankMetrics(*at, rank, 2) for rank in (0, 1)]
+
+
+def test_merged_points_are_the_same_everywhere(tmp_path: Path) -> None:
+    """In MLflow and TensorBoard, each once; the run ends once all is merged, and not before."""
+    folder = make_run(tmp_path, ["mlflow", "tensorboard", "ranks"])
+    append(folder, [said(r, s, timestamp_ms=T0_MS + s) for r in (0, 1) for s in range(50)])
+    end(folder)
+    assert final_end(folder) is None
+    others = [threading.Thread(target=deliver, args=(folder, n)) for n in ("mlflow", "tensorboard")]
+    for thread in others:
+        thread.start()
+    assert deliver(folder, "ranks")
+    for thread in others:
+        thread.join(240)
+    assert final_end(folder) is not None
+    client = MlflowClient(store(tmp_path))
+    (run,) = client.search_runs(["1"])
+    expected = [Point("loss", s, T0_MS + s, repr(s + 0.5)) for s in range(50)]
+    assert points_of_mlflow(client, run.info.run_id) == expected
+    assert points_of_tensorboard(tmp_path / "runs" / "films" / folder.path.name) == expected
+    assert run.info.status == "FINISHED"
+    assert KEY not in str(run.data.tags)
+
+
+def test_what_lacks_a_rank_is_merged_at_the_end_and_told(tmp_path: Path) -> None:
+    """The points are made of those that are there; a text says which ranks they lack."""
+    folder = make_run(tmp_path, ["ranks"])
+    values = {"loss": 1.0, "lonely": math.nan}
+    append(folder, [said(0, 3, values=values), said(0, 4), said(1, 3)])
+    append(folder, [said(5, 3), said(0, 3, reduce="guess")])
+    end(folder)
+    deliver(folder, "ranks")
+    assert [(p.key, p.step, p.value) for p in merged_points(folder)] == [
+        ("lonely", 3, "nan"),
+        ("loss", 3, "2.5"),
+        ("loss", 4, "4.0"),
+    ]
+    (text,) = [one for one in merged(folder) if isinstance(one, Text) and one.key == KEY]
+    assert text.text.startswith(
+        "lonely (mean): 1 points lack rank 1, steps 3 to 3\n"
+        "loss (mean): 1 points lack rank 1, steps 4 to 4\n\n{"
+    )
+    assert folder.progress("ranks").rejected == 2
+    assert "rank 5 of 2 ranks is none" in folder.rejected.read_text()
+
+
+def test_what_ranks_left_out_is_said_as_the_last_word(tmp_path: Path) -> None:
+    """The sum over all of them, by key: a rank that ended earlier knew of less."""
+    folder = make_run(tmp_path, ["ranks"])
+    account = Account(folder.path, "s1")
+    account.count(RANK, ["loss"])
+    account.count(RANK, ["loss", "acc"])
+    account.close()
+    end(folder)
+    deliver(folder, "ranks")
+    tags, text = merged(folder)
+    assert isinstance(tags, Tags)
+    assert tags.values["opusclip.other_ranks"] == "3"
+    assert isinstance(text, Text)
+    assert '"rank": {\n    "loss": 2,\n    "acc": 1\n  }' in text.text
+
+
+def test_a_rank_that_ended_is_not_waited_for(tmp_path: Path) -> None:
+    """While the others go on their points are made without it, once all of its own is read."""
+    folder = make_run(tmp_path, ["ranks"])
+    end(folder)
+    names = [begin(folder, rank, of=3) for rank in range(3)]
+    append(folder, [said(2, s, of=3) for s in range(3)], journal=names[2])
+    leave(folder, names[2], "KILLED")
+    delivering = threading.Thread(target=deliver, args=(folder, "ranks"))
+    delivering.start()
+    for rank in (0, 1):
+        append(folder, [said(rank, s, of=3) for s in range(5)], journal=names[rank])
+    wait_until(lambda: len(merged_points(folder)) == 5)
+    assert [point.value for point in merged_points(folder)] == ["1.0", "2.0", "3.0", "3.5", "4.5"]
+    assert final_end(folder) is None
+    leave(folder, names[0])
+    leave(folder, names[1])
+    delivering.join(120)
+    assert final_end(folder) is not None
+    assert len(merged_points(folder)) == 5
+
+
+def test_a_restart_is_merged_apart(tmp_path: Path) -> None:
+    """The steps that it logs again are points of their own; the run waits for them anew."""
+    folder = make_run(tmp_path, ["ranks"])
+    end(folder)
+    first = [begin(folder, rank) for rank in (0, 1)]
+    append(folder, [said(0, 1), said(1, 1), said(0, 2)])
+    for name in first:
+        leave(folder, name, "KILLED")
+    deliver(folder, "ranks")
+    assert [point.value for point in merged_points(folder)] == ["1.5", "2.0"]
+    again = [begin(folder, rank, attempt=1) for rank in (0, 1)]
+    append(folder, [said(rank, 2, attempt=1, timestamp_ms=9999) for rank in (0, 1)])
+    assert final_end(folder) is None
+    for name in again:
+        leave(folder, name)
+    assert final_end(folder) is None
+    deliver(folder, "ranks")
+    assert [(p.step, p.value) for p in merged_points(folder)] == [
+        (1, "1.5"),
+        (2, "2.0"),
+        (2, "2.5"),
+    ]
+    assert final_end(folder) is not None
+
+
+def test_a_rank_that_begins_late_is_waited_for(tmp_path: Path) -> None:
+    """Where the others have ended well before it began; it is known how many there are."""
+    folder = make_run(tmp_path, ["ranks"])
+    end(folder)
+    first = begin(folder, 0)
+    append(folder, [said(0, 1)], journal=first)
+    leave(folder, first)
+    delivering = threading.Thread(target=deliver, args=(folder, "ranks"))
+    delivering.start()
+    wait_until(lambda: folder.progress("ranks").has_all(folder.size_bytes()))
+    assert final_end(folder) is None
+    late = begin(folder, 1)
+    append(folder, [said(1, 1)], journal=late)
+    leave(folder, late)
+    delivering.join(120)
+    assert [point.value for point in merged_points(folder)] == ["1.5"]
+
+
+def test_a_rank_that_never_begins_is_not_waited_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at all where another has failed; else for a bounded time."""
+    failed = make_run(tmp_path / "failed", ["ranks"])
+    end(failed)
+    leave(failed, begin(failed, 0), "FAILED")
+    assert deliver(failed, "ranks")
+    monkeypatch.setattr("opusclip_mlops.sinks.ranks.BEGIN_WAIT_S", 0.3)
+    folder = make_run(tmp_path / "well", ["ranks"])
+    end(folder)
+    name = begin(folder, 0)
+    append(folder, [said(0, 1)], journal=name)
+    leave(folder, name)
+    assert deliver(folder, "ranks")
+    assert [point.value for point in merged_points(folder)] == ["1.0"]
+
+
+class Died(BaseException):
+    """What stands for kill -9: nobody catches it, and nothing is done afterwards."""
+
+
+@pytest.fixture
+def dying(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets at which act that reaches the disk the process dies: just before it, or just behind."""
+    left = [-1]
+
+    def deadly(owner: Any, name: str) -> None:
+        act = getattr(owner, name)
+
+        def call(*args: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0:
+                raise Died
+            done = act(*args)
+            left[0] -= 1
+            if left[0] == 0:
+                raise Died
+            return done
+
+        monkeypatch.setattr(owner, name, call)
+
+    for owner, name in (
+        (Journal, "append"),
+        (MergingLog, "append"),
+        (RunFolder, "write_progress"),
+    ):
+        deadly(owner, name)
+    monkeypatch.setattr(delivery, "BATCH_RECORDS", 7)
+    monkeypatch.setattr(delivery, "LINGER_S", 0.0)
+    monkeypatch.setattr(delivery, "POLL_S", 0.0)
+    monkeypatch.setattr("opusclip_mlops.sinks.ranks.LOOK_EVERY_S", 0.0)
+
+    def set_(acts: int) -> None:
+        left[0] = acts
+
+    return set_
+
+
+def _troubled_run(place: Path) -> RunFolder:
+    """Four ranks with lags, doubled steps, keys that some lack, and one that died early."""
+    folder = make_run(place, ["ranks"])
+    end(folder)
+    names = [begin(folder, rank, of=4) for rank in range(4)]
+    for rank, name in enumerate(names):
+        calls: list[Record] = []
+        for step in range(3 if rank == 3 else 12):
+            values = {"loss": rank + 0.1 * step} | ({"rare": 1.0 * step} if rank < 2 else {})
+            calls.append(said(rank, step, of=4, values=values))
+            calls += [said(rank, step, of=4, reduce="stats")] * (1 + step % 2)
+        append(folder, calls, journal=name)
+        leave(folder, name, "KILLED" if rank == 3 else "FINISHED")
+    return folder
+
+
+def test_killed_anywhere_nothing_stands_twice(tmp_path: Path, dying: Callable[[int], None]) -> None:
+    """Before and behind each of its acts, twice in a run: the very same points as undisturbed."""
+    deliver(whole := _troubled_run(tmp_path / "whole"), "ranks")
+    expected = [str(one) for one in merged(whole) if isinstance(one, Metrics)]
+    assert len(expected) > 40
+    places = range(1, 400, 17)
+    for at in places:
+        folder = _troubled_run(tmp_path / str(at))
+        deaths = 0
+        for acts in (at, 1 + at // 3):
+            dying(acts)
+            try:
+                deliver(folder, "ranks")
+            except Died:
+                deaths += 1
+        dying(-1)
+        deliver(folder, "ranks")
+        assert deaths > 0 or at > 200
+        assert sorted(map(str, _metrics(folder))) == sorted(expected), at
+        assert final_end(folder) is not None
+
+
+def _metrics(folder: RunFolder) -> list[Metrics]:
+    return [one for one in merged(folder) if isinstance(one, Metrics)]
+
+
+def test_a_full_disk_is_waited_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What could not be written down is said again later, and what was is not."""
+    folder = make_run(tmp_path, ["ranks"])
+    append(folder, [said(r, s) for s in range(30) for r in (0, 1)])
+    end(folder)
+    written = Journal.append
+    calls = [0]
+
+    def full(self: Journal, record: Record) -> None:
+        calls[0] += 1
+        if 10 <= calls[0] < 12:
+            self.count_lost(OSError(28, "No space left on device"))
+        else:
+            written(self, record)
+
+    monkeypatch.setattr(Journal, "append", full)
+    deliver(folder, "ranks")
+    assert [point.step for point in merged_points(folder)] == list(range(30))
+    assert folder.progress("ranks").faults == 2

@@ -1,0 +1,316 @@
+"""Two machines of one run, as two folders: what is brought from one to the other, and its end."""
+
+import dataclasses
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from opusclip_mlops import journal
+from opusclip_mlops.delivery import deliver
+from opusclip_mlops.folder import CONTROL, Identity, Manifest, RunFolder
+from opusclip_mlops.layout import REASON_TAG
+from opusclip_mlops.records import (
+    Batch,
+    Checkpoint,
+    Metrics,
+    Params,
+    RankMetrics,
+    RunEnded,
+    RunStarted,
+    Tags,
+    Text,
+)
+from opusclip_mlops.sessions import RELAY, all_ended, ended_here, final_end, sessions
+from opusclip_mlops.sinks import Waiting, open_sink, relay
+from tests.journeys import LOCAL_ID, append, store, wait_until
+
+T0_MS = 1_700_000_000_000
+
+
+@dataclasses.dataclass
+class Node:
+    """One machine of the run: its folder, and the rank that trains there."""
+
+    folder: RunFolder
+    rank: int
+    session: str
+
+    def begin(self, *, attempt: int = 0, session: str = "") -> None:
+        """Have its rank begin."""
+        self.session = session or self.session
+        start = RunStarted(
+            self.session, f"host-{self.rank}", 1, 1.0, T0_MS + attempt * 1000, rank=self.rank,
+            attempt=attempt, world_size=2,
+        )  # fmt: skip
+        append(self.folder, [start], journal=self.session + CONTROL)
+
+    def log(self, *records: Any) -> None:
+        """Log records."""
+        append(self.folder, records, journal=self.session)
+
+    def end(self, status: str = "FINISHED", reason: str = "", at_ms: int = 100_000) -> None:
+        """Have its rank end."""
+        end = RunEnded(self.session, status, T0_MS + at_ms, reason)
+        append(self.folder, [end], journal=self.session + CONTROL)
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "INTERVAL_S", 0.1)
+    monkeypatch.setattr(relay, "_LOOK_S", 0.05)
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> tuple[Node, Node]:
+    """The owner's machine, and another."""
+    return node(tmp_path, 0), node(tmp_path, 1)
+
+
+def node(tmp_path: Path, number: int, **fields: Any) -> Node:
+    """One of two machines; the first owns the run."""
+    folder = RunFolder(tmp_path / f"node-{number}" / LOCAL_ID)
+    manifest = Manifest(
+        local_id=LOCAL_ID, cwd=str(tmp_path), sinks=["mlflow", RELAY], experiment_name="films",
+        run_name="a-run", start_time_ms=T0_MS, tracking_uri=store(tmp_path), system_metrics=False,
+        ranks=2, nodes=2, node=number, owns_run=number == 0, **fields,
+    )  # fmt: skip
+    folder.create(manifest)
+    if not manifest.run_id:
+        folder.write_identity(Identity(mirror_id=LOCAL_ID, experiment_name="films"))
+    return Node(folder, number, f"host-{number}-77-{number}")
+
+
+class Delivering:
+    """Delivers folders to their sinks meanwhile, each in a thread, and ends with them all."""
+
+    def __init__(self, *folders: RunFolder) -> None:
+        pairs = [(folder, sink) for folder in folders for sink in folder.manifest().sinks]
+        self._threads = [threading.Thread(target=deliver, args=pair, daemon=True) for pair in pairs]
+        for thread in self._threads:
+            thread.start()
+
+    def wait(self) -> None:
+        """Return once all is delivered."""
+        wait_until(lambda: not any(thread.is_alive() for thread in self._threads))
+
+
+def test_one_run_of_two_machines(nodes: tuple[Node, Node], tmp_path: Path) -> None:
+    """One run, made and ended by the owner, with the tags and metrics of both machines."""
+    owner, other = nodes
+    for one in nodes:
+        one.begin()
+    owner.log(Params({"lr": "0.1"}), Metrics(T0_MS, 1, {"loss": 0.5}))
+    mine = [RankMetrics(T0_MS, step, {"loss": 0.5}, "mean", 1, 2) for step in range(50)]
+    other.log(*mine, Metrics(T0_MS, 3, {"system/host-1/cpu": 7.0}), Params({"lr": "other"}))
+    other.log(Tags({"from": "other"}), Text(T0_MS, 0, "opusclip/note", "from the other"))
+    delivering = Delivering(owner.folder, other.folder)
+    owner.end()
+    wait_until(lambda: len(sessions(owner.folder)) == 2)
+    assert ended_here(owner.folder)
+    assert not all_ended(owner.folder)
+    assert final_end(owner.folder) is None
+    other.end()
+    delivering.wait()
+
+    client = MlflowClient(store(tmp_path))
+    experiment = client.get_experiment_by_name("films")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert REASON_TAG not in run.data.tags
+    assert run.data.tags["from"] == "other"
+    assert run.data.params == {"lr": "0.1"}
+    assert run.data.metrics == {"loss": 0.5, "system/host-1/cpu": 7.0}
+    assert len(client.get_metric_history(run.info.run_id, "system/host-1/cpu")) == 1
+    texts = client.list_artifacts(run.info.run_id, "text/opusclip/note")
+    assert len(texts) == 1
+    assert all(one.folder.is_delivered() for one in nodes)
+
+
+def test_the_end_names_what_failed_on_another_machine(
+    nodes: tuple[Node, Node], tmp_path: Path
+) -> None:
+    """A rank that failed there fails the run, though the owner's own ended well."""
+    owner, other = nodes
+    for one in nodes:
+        one.begin()
+    delivering = Delivering(owner.folder, other.folder)
+    owner.end()
+    other.end("FAILED", "process 77 was ended by SIGKILL", at_ms=90_000)
+    delivering.wait()
+    client = MlflowClient(store(tmp_path))
+    (run,) = client.search_runs([client.get_experiment_by_name("films").experiment_id])
+    assert run.info.status == "FAILED"
+    assert "SIGKILL" in run.data.tags[REASON_TAG]
+
+
+def test_a_machine_waits_for_the_run_and_makes_none(
+    nodes: tuple[Node, Node], tmp_path: Path
+) -> None:
+    """Until the owner's has made it nothing is there; afterwards nothing of it is changed."""
+    owner, other = nodes
+    other.begin()
+    with pytest.raises(Waiting):
+        open_sink("mlflow", other.folder).open({})
+    with pytest.raises(Waiting):
+        open_sink(RELAY, other.folder).open({})
+    client = MlflowClient(store(tmp_path))
+    assert client.get_experiment_by_name("films") is None
+    owner.begin()
+    sink = open_sink("mlflow", owner.folder)
+    sink.open({})
+    sink.close(RunEnded(owner.session, "FAILED", T0_MS + 5, "it failed"))
+    (before,) = client.search_runs([client.get_experiment_by_name("films").experiment_id])
+
+    sink = open_sink("mlflow", other.folder)
+    sink.open({})
+    start = RunStarted("s", "h", 1, 1.0, T0_MS, tags={"a": "b"})
+    sink.write(Batch(records=(start, Metrics(T0_MS, 1, {"x": 1.0}), Tags({"c": "d"}))))
+    sink.close(RunEnded(other.session, "FINISHED", T0_MS + 9))
+    (after,) = client.search_runs([before.info.experiment_id])
+    assert after.to_dictionary() == before.to_dictionary()
+    identity = other.folder.identity()
+    assert identity
+    assert identity.run_id == after.info.run_id
+
+
+def test_a_machine_that_falls_silent_holds_up_no_end(
+    nodes: tuple[Node, Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has come is kept, what is not known is told, and it decides nothing."""
+    monkeypatch.setattr(relay, "WAIT_S", 0.5)
+    owner, other = nodes
+    for one in nodes:
+        one.begin()
+    other.log(RankMetrics(T0_MS, 0, {"loss": 0.5}, "mean", 1, 2))
+    delivering = Delivering(owner.folder)
+    wait_until(lambda: (i := owner.folder.identity()) is not None and bool(i.run_id))
+    _send_once(other)
+    wait_until(lambda: len(sessions(owner.folder)) == 2)
+    owner.end()
+    delivering.wait()
+    client = MlflowClient(store(tmp_path))
+    (run,) = client.search_runs([client.get_experiment_by_name("films").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags[relay.UNHEARD_TAG] == "1"
+    (text,) = client.list_artifacts(run.info.run_id, f"text/{relay.KEY}")
+    repository = get_artifact_repository(run.info.artifact_uri)
+    said = Path(repository.download_artifacts(text.path)).read_text()
+    assert said == (
+        "rank 1 on host-1: nothing was heard of its machine for 0.5 s\n"
+        "what comes later stays as it was sent, in the run's files under opusclip/ranks"
+    )
+
+
+def test_a_machine_that_falls_silent_is_the_reason_where_others_failed(
+    nodes: tuple[Node, Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that died takes the others with it: it was silent before they failed."""
+    monkeypatch.setattr(relay, "WAIT_S", 0.2)
+    owner, other = nodes
+    for one in nodes:
+        one.begin()
+    delivering = Delivering(owner.folder)
+    wait_until(lambda: (i := owner.folder.identity()) is not None and bool(i.run_id))
+    _send_once(other)
+    wait_until(lambda: len(sessions(owner.folder)) == 2)
+    owner.end("FAILED", "RuntimeError: connection closed by peer")
+    delivering.wait()
+    (silent,) = [one for one in sessions(owner.folder) if one.is_elsewhere]
+    assert silent.end
+    assert (silent.end.status, silent.end.owned) == ("FAILED", True)
+    assert "nothing was heard of its machine" in silent.end.reason
+
+
+def test_a_machine_that_never_says_a_word_holds_up_no_end(
+    nodes: tuple[Node, Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who trains with a tracker on rank 0 alone has its run, and is told what spares the wait."""
+    monkeypatch.setattr(relay, "WAIT_S", 0.4)
+    owner, _ = nodes
+    owner.begin()
+    delivering = Delivering(owner.folder)
+    owner.end()
+    delivering.wait()
+    client = MlflowClient(store(tmp_path))
+    (run,) = client.search_runs([client.get_experiment_by_name("films").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags[relay.UNHEARD_TAG] == "1"
+
+
+@pytest.mark.parametrize(("number", "refusing"), [(0, "mlflow"), (1, RELAY)])
+def test_a_run_that_is_not_in_mlflow_has_an_end(tmp_path: Path, number: int, refusing: str) -> None:
+    """Where nothing can be sent nobody is waited for, and what was logged is kept on the disk."""
+    one = node(tmp_path, number, run_id="0" * 32)
+    one.begin()
+    one.log(Metrics(T0_MS, 1, {"loss": 0.5}))
+    delivering = Delivering(one.folder)
+    one.end()
+    delivering.wait()
+    assert final_end(one.folder)
+    assert one.folder.progress(refusing).rejected == 1
+
+
+def test_a_restart_is_waited_for_anew(nodes: tuple[Node, Node]) -> None:
+    """Once the ranks of a first attempt have ended everywhere, those of a second count."""
+    owner, other = nodes
+    for one in nodes:
+        one.begin()
+        one.end("FAILED", "it failed", at_ms=500)
+    Delivering(owner.folder, other.folder).wait()
+    assert all_ended(owner.folder)
+    owner.begin(attempt=1, session="host-0-78-1")
+    assert not all_ended(owner.folder)
+    owner.end()
+    other.begin(attempt=1, session="host-1-78-1")
+    other.end()
+    Delivering(owner.folder, other.folder).wait()
+    assert [one.start.attempt for one in sessions(owner.folder)] == [0, 1, 0, 1]
+    end = final_end(owner.folder)
+    assert end
+    assert end.status == "FINISHED"
+
+
+def test_an_end_is_told_behind_all_that_was_logged_before_it(nodes: tuple[Node, Node]) -> None:
+    """Who reads it on the other side knows that nothing of that rank is still on its way."""
+    _, other = nodes
+    other.folder.write_identity(
+        Identity(mirror_id=LOCAL_ID, experiment_name="films", run_id="r", artifact_uri="/tmp")
+    )
+    other.begin()
+    other.log(Metrics(T0_MS, 0, {"x": 1.0}))
+    other.end()
+    sink = open_sink(RELAY, other.folder)
+    sink.open({})
+    first = sink.write(Batch(records=()))
+    assert first.state["told"] == {}
+    assert first.unfinished
+
+
+def test_what_waits_to_be_sent_is_sent_before_the_end(nodes: tuple[Node, Node]) -> None:
+    """A record without files is no reason for a machine to send a file."""
+    _, other = nodes
+    other.folder.write_identity(
+        Identity(mirror_id=LOCAL_ID, experiment_name="films", run_id="r", artifact_uri="/tmp")
+    )
+    sink = open_sink(RELAY, other.folder)
+    sink.open({})
+    written = sink.write(Batch(records=(Checkpoint(T0_MS, 1, 0, "c"),)))
+    assert written.state["size_bytes"] == 0
+
+
+def _send_once(other: Node) -> None:
+    """Send what a machine has logged, and fall silent."""
+    open_sink("mlflow", other.folder).open({})
+    sink = open_sink(RELAY, other.folder)
+    sink.open({})
+    sink.write(Batch(records=tuple(_records(other))))
+    sink.write(Batch(records=()))
+
+
+def _records(other: Node) -> list[Any]:
+    items = [one for path in other.folder.segments() for one in journal.read(path)]
+    return [one.record for one in items if isinstance(one, journal.Entry)]
