@@ -51,12 +51,14 @@ class PairMetric(Protocol):
         """Forget all pairs."""
 
 
+# Ranks that train together do not add up what is measured here: each has its own videos.
+_ALONE: dict[str, Any] = {"distributed_available_fn": lambda: False}
 _PAIRS: dict[str, Callable[[], PairMetric]] = {
-    "psnr": PSNR,
-    "ssim": SSIM,
-    "ms_ssim": MSSSIM,
-    "lpips_alex": lambda: LPIPS("alex"),
-    "lpips_vgg": lambda: LPIPS("vgg"),
+    "psnr": lambda: PSNR(**_ALONE),
+    "ssim": lambda: SSIM(**_ALONE),
+    "ms_ssim": lambda: MSSSIM(**_ALONE),
+    "lpips_alex": lambda: LPIPS("alex", **_ALONE),
+    "lpips_vgg": lambda: LPIPS("vgg", **_ALONE),
 }
 PAIRS = tuple(_PAIRS)
 """Metrics of a video beside its reference."""
@@ -91,7 +93,7 @@ def calculate_video_metrics(
         VideoError: a video that cannot be read, different shapes, or pictures below 11x11.
     """
     names = name_of(video, "the video"), name_of(target, "its target")
-    kinds = {"psnr": PSNR(), "ssim": SSIM()}
+    kinds = {"psnr": PSNR(**_ALONE), "ssim": SSIM(**_ALONE)}
     with ExitStack() as stack:
         source, other = (
             stack.enter_context(opened(one, taken=Taken(), value_range=value_range, name=name))
@@ -241,7 +243,11 @@ class _Work:
         if set(wanted) & set(SETS):
             self._features = _Once(InceptionFeatures())
             kinds = {"fid": FID, "kid": KID}
-            self._sets = {n: make(self._features) for n, make in kinds.items() if n in wanted}
+            self._sets = {
+                name: make(self._features, **_ALONE)
+                for name, make in kinds.items()
+                if name in wanted
+            }
         self._over_time = [name for name in TEMPORAL if name in wanted]
         self._with_flow = "motion" in wanted or "warping_error" in wanted
 

@@ -10,6 +10,7 @@ import torch
 
 from opusclip_mlops import samples
 from opusclip_mlops.errors import DataError
+from opusclip_mlops.projects.shares import WHOLE, Share
 from opusclip_mlops.video import read_clip, video_files
 
 DEFAULT = "default"
@@ -99,16 +100,25 @@ class ClipDataset:
         return max(40, self.train_frame_count // 8)
 
     def train_batch(
-        self, generator: torch.Generator, batch_size: int
+        self, generator: torch.Generator, batch_size: int, share: Share = WHOLE
     ) -> tuple[torch.Tensor, list[str]]:
-        """Windows of `frames` frames at random places: (B, T, 3, H, W) in 0..1, and captions."""
-        windows, captions = [], []
-        for pick in torch.rand(batch_size, 2, generator=generator).tolist():
-            clip = self.clips[int(pick[0] * len(self.clips))]
-            start = int(pick[1] * (len(clip.train) - self.frames + 1))
-            windows.append(clip.train[start : start + self.frames])
-            captions.append(clip.caption)
-        return torch.stack(windows), captions
+        """Windows of `frames` frames at random places: (B, T, 3, H, W) in 0..1, and captions.
+
+        Of a share there are its windows, and the captions of the whole batch.
+        """
+        picks = self.picks(generator, batch_size)
+        chosen = [(self.clips[int(which * len(self.clips))], place) for which, place in picks]
+        windows = [self._window(clip, place) for clip, place in chosen[share.rows(batch_size)]]
+        return torch.stack(windows), [clip.caption for clip, _ in chosen]
+
+    def picks(self, generator: torch.Generator, batch_size: int) -> list[list[float]]:
+        """Which film and which place in it each window of a batch is of, in 0..1."""
+        drawn: list[list[float]] = torch.rand(batch_size, 2, generator=generator).tolist()
+        return drawn
+
+    def _window(self, clip: SourceClip, place: float) -> torch.Tensor:
+        start = int(place * (len(clip.train) - self.frames + 1))
+        return clip.train[start : start + self.frames]
 
     def held_out_windows(self) -> list[tuple[torch.Tensor, str]]:
         """All held-out frames in windows (T, 3, H, W), with captions; the last may overlap."""

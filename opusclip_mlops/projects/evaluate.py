@@ -16,8 +16,8 @@ from opusclip_mlops.config import TrackingConfig
 from opusclip_mlops.errors import CheckpointError, ConfigError, RegistryError
 from opusclip_mlops.projects import options
 from opusclip_mlops.projects.data import DEFAULT, MAX_FRAMES, MAX_SIZE, ClipDataset, load_dataset
+from opusclip_mlops.projects.judging import Scores, log_dataset, log_samples, validate
 from opusclip_mlops.projects.models import ClipModel, ModelConfig, build_model
-from opusclip_mlops.projects.train import Scores, log_dataset, log_samples, validate
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.refusals import asking_faults
 from opusclip_mlops.tracker import ExperimentTracker

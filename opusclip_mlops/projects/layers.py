@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from opusclip_mlops.projects.shares import WHOLE, Share
+
 _WORDS = 1024
 _FORGOTTEN, _WORDLESS = 0.3, 0.15
 
@@ -25,10 +27,12 @@ class CaptionEncoder(nn.Module):
         self.words = nn.EmbeddingBag(_WORDS, width, mode="mean")
         nn.init.zeros_(self.words.weight)
 
-    def forward(self, captions: Sequence[str]) -> Tensor:
-        """Encode captions; any text will do, an empty one included."""
+    def forward(self, captions: Sequence[str], share: Share = WHOLE) -> Tensor:
+        """Encode a share of a batch's captions; any text will do, an empty one included."""
         device = self.words.weight.device
-        tokens = [_tokens(self._remembered(caption)) for caption in captions]
+        # All are forgotten from: how many numbers that draws depends on their words.
+        remembered = [self._remembered(caption) for caption in captions]
+        tokens = [_tokens(caption) for caption in remembered[share.rows(len(remembered))]]
         starts = np.cumsum([0, *(len(one) for one in tokens[:-1])])
         flat = torch.tensor([token for one in tokens for token in one], device=device)
         encoded: Tensor = self.words(flat, torch.from_numpy(starts).to(device))
@@ -102,9 +106,9 @@ def time_features(frames: int, width: int, *, of: int = 0) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def drawn(mean: Tensor, log_variance: Tensor) -> Tensor:
+def drawn(mean: Tensor, log_variance: Tensor, share: Share = WHOLE) -> Tensor:
     """A random draw of a diagonal Gaussian that gradients pass through."""
-    return mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
+    return mean + share.randn_like(mean) * (0.5 * log_variance).exp()
 
 
 def divergence(

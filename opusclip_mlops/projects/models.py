@@ -24,6 +24,7 @@ from opusclip_mlops.projects.layers import (
     drawn,
     time_features,
 )
+from opusclip_mlops.projects.shares import WHOLE, Share
 
 MAX_FRAMES = 256
 KINDS = ("video", "transformer")
@@ -72,9 +73,21 @@ class ClipModel(nn.Module, ABC):
         super().__init__()
         self.config = config
 
+    def forward(
+        self, clip: Tensor, captions: Sequence[str], share: Share = WHOLE
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`loss`, by the name under which what wraps a model for many processes calls it."""
+        return self.loss(clip, captions, share)
+
     @abstractmethod
-    def loss(self, clip: Tensor, captions: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The training loss of a batch, and its parts by name."""
+    def loss(
+        self, clip: Tensor, captions: Sequence[str], share: Share = WHOLE
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The training loss of a batch, and its parts by name.
+
+        Of one that many processes share out `clip` is this process's share, `captions` are of the
+        whole batch, and the loss is that of the share: the mean over all shares is the batch's.
+        """
 
     @abstractmethod
     def predict(self, clip: Tensor, captions: Sequence[str]) -> Tensor:
@@ -161,13 +174,16 @@ class VideoGenerationModel(ClipModel):
             nn.Conv3d(width // 2, 12, (1, 3, 3), padding=(0, 1, 1)),
         )
 
-    def loss(self, clip: Tensor, captions: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, clip: Tensor, captions: Sequence[str], share: Share = WHOLE
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Squared error of the reconstruction, and how far both latents are from their priors."""
         features = self._features(clip)
         mean, log_variance = self._latents(clip, features)
-        latent = drawn(mean, log_variance)
+        latent = drawn(mean, log_variance, share)
         clip_mean, clip_log_variance = self._clip_latent(features)
-        expected = self._expected(drawn(clip_mean, clip_log_variance), captions, clip.shape[1])
+        moment = drawn(clip_mean, clip_log_variance, share)
+        expected = self._expected(moment, captions, clip.shape[1], share)
         parts = {
             "reconstruction": functional.mse_loss(self._decode(latent), clip),
             "latent_distance": divergence(mean, log_variance, *expected),
@@ -207,11 +223,11 @@ class VideoGenerationModel(ClipModel):
         return mean, log_variance
 
     def _expected(
-        self, moment: Tensor, captions: Sequence[str], frames: int
+        self, moment: Tensor, captions: Sequence[str], frames: int, share: Share = WHOLE
     ) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the latents (B, C, T, grid, grid) before any frame is seen."""
         times = time_features(frames, self.config.width).to(moment.device)
-        known = torch.cat([self.caption(captions), moment], dim=1)
+        known = torch.cat([self.caption(captions, share), moment], dim=1)
         joined = torch.cat([
             known[:, None].expand(-1, frames, -1), times[None].expand(len(known), -1, -1)
         ], dim=2)  # fmt: skip
@@ -252,7 +268,9 @@ class TransformerModel(ClipModel):
         # Before it has learned anything, the next frame is nearly the last one.
         nn.init.constant_(self.pull.bias, -2)
 
-    def loss(self, clip: Tensor, captions: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, clip: Tensor, captions: Sequence[str], share: Share = WHOLE
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Squared error of every predicted frame.
 
         Half of the past it sees are frames it has predicted itself, so that it learns to come back
@@ -260,13 +278,13 @@ class TransformerModel(ClipModel):
         """
         patches = self._patches(clip)
         mean, log_variance = self.to_clip_latent(patches[:, 0].flatten(1)).chunk(2, dim=1)
-        where = drawn(mean, log_variance)
+        where = drawn(mean, log_variance, share)
         with torch.no_grad():
-            first, following = self._predict(patches[:, :-1], captions, where)
+            first, following = self._predict(patches[:, :-1], captions, where, share)
             own = torch.cat([first, following[:, :-1]], dim=1).clamp(0, 1)
-            is_own = torch.rand(*own.shape[:2], 1, 1, device=own.device) < 0.5
+            is_own = share.rand_like(own[:, :, :1, :1]) < 0.5
         past = torch.where(is_own, own, patches[:, :-1])
-        first, following = self._predict(past, captions, where)
+        first, following = self._predict(past, captions, where, share)
         parts = {
             "first_frame": functional.mse_loss(first, patches[:, :1]),
             "next_frames": functional.mse_loss(following, patches[:, 1:]),
@@ -296,10 +314,10 @@ class TransformerModel(ClipModel):
         return self._grid**2, 3 * _PATCH**2
 
     def _predict(
-        self, past: Tensor, captions: Sequence[str], where: Tensor
+        self, past: Tensor, captions: Sequence[str], where: Tensor, share: Share = WHOLE
     ) -> tuple[Tensor, Tensor]:
         """The first frame (B, 1, P, V), and behind each frame of `past` (B, T, P, V) the next."""
-        known = torch.cat([self.caption(captions), where], dim=1)
+        known = torch.cat([self.caption(captions, share), where], dim=1)
         hidden = self.embed(past - 0.5) + self.places + self.known(known)[:, None, None]
         times = time_features(past.shape[1], hidden.shape[-1], of=self.config.frames)
         hidden = hidden + times.to(hidden.device)[:, None]
@@ -308,10 +326,10 @@ class TransformerModel(ClipModel):
         hidden = self.norm(hidden)
         aim = (self.aim(hidden) + _CANVAS_GAIN * self.canvas).sigmoid()
         following = past + self.pull(hidden).sigmoid() * (aim - past)
-        return self._first_frame(captions, where), following
+        return self._first_frame(captions, where, share), following
 
-    def _first_frame(self, captions: Sequence[str], where: Tensor) -> Tensor:
-        known = torch.cat([self.caption(captions), where], dim=1)
+    def _first_frame(self, captions: Sequence[str], where: Tensor, share: Share = WHOLE) -> Tensor:
+        known = torch.cat([self.caption(captions, share), where], dim=1)
         values = self.first(known).unflatten(1, (1, self._grid**2, -1))
         first: Tensor = (values + _CANVAS_GAIN * self.canvas).sigmoid()
         return first

@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import mlflow
 
 from opusclip_mlops import wandb_log
 from opusclip_mlops.config import TrackingConfig
+from opusclip_mlops.metadata import BestValue
 from opusclip_mlops.redaction import redacted
 from opusclip_mlops.registry import RegisteredVersion
 
@@ -33,7 +34,7 @@ def epoch_line(epoch: "Epoch", *, of: int) -> str:
 
 
 def closing(
-    epochs: "Sequence[Epoch]",
+    best: BestValue | None,
     version: RegisteredVersion | None,
     *,
     run_id: str | None,
@@ -43,16 +44,15 @@ def closing(
     """What came of a run, and the commands that show, serve and upload it.
 
     Args:
-        epochs: All of them.
+        best: The best checkpoint, by its psnr.
         version: What was registered, if anything.
         run_id: The MLflow run, None where MLflow has not answered.
         local_id: The tracker's.
         config: Where the run went.
     """
-    best = max(epochs, key=lambda epoch: epoch.scores.psnr)
     facts = {
         "run": run_id or f"{local_id} (not in MLflow yet)",
-        "best": f"{best.checkpoint}, val psnr {best.scores.psnr:.2f} dB",
+        "best": f"{best.checkpoint}, val psnr {best.value:.2f} dB" if best else "none",
         "registered": f"{version.name} version {version.version}" if version else "no",
     }
     todo = commands(version, local_id=local_id, config=config)

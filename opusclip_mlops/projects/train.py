@@ -3,13 +3,16 @@
 clips -> epochs of train, validate, sample, checkpoint -> the best checkpoint is registered
 """
 
+import json
 import math
+import os
+import signal
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import click
 import numpy as np
@@ -19,21 +22,21 @@ from torch.nn.utils import clip_grad_norm_
 from opusclip_mlops import registry
 from opusclip_mlops.config import TrackingConfig
 from opusclip_mlops.errors import ConfigError, DeliveryError
-from opusclip_mlops.metadata import CheckpointMetadata
-from opusclip_mlops.panels import Panel
+from opusclip_mlops.loading import LoadedCheckpoint, load_checkpoint
+from opusclip_mlops.metadata import BestValue
 from opusclip_mlops.projects import options, serving, summary
 from opusclip_mlops.projects.data import DEFAULT, MAX_FRAMES, MAX_SIZE, ClipDataset, load_dataset
-from opusclip_mlops.projects.models import KINDS, ClipModel, ModelConfig, build_model
+from opusclip_mlops.projects.distributed import Ranks
+from opusclip_mlops.projects.judging import Scores, log_dataset, log_samples, validate
+from opusclip_mlops.projects.models import KINDS, ModelConfig, build_model
+from opusclip_mlops.projects.resuming import ARRIVAL_WAIT_S, bring_in, last_checkpoint
+from opusclip_mlops.ranks import place_in
 from opusclip_mlops.registry import RegisteredVersion
-from opusclip_mlops.samples import Origin
-from opusclip_mlops.scoring import calculate_video_metrics
 from opusclip_mlops.tracker import ExperimentTracker
-from opusclip_mlops.video import to_frames
 
 _MAX_GRADIENT_NORM = 1.0
-_ARRIVAL_WAIT_S = 600.0
-_PANEL_PROMPTS = 4
-_PROMPT_CHARACTERS = 1000
+_MONITOR, _MODE = "val/psnr", "max"
+_EXIT_CODE_OF_SIGTERM = 128 + signal.SIGTERM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,25 +77,14 @@ class Settings:
         )
 
 
-@dataclass(frozen=True)
-class Scores:
-    """How good a model is on the held-out frames.
+def shared_out(settings: Settings, ranks: Ranks) -> Settings:
+    """What is asked of one rank of many.
 
-    Attributes:
-        loss: The training objective.
-        psnr: Of `predict`, in dB, over all held-out frames at once.
-        ssim: Of `predict`, -1..1.
-        baseline_psnr: In dB, of the mean training frame shown in place of every held-out one.
+    Raises:
+        ConfigError: the batch cannot be shared out equally, or this rank has no device.
     """
-
-    loss: float
-    psnr: float
-    ssim: float
-    baseline_psnr: float
-
-    def named(self, prefix: str) -> dict[str, float]:
-        """The scores as metrics: `val/psnr` and so on."""
-        return {f"{prefix}/{name}": value for name, value in asdict(self).items()}
+    ranks.check_batch_size(settings.batch_size)
+    return replace(settings, device=ranks.device(settings.device))
 
 
 @dataclass(frozen=True)
@@ -109,34 +101,68 @@ class Epoch:
 class Training:
     """A model, its optimizer and its data, and how many steps they have done.
 
-    With a tracker the parts of each step are timed.
+    With a tracker the parts of each step are timed. Of many ranks each learns from its share of the
+    batch, and all go the same step: that of one process that has the whole batch.
     """
 
+    must_end = False
+    """Whether a rank was told to end while the last step was done."""
+
     def __init__(
-        self, settings: Settings, dataset: ClipDataset, tracker: ExperimentTracker | None = None
+        self,
+        settings: Settings,
+        dataset: ClipDataset,
+        tracker: ExperimentTracker | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.settings, self.dataset, self.step = settings, dataset, 0
+        self.ranks = ranks or Ranks()
         self._tracker = tracker
         self.shape = ModelConfig(kind=settings.model, frames=settings.frames, size=settings.size)
         self.model = build_model(self.shape).to(settings.device)
+        self._shared = self.ranks.wrapped(self.model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.learning_rate)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
             self.optimizer, settings.epochs * dataset.steps_per_epoch
         )
         self.windows = torch.Generator().manual_seed(settings.seed)
 
+    def go_on_from(self, loaded: LoadedCheckpoint) -> None:
+        """Stand where a training stood when it saved a checkpoint, its random numbers included.
+
+        Raises:
+            CheckpointError: the checkpoint is of another model.
+        """
+        about = loaded.metadata
+        source = loaded.folder or about.run_id or about.name
+        load_checkpoint(
+            source,
+            which=about.name,
+            model=self.model,
+            optimizer=self.optimizer,
+            scheduler=self.schedule,
+        )
+        for _ in range(about.step - self.step):
+            self.dataset.picks(self.windows, self.settings.batch_size)
+        self.step = about.step
+
     def do_step(self) -> dict[str, float]:
         """Learn from one batch; the loss, its parts and the learning rate as metrics.
+
+        Of many ranks each has the loss of its share: the mean is that of the batch.
 
         Raises:
             ConfigError: the loss is no finite number any more.
         """
+        share = self.ranks.share
         with self._timed("data"):
-            clips, captions = self.dataset.train_batch(self.windows, self.settings.batch_size)
+            clips, captions = self.dataset.train_batch(
+                self.windows, self.settings.batch_size, share
+            )
         with self._timed("forward"):
-            loss, parts = self.model.loss(clips.to(self.settings.device), captions)
+            loss, parts = self._shared(clips.to(self.settings.device), captions, share)
         self.step += 1
-        self._check(loss.item())
+        self._agree(loss.item())
         learning_rate = float(self.schedule.get_last_lr()[0])
         self._learn(loss)
         named = {f"train/{name}": value.item() for name, value in parts.items()}
@@ -155,153 +181,133 @@ class Training:
             return nullcontext()
         return self._tracker.profile_operation(part, "loop")
 
-    def _check(self, loss: float) -> None:
-        if not math.isfinite(loss):
+    def _agree(self, loss: float) -> None:
+        """No rank waits in the backward pass for one that has left, or that leaves behind it."""
+        is_bad = not math.isfinite(loss)
+        has_diverged, self.must_end = self.ranks.any(is_bad, self.ranks.is_told_to_end)
+        if has_diverged:
             rate = self.settings.learning_rate
+            said = loss if is_bad else "no finite number on another rank"
             raise ConfigError(
-                f"learning_rate is {rate:g}: the loss is {loss} at step {self.step}; "
+                f"learning_rate is {rate:g}: the loss is {said} at step {self.step}; "
                 "give a lower one"
             )
 
 
-def train(settings: Settings, tracker: ExperimentTracker) -> list[Epoch]:
+@dataclass(frozen=True)
+class Course:
+    """What a training came to: its best checkpoint, and whether it was told to end on its way."""
+
+    best: BestValue | None
+    was_told_to_end: bool
+
+
+def train(
+    settings: Settings,
+    tracker: ExperimentTracker,
+    ranks: Ranks,
+    resume: LoadedCheckpoint | None = None,
+) -> Course:
     """Train a model, and log what is needed to judge it and to train it again.
 
     Raises:
         DataError: the data hold too little to train on.
         VideoError: a film that cannot be read.
         ConfigError: the training diverged.
+        CheckpointError: the checkpoint to go on from is of another model.
     """
     torch.manual_seed(settings.seed)
     dataset = load_dataset(settings.data, frames=settings.frames, size=settings.size)
     log_dataset(dataset, tracker, context="training")
-    training = Training(settings, dataset, tracker)
-    look_into(training, tracker)
-    # MLflow's image grid opens at step 0: what the untrained model makes.
-    log_samples(training.model, dataset, tracker, seed=settings.seed)
-    epochs = []
-    for number in range(1, settings.epochs + 1):
-        epochs.append(run_epoch(number, training, tracker))
-        click.echo(summary.epoch_line(epochs[-1], of=settings.epochs))
-    return epochs
+    training = Training(settings, dataset, tracker, ranks)
+    begin(training, tracker, resume)
+    best, done = best_before(resume), resume.metadata.epoch if resume else 0
+    for number in range(done + 1, settings.epochs + 1):
+        epoch = run_epoch(number, training, tracker)
+        if epoch is None:
+            save_checkpoint(number - 1, training, None, tracker)
+            break
+        best = better(best, epoch)
+        if ranks.is_owner:
+            click.echo(summary.epoch_line(epoch, of=settings.epochs))
+    return Course(best, training.must_end)
 
 
-def look_into(training: Training, tracker: ExperimentTracker) -> None:
-    """Log what the model is made of, and have it watched while it is trained."""
+def best_before(resume: LoadedCheckpoint | None) -> BestValue | None:
+    """The best checkpoint of what came before; its passport is that of all scores here."""
+    known = resume.metadata.best.get(_MONITOR) if resume else None
+    return replace(known, passport="") if known else None
+
+
+def better(best: BestValue | None, epoch: Epoch) -> BestValue:
+    """The best checkpoint so far, of equally good ones the first."""
+    value = BestValue(epoch.checkpoint, epoch.scores.psnr, _MODE)
+    return value if best is None or best.is_beaten_by(value) else best
+
+
+def begin(training: Training, tracker: ExperimentTracker, resume: LoadedCheckpoint | None) -> None:
+    """Show what the untrained model is, and have it watched; or go on where training stood."""
+    settings = training.settings
+    if training.ranks.is_owner:
+        look_into(training, tracker, is_new=resume is None)
+    if resume is not None:
+        bring_in(training.ranks, tracker)
+        training.go_on_from(resume)
+    elif training.ranks.is_owner:
+        # MLflow's image grid opens at step 0: what the untrained model makes.
+        log_samples(training.model, training.dataset, tracker, seed=settings.seed)
+    training.ranks.follow_owner()
+
+
+def look_into(training: Training, tracker: ExperimentTracker, *, is_new: bool) -> None:
+    """Log what a new model is made of, and have it watched while it is trained."""
     model, settings = training.model, training.settings
-    if settings.watch:
+    if settings.watch and is_new:
         # Windows of its own, so that the training's are the same with and without.
         clips, captions = training.dataset.train_batch(torch.Generator().manual_seed(0), 1)
         tracker.log_graph(model, (clips.to(settings.device), captions), call=model.loss)
+    if settings.watch:
         tracker.watch(model, settings.watch)
 
 
-def run_epoch(number: int, training: Training, tracker: ExperimentTracker) -> Epoch:
-    """Train for an epoch, then log scores, a sample and a checkpoint."""
-    started_s = time.perf_counter()
+def run_epoch(number: int, training: Training, tracker: ExperimentTracker) -> Epoch | None:
+    """Train for an epoch, then log scores, a sample and a checkpoint; None when told to end."""
+    started_s, ranks = time.perf_counter(), training.ranks
     losses = []
-    for _ in range(training.dataset.steps_per_epoch):
+    while training.step < number * training.dataset.steps_per_epoch:
         metrics = training.do_step()
-        tracker.log_metrics(metrics, training.step)
+        tracker.log_metrics(metrics, training.step, reduce="mean")
         losses.append(metrics["train/loss"])
-    with tracker.profile_operation("validate", "evaluation"):
-        scores = validate(training.model, training.dataset, batch_size=training.settings.batch_size)
-    tracker.log_metrics(scores.named("val"), training.step)
+        if training.must_end:
+            return None
+    scores = judge(training, tracker)
     tracker.log_performance_metrics()
     checkpoint = save_checkpoint(number, training, scores, tracker)
-    # Behind the checkpoint of its step: by that it is known what made it.
-    with tracker.profile_operation("samples"):
-        log_samples(training.model, training.dataset, tracker, seed=training.settings.seed)
-    seconds = time.perf_counter() - started_s
-    return Epoch(number, checkpoint, float(np.mean(losses)), scores, seconds)
+    if ranks.is_owner:
+        # Behind the checkpoint of its step: by that it is known what made it.
+        with tracker.profile_operation("samples"):
+            log_samples(training.model, training.dataset, tracker, seed=training.settings.seed)
+    loss = ranks.mean(float(np.mean(losses)) if losses else math.nan)
+    return Epoch(number, checkpoint, loss, scores, time.perf_counter() - started_s)
 
 
-@torch.no_grad()
-def validate(model: ClipModel, dataset: ClipDataset, *, batch_size: int) -> Scores:
-    """Score a model on the held-out frames, none of which it was trained on."""
-    windows, captions = zip(*dataset.held_out_windows(), strict=True)
-    device = next(model.parameters()).device
-    losses, predicted = [], []
-    model.eval()
-    for start in range(0, len(windows), batch_size):
-        clips = torch.stack(windows[start : start + batch_size]).to(device)
-        said = captions[start : start + batch_size]
-        losses += [model.loss(clips, said)[0].item()] * len(clips)
-        predicted.append(model.predict(clips, said).clamp(0, 1).flatten(0, 1).cpu())
-    model.train()
-    target = torch.cat(windows)
-    scores = calculate_video_metrics(torch.cat(predicted), target)
-    baseline = calculate_video_metrics(dataset.mean_train_frame().expand_as(target), target)
-    return Scores(float(np.mean(losses)), **scores, baseline_psnr=baseline["psnr"])
-
-
-def log_samples(
-    model: ClipModel,
-    dataset: ClipDataset,
-    tracker: ExperimentTracker,
-    *,
-    seed: int,
-    checkpoint: CheckpointMetadata | None = None,
-) -> None:
-    """Log what a model makes of the captions: a panel, and one clip beside a held-out one.
-
-    Args:
-        model: What makes them.
-        dataset: Where captions and the held-out clip are from.
-        tracker: Logs them.
-        seed: Of what is generated.
-        checkpoint: What the model was loaded from; otherwise that which was saved at this step.
-    """
-    panel = panel_of(dataset, seed=seed)
-    clips = [
-        model.generate(one.prompt, seed=one.seed, frames=dataset.frames) for one in panel.cells
-    ]
-    tracker.log_panel(panel, clips, fps=dataset.fps, checkpoint=checkpoint)
-    log_pair(model, dataset, tracker, seed=seed, checkpoint=checkpoint)
-
-
-def panel_of(dataset: ClipDataset, *, seed: int) -> Panel:
-    """The same panel for every model of a dataset: its first captions."""
-    captions = dict.fromkeys(one[:_PROMPT_CHARACTERS] for one in dataset.captions())
-    return Panel(
-        name="captions",
-        prompts=tuple(captions)[:_PANEL_PROMPTS],
-        seeds=(seed,),
-        sampler={"frames": dataset.frames, "size": dataset.clips[0].train.shape[-1]},
-    )
-
-
-def log_pair(
-    model: ClipModel,
-    dataset: ClipDataset,
-    tracker: ExperimentTracker,
-    *,
-    seed: int,
-    checkpoint: CheckpointMetadata | None,
-) -> None:
-    """Log a generated clip beside a held-out one of the same caption: generated | target."""
-    window, caption = dataset.held_out_windows()[0]
-    generated = model.generate(caption, seed=seed, frames=len(window))
-    pair = np.concatenate([generated, to_frames(window)], axis=2)
-    held_out = dataset.clips[0].pieces()[1]
-    shown = replace(held_out, end_s=held_out.start_s + len(window) / dataset.fps)
-    origin = Origin(
-        prompt=caption,
-        seed=seed,
-        sampler={"frames": len(window)},
-        checkpoint=checkpoint.name if checkpoint else "",
-        weights_sha256=checkpoint.weights_sha256 if checkpoint else "",
-        sources=(shown,),
-    )
-    tracker.log_video(
-        pair, "samples/generated_vs_target", fps=dataset.fps, caption=caption, origin=origin
-    )
+def judge(training: Training, tracker: ExperimentTracker) -> Scores:
+    """Score the model on the held-out frames, and log the scores; the owner does, all know them."""
+    ranks, batch_size = training.ranks, training.settings.batch_size
+    scores = None
+    if ranks.is_owner:
+        with tracker.profile_operation("validate", "evaluation"):
+            scores = validate(training.model, training.dataset, batch_size=batch_size)
+        tracker.log_metrics(scores.named("val"), training.step)
+    told = ranks.told_by_owner(json.dumps(asdict(scores)) if scores else "")
+    ranks.follow_owner()
+    return scores or Scores(**json.loads(told))
 
 
 def save_checkpoint(
-    number: int, training: Training, scores: Scores, tracker: ExperimentTracker
+    number: int, training: Training, scores: Scores | None, tracker: ExperimentTracker
 ) -> str:
-    """Save a checkpoint that training can go on from and serving can load."""
+    """Save a checkpoint that training can go on from and serving can load; every rank has to."""
     settings = {**asdict(training.settings), "device": str(training.settings.device)}
     return tracker.save_checkpoint(
         training.model,
@@ -309,31 +315,11 @@ def save_checkpoint(
         training.schedule,
         epoch=number,
         step=training.step,
-        metrics=scores.named("val"),
+        metrics=scores.named("val") if scores else None,
         config={**settings, "fps": training.dataset.fps},
         model_config=training.shape.to_dict(),
-        monitor="val/psnr",
-        mode="max",
-    )
-
-
-def log_dataset(dataset: ClipDataset, tracker: ExperimentTracker, *, context: str) -> None:
-    """Log a dataset as an input of the run, with the films that it is made of."""
-    profile: dict[str, Any] = {
-        "clips": len(dataset.clips),
-        "train_frames": dataset.train_frame_count,
-        "held_out_frames": dataset.held_out_frame_count,
-        "fps": dataset.fps,
-    }
-    sources = [Path(one).resolve() for one in dataset.sources]
-    source = sources[0] if len(sources) == 1 else sources[0].parent
-    tracker.log_dataset(
-        name=dataset.name,
-        digest=dataset.digest,
-        source=str(source),
-        profile=profile,
-        context=context,
-        sources=dataset.pieces(context=context),
+        monitor=_MONITOR if scores else None,
+        mode=_MODE,
     )
 
 
@@ -344,7 +330,7 @@ def register(name: str, tracker: ExperimentTracker) -> RegisteredVersion:
         DeliveryError: the checkpoint has not arrived in MLflow.
         RegistryError: MLflow refused or did not answer.
     """
-    wait_s = max(_ARRIVAL_WAIT_S, tracker.config.drain_timeout_s)
+    wait_s = max(ARRIVAL_WAIT_S, tracker.config.drain_timeout_s)
     if not tracker.flush(sink="mlflow", timeout_s=wait_s):
         raise DeliveryError(
             f"{name} is not registered: not all is in MLflow after {wait_s:g} s; once it is "
@@ -378,17 +364,26 @@ def register(name: str, tracker: ExperimentTracker) -> RegisteredVersion:
 def command(experiment: str, **given: str) -> None:
     """Train a model of clips, track it, and register its best checkpoint."""
     config = TrackingConfig(experiment_name=experiment)
-    with ExperimentTracker(config) as tracker:
+    ranks = Ranks(place_in(os.environ), owner=config.metric_rank)
+    resume = last_checkpoint(config, ranks)
+    with ExperimentTracker(config, resume=resume) as tracker:
         # As text: `mlflow run` has logged the same texts, and a parameter keeps its first value.
         tracker.log_params({"experiment": experiment, **given})
-        settings = Settings.read(given)
-        epochs = train(settings, tracker)
-        name = settings.register_as
-        version = register(name, tracker) if name else None
-        run_id = tracker.run_id if tracker.flush(sink="mlflow") else None
-    click.echo(
-        summary.closing(epochs, version, run_id=run_id, local_id=tracker.local_id, config=config)
-    )
+        with ranks:
+            settings = shared_out(Settings.read(given), ranks)
+            course = train(settings, tracker, ranks, resume)
+        if course.was_told_to_end:
+            tracker.close("KILLED", f"SIGTERM: ended behind the checkpoint of step {tracker.step}")
+            sys.exit(_EXIT_CODE_OF_SIGTERM)
+        if ranks.is_owner:
+            name = settings.register_as
+            version = register(name, tracker) if name else None
+            run_id = tracker.run_id if tracker.flush(sink="mlflow") else None
+    if ranks.is_owner:
+        said = summary.closing(
+            course.best, version, run_id=run_id, local_id=tracker.local_id, config=config
+        )
+        click.echo(said)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import torch
 
 from opusclip_mlops.projects import train
 from opusclip_mlops.projects.data import load_dataset
+from opusclip_mlops.projects.judging import validate
 from opusclip_mlops.projects.models import (
     KINDS,
     ClipModel,
@@ -64,7 +65,7 @@ def train_frames(training: train.Training) -> np.ndarray:
 
 def test_the_defaults_beat_the_mean_frame_on_held_out_frames(trained: train.Training) -> None:
     """On frames never trained on, a model is 2 dB closer than the mean training frame or better."""
-    scores = train.validate(trained.model, trained.dataset, batch_size=4)
+    scores = validate(trained.model, trained.dataset, batch_size=4)
     assert scores.psnr > scores.baseline_psnr + 2
     assert math.isfinite(scores.loss)
 

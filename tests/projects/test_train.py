@@ -22,8 +22,9 @@ from opusclip_mlops.errors import ConfigError
 from opusclip_mlops.panels import Panel
 from opusclip_mlops.projects import options
 from opusclip_mlops.projects.data import ClipDataset, load_dataset
+from opusclip_mlops.projects.judging import panel_of, validate
 from opusclip_mlops.projects.models import ModelConfig, build_model
-from opusclip_mlops.projects.train import Settings, Training, command, panel_of, validate
+from opusclip_mlops.projects.train import Settings, Training, command
 from opusclip_mlops.scoring import calculate_video_metrics
 from opusclip_mlops.video import read_clip
 from opusclip_mlops.wandb_log import rows
