@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks.figures import Figure, show
 from benchmarks.machine import facts
 from benchmarks.processes import HERE, QUIET, end_leftovers
+from benchmarks.scaling import PARTS as SCALING
 
 _FOREIGN = ("OPUSCLIP_", "MLFLOW_", "WANDB_", "TRACKIO_")
 PARTS = (
@@ -60,7 +61,8 @@ def _leave_the_surroundings() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench BENCH_ARGS=…", description=__doc__)
-    parser.add_argument("--only", choices=PARTS, action="append", help="a part; may be repeated")
+    only = "a part; may be repeated; those of scaling by name only"
+    parser.add_argument("--only", choices=(*PARTS, *SCALING), action="append", help=only)
     parser.add_argument("--quick", action="store_true", help="smaller: to see that it works")
     parser.add_argument("--results", type=Path, default=HERE / "results.json")
     return parser.parse_args()

@@ -38,7 +38,7 @@ Ages = Callable[[], Iterator[float]]
 
 
 @dataclass
-class _Seen:
+class Seen:
     """What was seen of the command and of its mirrors."""
 
     rss_mb: list[float] = field(default_factory=list)
@@ -51,16 +51,20 @@ class _Seen:
 
 def followed(folder: Path, *, quick: bool) -> list[Figure]:
     """Follow fifty runs to TensorBoard and W&B offline."""
+    return _figures(follow(folder, runs=RUNS, watched_s=QUICK_WATCHED_S if quick else WATCHED_S))
+
+
+def follow(folder: Path, *, runs: int, watched_s: float) -> Seen:
+    """Look at the command for so long while so many runs go on."""
     folder.mkdir()
     uri = new_store(folder)
     client = MlflowClient(uri)
     experiment = client.create_experiment("films")
-    runs = [client.create_run(experiment).info.run_id for _ in range(RUNS)]
-    log = _Logger(folder / "mlflow.db", runs)
+    run_ids = [client.create_run(experiment).info.run_id for _ in range(runs)]
+    log = _Logger(folder / "mlflow.db", run_ids)
     with _following(folder, uri) as command:
-        readers = _readers(folder, runs[:: RUNS // WATCHED_RUNS])
-        seen = _watch(command, log, readers, QUICK_WATCHED_S if quick else WATCHED_S)
-    return _figures(seen)
+        readers = _readers(folder, run_ids[:: max(1, runs // WATCHED_RUNS)])
+        return _watch(command, log, readers, watched_s)
 
 
 class _Logger:
@@ -107,10 +111,10 @@ def _following(folder: Path, uri: str) -> Iterator[psutil.Process]:
 
 def _watch(
     command: psutil.Process, log: _Logger, readers: dict[str, list[Ages]], watched_s: float
-) -> _Seen:
+) -> Seen:
     """Log until every mirror that is read has a point, and from then on look at everything."""
     _wait_for_mirrors(log, readers)
-    seen = _Seen(ages_s={kind: [] for kind in readers})
+    seen = Seen(ages_s={kind: [] for kind in readers})
     began_s, cpu_s = time.monotonic(), _cpu_s(command)
     while time.monotonic() < began_s + watched_s:
         next_look_s = time.monotonic() + LOG_EVERY_S
@@ -136,7 +140,7 @@ def _wait_for_mirrors(log: _Logger, readers: dict[str, list[Ages]]) -> None:
         time.sleep(0.1)
 
 
-def _look(command: psutil.Process, seen: _Seen) -> None:
+def _look(command: psutil.Process, seen: Seen) -> None:
     """Add what the command and all it has started hold now."""
     rss_mb: dict[str, float] = {}
     pss_mb = 0.0
@@ -207,7 +211,7 @@ def _row_times(folder: Path, run_id: str) -> Iterator[float]:
         yield 0.0
 
 
-def _figures(seen: _Seen) -> list[Figure]:
+def _figures(seen: Seen) -> list[Figure]:
     what = f"{RUNS} runs followed to two places"
     busy = seen.cpu_s / seen.watched_s
     rss = Figure(

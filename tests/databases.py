@@ -9,7 +9,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.servers import free_port
@@ -20,14 +20,14 @@ _FAST = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "max_con
 
 
 @contextlib.contextmanager
-def postgres() -> Iterator[str]:
+def postgres(*, settings: Sequence[str] = _FAST) -> Iterator[str]:
     """Run a server until the block ends; gives the URI of an empty database."""
     # Not in the test's own folder: that is closed to the user the server runs as.
     with tempfile.TemporaryDirectory(prefix="postgres-") as name:
         folder, port = Path(name), free_port()
         programs = _programs(folder)
         _make_cluster(programs, folder)
-        with _serving(programs, folder, port):
+        with _serving(programs, folder, port, settings):
             yield f"postgresql+psycopg2://opusclip:{PASSWORD}@127.0.0.1:{port}/postgres"
 
 
@@ -63,12 +63,12 @@ def _make_cluster(programs: Path, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _serving(programs: Path, folder: Path, port: int) -> Iterator[None]:
-    settings = [part for one in _FAST for part in ("-c", one)]
+def _serving(programs: Path, folder: Path, port: int, settings: Sequence[str]) -> Iterator[None]:
+    options = [part for one in settings for part in ("-c", one)]
     argv = [programs / "postgres", "-D", folder / "data", "-h", "127.0.0.1", "-p", str(port)]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [*argv, "-k", "", *settings], stdout=log, stderr=log, user=_user(), cwd=folder
+            [*argv, "-k", "", *options], stdout=log, stderr=log, user=_user(), cwd=folder
         )
     try:
         _wait_until_up(process, port, folder / "log")
