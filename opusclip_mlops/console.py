@@ -72,7 +72,8 @@ def _about(run: RunStatus) -> Iterator[str]:
 
 
 def _whereabouts(session: SessionStatus) -> str:
-    who = f"{session.host} pid {session.pid}"
+    rank = "" if session.rank is None else f"rank {session.rank} on "
+    who = f"{rank}{session.host} pid {session.pid}"
     if session.end_time_ms is not None:
         why = f", see its artifact {session.report}" if session.report else ""
         return f"{who}: {session.end_status} {_time(session.end_time_ms)}{why}"

@@ -155,7 +155,8 @@ def _of_the_process(case: Case, flight: Flight | None) -> dict[str, Any]:
         "host": start.host,
         "pid": start.pid,
         "rank": flight.rank if flight else None,
-        "run_id": identity.run_id if identity else "",
+        "run_id": (identity.run_id if identity else "") or case.folder.manifest().run_id or "",
+        "launched": flight.launched if flight and start.world_size > 1 else [],
         "command": flight.argv if flight else [],
         "cwd": flight.cwd if flight else case.folder.manifest().cwd,
         "python": flight.python if flight else "",
@@ -340,8 +341,8 @@ def _told(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "checkpoint", _checkpoint_line(facts["checkpoint"])
     for one in facts["open_operations"]:
         yield "in", f"{one['name']}, for {_duration(one['open_s'])}"
-    if facts["command"]:
-        yield "command", one_line(shlex.join(facts["command"]), at_most=_LINE_CHARACTERS)
+    if command := facts["launched"] or facts["command"]:
+        yield "command", one_line(shlex.join(command), at_most=_LINE_CHARACTERS)
     yield "in folder", facts["cwd"]
 
 
@@ -367,9 +368,10 @@ def _going_on(facts: dict[str, Any]) -> str:
         return "To train again: start the command anew; no checkpoint of this run is known here.\n"
     until = "" if about["is_in_mlflow"] else ", once it has arrived in MLflow (opusclip status)"
     # Not yet made in MLflow, it has no id.
+    what = "all ranks by the command above" if facts["launched"] else "the command"
     source = f"{run_id or 'RUN_ID'!r}, which={about['name']!r}"
     return (
-        f"To go on from it in the same run{until}, start the command with these lines in its"
+        f"To go on from it in the same run{until}, start {what} with these lines in its"
         " script:\n\n"
         "    from opusclip_mlops import ExperimentTracker, load_checkpoint\n"
         f"    loaded = load_checkpoint({source}, model=model, optimizer=optimizer)\n"

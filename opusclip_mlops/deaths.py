@@ -11,7 +11,8 @@ from pathlib import Path
 
 from opusclip_mlops.exits import EXIT_CODE, FATAL, SIGNALS
 from opusclip_mlops.flight import boot_id, flight_of
-from opusclip_mlops.records import RunStarted
+from opusclip_mlops.layout import REASON_TAG
+from opusclip_mlops.records import RunEnded, RunStarted
 
 TRACEBACK_TAG = "opusclip.traceback"
 """The tag that holds the lines a run's process was at when it failed."""
@@ -136,3 +137,10 @@ def _note(path: Path) -> str:
             return file.read(_NOTE_BYTES).decode(errors="replace")
     except OSError:
         return ""
+
+
+def stale_tags(end: RunEnded, *, ranks: int) -> set[str]:
+    """The tags that would tell of another end of the run than this."""
+    if not end.reason:
+        return {REASON_TAG, TRACEBACK_TAG}
+    return {TRACEBACK_TAG} if ranks > 1 and not end.traceback else set()

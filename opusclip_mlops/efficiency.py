@@ -99,13 +99,14 @@ class Efficiency:
         return {**values, **_shares(interval)}
 
     def _speed(self, step: int) -> dict[str, float]:
-        """Steps since the last call, and how many a second; empty where there were none."""
+        """Steps since the last call, how many a second, and how long each; empty for none."""
         begun, now_ns = self._from, perf_counter_ns()
         self._from = None if begun is None else (step, now_ns)
         if begun is None or step <= begun[0]:
             return {}
-        steps = step - begun[0]
-        return {"steps": float(steps), "steps_per_s": 1e9 * steps / max(1, now_ns - begun[1])}
+        steps, elapsed_ns = step - begun[0], max(1, now_ns - begun[1])
+        speed = {"steps_per_s": 1e9 * steps / elapsed_ns, "step_ms": elapsed_ns / 1e6 / steps}
+        return {"steps": float(steps), **speed}
 
     def _counted(self, seconds: float) -> dict[str, float]:
         samples, frames = self._samples, self._frames

@@ -72,7 +72,7 @@ def end_of(error: BaseException | None) -> tuple[str, str]:
     """How an exception ends a run, FINISHED, FAILED or KILLED, and the reason in one line."""
     if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
         return "FINISHED", ""
-    reason = one_line(f"{type(error).__name__}: {_words_of(error)}")
+    reason = one_line(": ".join(filter(None, (type(error).__name__, _words_of(error)))))
     return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", reason
 
 

@@ -60,16 +60,29 @@ def fetch_from_run(
     Raises:
         CheckpointError: no such run or checkpoint, or MLflow did not answer.
     """
+    repository, chosen = _chosen(run_id, which, tracking_uri)
+    what = f"cannot fetch checkpoint {chosen} of run {run_id}"
+    return _fetched(repository, f"{CHECKPOINTS}/{chosen}", into, what)
+
+
+@object_storage.asking_briefly()
+def name_in_run(run_id: str, which: Which, *, tracking_uri: str | None = None) -> str:
+    """The name of the checkpoint that is meant, which is there.
+
+    Raises:
+        CheckpointError: no such run or checkpoint, or MLflow did not answer.
+    """
+    return _chosen(run_id, which, tracking_uri)[1]
+
+
+def _chosen(run_id: str, which: Which, tracking_uri: str | None) -> tuple[ArtifactRepository, str]:
     client = _asked("cannot reach MLflow", lambda: MlflowClient(tracking_uri))
     run = _asked(f"cannot find run {run_id!r:.80}", lambda: client.get_run(run_id))
     if run.info.lifecycle_stage != LifecycleStage.ACTIVE:
         raise CheckpointError(f"run {run_id} is deleted: restore it to load its checkpoints")
     repository = _repository(run.info.artifact_uri, client.tracking_uri)
-    chosen = _choice(
-        run, _Listed(repository, f"cannot list the checkpoints of run {run_id}"), which
-    )
-    what = f"cannot fetch checkpoint {chosen} of run {run_id}"
-    return _fetched(repository, f"{CHECKPOINTS}/{chosen}", into, what)
+    listed = _Listed(repository, f"cannot list the checkpoints of run {run_id}")
+    return repository, _choice(run, listed, which)
 
 
 def checkpoint_names(repository: ArtifactRepository) -> list[str]:

@@ -24,7 +24,7 @@ import msgspec
 
 from opusclip_mlops.faults import attempted
 from opusclip_mlops.folder import write_whole
-from opusclip_mlops.ranks import rank_in
+from opusclip_mlops.ranks import launch_command, rank_in
 from opusclip_mlops.redaction import may_be_secret, redacted, secret_names_here, secrets_here
 
 MOST_LINES = 500
@@ -47,7 +47,8 @@ class Flight(msgspec.Struct, frozen=True, kw_only=True):
 
     `stderr_file` is the file that its errors go to, "" where that is none; `oom_kills` counts what
     the kernel had killed on this machine for want of memory, None where it does not say.
-    `secret_names` are its variables whose values nobody is to read.
+    `secret_names` are its variables whose values nobody is to read; `launched` is the command that
+    started it with all others that it trains with.
     """
 
     argv: list[str]
@@ -59,6 +60,7 @@ class Flight(msgspec.Struct, frozen=True, kw_only=True):
     stderr_file: str = ""
     oom_kills: int | None = None
     secret_names: tuple[str, ...] = ()
+    launched: list[str] = []
 
 
 class FlightNotes:
@@ -117,8 +119,10 @@ def _content(path: str) -> str:
 
 
 def _this_process() -> Flight:
+    arguments = _arguments()
     return Flight(
-        argv=_arguments(),
+        argv=arguments,
+        launched=launch_command(os.environ, arguments),
         cwd=_cwd(),
         python=sys.version.split()[0],
         boot_id=boot_id(),

@@ -1,10 +1,11 @@
 """How a process joins the run of those it trains with: one of them owns it, the others are told."""
 
 import os
+import re
 import socket
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -15,12 +16,18 @@ from opusclip_mlops.errors import ConfigError
 from opusclip_mlops.folder import Manifest, RunFolder
 from opusclip_mlops.ranks import Place, place_in
 from opusclip_mlops.rendezvous import Board, FileBoard, Meeting
-from opusclip_mlops.sessions import RANKS, RELAY
+from opusclip_mlops.sessions import RANKS, RELAY, sessions
 
 PROCESS_VARIABLE = "OPUSCLIP_RANK_PROCESS"
 """The pid of the rank that a process is a child of: a child is no rank, whatever it inherits."""
 
+RANK_TAG = "opusclip.rank"
+"""The tag that says which rank a run is of, where each has its own."""
+
 _POLL_FIRST_S, _POLL_LAST_S, _TELL_AFTER_S = 0.02, 0.5, 10.0
+_OLD_AFTER_S = 20.0
+_SKEW_MS = 1000
+_HOST_CHARACTERS = 60
 _joined_here: list[str] = []
 
 
@@ -39,15 +46,27 @@ def is_owner(config: TrackingConfig, place: Place | None) -> bool:
     return place is None or place.rank == _owner_of(config, place)
 
 
+def rank_tags(config: TrackingConfig) -> dict[str, str]:
+    """What tells runs apart that the ranks of a job have each for itself; else nothing."""
+    place = place_in(os.environ) if config.ranks == "own" else None
+    return {RANK_TAG: str(place.rank)} if place and place.world_size > 1 else {}
+
+
 def _owner_of(config: TrackingConfig, place: Place) -> int:
     # Fewer may be left than there were when it was named.
     return config.metric_rank if config.metric_rank < place.world_size else 0
 
 
 def is_started_anew(config: TrackingConfig) -> bool:
-    """Whether the launcher had started this process's ranks before, in the same job."""
+    """Whether this process's ranks had begun a run before, in the same job.
+
+    Raises:
+        ConfigError: the other ranks cannot be met.
+    """
     place = place_of(config)
-    return place is not None and place.attempt > 0
+    if place is None or place.attempt:
+        return place is not None
+    return Joining(config, place).earlier() is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,11 +118,13 @@ class Joining:
         self, config: TrackingConfig, place: Place, *, wait_s: float | None = None
     ) -> None:
         self.place = place
+        """Where the process stands; once it has `agreed`, with the `attempt` that all count."""
         self.goes_on = False
         """Whether the run had begun before the launcher started its ranks anew."""
+        self._launched = place.attempt
         self._wait_s = rendezvous.WAIT_S if wait_s is None else wait_s
         self._journal_dir = Path(config.journal_dir).absolute()
-        self._owner = _owner_of(config, place)
+        self._owner, self._asked_owner = _owner_of(config, place), config.metric_rank
         self._name = f"opusclip/{place.job}/{len(_joined_here)}"
         self._board: Board = rendezvous.board_of(
             place, os.environ, self._journal_dir, wait_s=self._wait_s
@@ -126,11 +147,18 @@ class Joining:
         # One rank may become many when torchrun starts it anew.
         merges = [RANKS] if manifest.owns_run else []
         # Those that go on alone may be joined again.
-        is_relayed = place.nodes > 1 or (self.goes_on and place.attempt > 0)
+        is_relayed = not manifest.owns_run or self.goes_on or not self._are_all_here()
         sinks = [*manifest.sinks, *merges, *([RELAY] if is_relayed else [])]
+        # What a second machine uses is logged under its name.
+        nodes = place.nodes if manifest.owns_run else max(place.nodes, 2)
         return msgspec.structs.replace(
-            manifest, sinks=sinks, ranks=place.world_size, node=place.node, nodes=place.nodes
+            manifest, sinks=sinks, ranks=place.world_size, node=place.node, nodes=nodes
         )
+
+    def _are_all_here(self) -> bool:
+        """Whether no rank can be on another machine."""
+        meet_by_parent = isinstance(self._board, FileBoard) and not rendezvous.has_name(self.place)
+        return self.place.nodes == 1 and (self.place.is_one_machine or meet_by_parent)
 
     @property
     def journal_dir(self) -> Path:
@@ -140,8 +168,20 @@ class Joining:
             return Path(told.journal_dir)
         return self._journal_dir
 
+    def folder_name(self, local_id: str) -> str:
+        """What the run's folder is called: each machine has its own, though they share a disk."""
+        if self._told is None or self._is_here(self._told):
+            return local_id
+        host = re.sub(r"[^A-Za-z0-9.\-]", "-", socket.gethostname())
+        return f"{local_id}+{host[:_HOST_CHARACTERS]}"
+
     def found(self, folder: RunFolder, manifest: Manifest) -> Manifest:
         """What the held folder is to remember: it may be gone with what it delivered, and new."""
+        if self.is_owner:
+            # A job before this one may have left its ranks here.
+            starts = (one.start for one in sessions(folder))
+            last = max((one.attempt for one in starts if one.rank is not None), default=-1)
+            self.place = replace(self.place, attempt=max(self.place.attempt, last + 1))
         if manifest.run_id is None and not (folder.path / "manifest.json").exists():
             run_id = rendezvous.noted_run(folder)
             return msgspec.structs.replace(manifest, run_id=run_id)
@@ -155,6 +195,9 @@ class Joining:
             OSError: the journal's folder cannot be written.
         """
         if self.is_owner:
+            if self._asked_owner != self._owner:
+                few = f"there is no rank {self._asked_owner} among {self.place.world_size}"
+                print(f"opusclip: {few}: the metrics are rank 0's", file=sys.stderr, flush=True)
             rendezvous.keep_in_mind(folder)
             said = msgspec.json.encode(self._meeting(folder, manifest))
             for board in (self._board, *self._memory()):
@@ -174,6 +217,8 @@ class Joining:
             node=self.place.node,
             journal_dir=str(folder.path.parent),
             attempt=self.place.attempt,
+            launched=self._launched,
+            said_ms=int(time.time() * 1000),
         )
 
     def _memory(self) -> list[Board]:
@@ -184,9 +229,11 @@ class Joining:
 
     def _as_owner(self, manifest: Manifest) -> Manifest:
         earlier = self.earlier()
+        self.place = replace(self.place, attempt=0)
         if earlier is None or earlier.run_id not in (None, manifest.run_id):
             return manifest
         self.goes_on = True
+        self.place = replace(self.place, attempt=earlier.attempt + 1)
         return msgspec.structs.replace(
             manifest,
             local_id=earlier.local_id,
@@ -199,16 +246,17 @@ class Joining:
         if found := rendezvous.said(self._board, self._name):
             is_files = isinstance(self._board, FileBoard)
             # A store ends with its job; a file may be of another job of that name.
-            return None if is_files and found.attempt >= self.place.attempt else found
-        if not self.place.attempt:
+            return None if is_files and found.launched >= self._launched else found
+        if not self._launched:
             return None
         known = (rendezvous.said(board, self._name) for board in self._memory())
         return next(filter(None, known), None)
 
     def _as_told(self, manifest: Manifest) -> Manifest:
         told = self._told = self._wait()
-        self.goes_on = self.place.attempt > 0
-        is_here = (told.host, told.journal_dir) == (socket.gethostname(), str(self.journal_dir))
+        self.place = replace(self.place, attempt=told.attempt)
+        self.goes_on = told.attempt > 0
+        is_here = self._is_here(told)
         if not is_here:
             # The mirrors, and what watches the run, belong to the owner's machine.
             manifest = msgspec.structs.replace(manifest, sinks=["mlflow"], alerts={})
@@ -223,14 +271,18 @@ class Joining:
             owns_run=is_here,
         )
 
+    def _is_here(self, told: Meeting) -> bool:
+        """Whether the owner's folder is this machine's, too."""
+        return (told.host, told.journal_dir) == (socket.gethostname(), str(self.journal_dir))
+
     def _wait(self) -> Meeting:
-        """What the owner says of this attempt."""
+        """What the owner says, once it has begun with this process and not with one before."""
         began_s, pause_s, is_told = time.monotonic(), _POLL_FIRST_S, False
         while True:
-            found = rendezvous.said(self._board, self._name)
-            if found and found.attempt >= self.place.attempt and self._is_ours(found):
-                return found
             waited_s = time.monotonic() - began_s
+            found = rendezvous.said(self._board, self._name)
+            if found and self._is_ours(found, waited_s=waited_s):
+                return found
             if waited_s >= self._wait_s:
                 raise self._unmet()
             if waited_s >= _TELL_AFTER_S and not is_told:
@@ -239,10 +291,17 @@ class Joining:
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _POLL_LAST_S)
 
-    def _is_ours(self, found: Meeting) -> bool:
-        """Whether no process has been this rank in that run yet: else it is an earlier one."""
-        part = f"{found.local_id}/{self.place.attempt}/{self.place.rank}"
-        return self._board.claim(f"{self._name}/{part}")
+    def _is_ours(self, found: Meeting, *, waited_s: float) -> bool:
+        """Whether this is what the owner said to this process, and not to one that is gone.
+
+        That has claimed it, unless it died before: then it was said before this process began. So
+        it was to a rank that began late: that takes it once no other has come for a while.
+        """
+        skew_ms = 0 if found.host == socket.gethostname() else _SKEW_MS
+        is_old = found.said_ms < rendezvous.began_ms() - skew_ms
+        if is_old and waited_s < min(_OLD_AFTER_S, self._wait_s):
+            return False
+        return self._board.claim(f"{self._name}/{found.local_id}/{found.attempt}/{self.place.rank}")
 
     def _tell(self) -> None:
         waits = f"rank {self.place.rank} waits until rank {self._owner} begins the run"

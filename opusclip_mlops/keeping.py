@@ -10,11 +10,13 @@ import itertools
 import math
 import numbers
 import os
+import sys
 import time
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
 from opusclip_mlops import checkpoints, provenance, records
@@ -31,8 +33,7 @@ from opusclip_mlops.retention import Earlier, Retention, better_of, check_mode
 if TYPE_CHECKING:
     import torch
 
-# From the warning up: here, its context, `save`, the tracker's calls and what times them.
-_AT_THE_CALLER = 8
+_OURS = f"{Path(__file__).parent}{os.sep}", contextlib.__file__
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +219,7 @@ class CheckpointKeeper:
                 f"{key} of {value.checkpoint} and of {best.checkpoint}, the best so far, were not "
                 f"measured alike and are not ranked: {self._difference(key, best, passport)}; "
                 "measure them alike, or pass allow_unlike=True",
-                stacklevel=_AT_THE_CALLER,
+                stacklevel=_level_of_caller(),
             )
         return best.is_beaten_by(value)
 
@@ -320,6 +321,16 @@ class CheckpointKeeper:
     def _is_taken(self, name: str) -> bool:
         folder = self._folder.checkpoints / name
         return folder.exists() or checkpoints.is_dropped(folder)
+
+
+def _level_of_caller() -> int:
+    """How far up from where this is called the first line is that is not this package's."""
+    frame: FrameType | None = sys._getframe(1)
+    for level in itertools.count(1):
+        if frame is None or not frame.f_code.co_filename.startswith(_OURS):
+            return level
+        frame = frame.f_back
+    raise AssertionError
 
 
 def _is_made(mark: Path) -> bool:

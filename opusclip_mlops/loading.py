@@ -6,13 +6,14 @@ import contextlib
 import re
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opusclip_mlops import checkpoints
 from opusclip_mlops.checkpoints import METADATA, WEIGHTS, place_of
 from opusclip_mlops.errors import CheckpointError
+from opusclip_mlops.joint_loads import JointLoad
 from opusclip_mlops.metadata import CheckpointMetadata
 from opusclip_mlops.putting_back import Asked
 from opusclip_mlops.redaction import one_line
@@ -39,7 +40,7 @@ class LoadedCheckpoint:
 
     folder: Path | None
     metadata: CheckpointMetadata
-    state: dict[str, Any] | None = None
+    state: dict[str, Any] | None = field(default=None, repr=False)
 
 
 def load_checkpoint(
@@ -58,8 +59,8 @@ def load_checkpoint(
 
     Every hash is checked before anything is read, and nothing that is read can execute code. What
     does not fit leaves the model as it was. A checkpoint of many processes is read by one or by any
-    other number of them. Into a model that is shared out over processes all of them load together:
-    where one fails, none has loaded.
+    other number of them. Into a model that is shared out over processes all of them load together,
+    the checkpoint that rank 0 chooses: where one fails, none has loaded.
 
     Args:
         source: An MLflow run id, a checkpoint's folder or a folder of checkpoints, or
@@ -73,7 +74,8 @@ def load_checkpoint(
             where an optimizer or a scheduler is given: that is training going on. They are those of
             the rank itself; where fewer ranks have saved, the others' are left alone.
         into: A folder to keep in, by its name, what is fetched from MLflow; a private one, removed
-            afterwards, when None. What lies on this machine's disk is read where it is.
+            afterwards, when None. What lies on this machine's disk is read where it is. Of many
+            processes that load together the first of a machine fetches, and its folder counts.
         tracking_uri: Where the run is, MLflow's default when None.
         registry_uri: Where the version is, the tracking server when None.
 
@@ -88,16 +90,45 @@ def load_checkpoint(
             f"{source} holds weights and metadata, no training state: load that from its run"
         )
     origin = _Origin(source, which, tracking_uri, registry_uri)
-    with asked.together() as share, origin.found(Path(into) if into else None) as found:
-        folder, is_fetched = found
-        # The training state is left out of a registered version.
-        only = (WEIGHTS,) if origin.is_registered else None
-        metadata = _of_step(which, checkpoints.verify(folder, only=only, share=share), source)
-        content = asked.read(folder, metadata)
-        kept = _kept(folder, Path(into), metadata) if is_fetched and into else folder
+    # The training state is left out of a registered version.
+    only = (WEIGHTS,) if origin.is_registered else None
+    keep_in = Path(into) if into else None
+    with asked.together() as joint, origin.found(keep_in, joint) as found:
+        share = joint.share if joint else None
+        metadata = checkpoints.verify(found.folder, only=only, share=share)
+        _check_step(which, metadata, source)
+        if joint:
+            joint.check_same(metadata)
+        content = asked.read(found.folder, metadata)
+        folder = found.kept(keep_in, metadata)
     asked.put_in_place(content)
-    stays = not is_fetched or into is not None
-    return LoadedCheckpoint(folder=kept if stays else None, metadata=metadata, state=content.state)
+    return LoadedCheckpoint(folder=folder, metadata=metadata, state=content.state)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A checkpoint's folder.
+
+    Attributes:
+        folder: Where it can be read.
+        is_fetched: Whether it was fetched, and goes unless it is kept.
+        joint: With whom it is shared, where one process has it for others.
+    """
+
+    folder: Path
+    is_fetched: bool = False
+    joint: JointLoad | None = None
+
+    def kept(self, into: Path | None, metadata: CheckpointMetadata) -> Path | None:
+        """Where it stays; None where it goes."""
+        if self.joint is None:
+            return self._kept(into, metadata)
+        return self.joint.kept(lambda: self._kept(into, metadata))
+
+    def _kept(self, into: Path | None, metadata: CheckpointMetadata) -> Path | None:
+        if not self.is_fetched:
+            return self.folder
+        return _kept(self.folder, into, metadata) if into else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,19 +152,45 @@ class _Origin:
         return not _RUN_ID.fullmatch(text) and (Path(text).exists() or not text.isalnum())
 
     @contextlib.contextmanager
-    def found(self, into: Path | None) -> Iterator[tuple[Path, bool]]:
-        """The checkpoint's folder, and whether it was fetched for the time of the block only."""
+    def found(self, into: Path | None, joint: JointLoad | None) -> Iterator[_Found]:
+        """The checkpoint's folder for the time of the block; where many load, all have the same."""
+        if joint is None:
+            with self._own(into) as found:
+                yield found
+            return
+        chosen = replace(self, which=joint.chosen(self._name) or self.which)
         if self.is_local:
-            yield _chosen(Path(self.source), self.which), False
+            yield _Found(_chosen(Path(self.source), chosen.which))
+        elif joint.is_first_here:
+            with joint.lending(), chosen._own(into) as own, joint.lent(own.folder):
+                yield replace(own, joint=joint)
+        else:
+            with joint.borrowed() as folder:
+                yield _Found(folder, joint=joint)
+
+    @contextlib.contextmanager
+    def _own(self, into: Path | None) -> Iterator[_Found]:
+        if self.is_local:
+            yield _Found(_chosen(Path(self.source), self.which))
             return
         place = None if into else self._fetch(None)
         if place is not None:
-            yield place, False
+            yield _Found(place)
             return
         with _private_folder(into) as folder:
             fetched = self._fetch(folder)
             assert fetched is not None
-            yield fetched, True
+            yield _Found(fetched, is_fetched=True)
+
+    def _name(self) -> str:
+        """The name of the checkpoint that is meant; empty where its source names one only."""
+        if self.is_registered:
+            return ""
+        if self.is_local:
+            return _chosen(Path(self.source), self.which).name
+        from opusclip_mlops import fetching
+
+        return fetching.name_in_run(str(self.source), self.which, tracking_uri=self.tracking_uri)
 
     def _fetch(self, into: Path | None) -> Path | None:
         # MLflow takes seconds to load, and a folder on this disk needs none of it.
@@ -152,12 +209,9 @@ def _check(which: object) -> None:
         raise CheckpointError(f'which is "best", "last", a step or a name, not {which!r:.60}')
 
 
-def _of_step(
-    which: str | int, metadata: CheckpointMetadata, source: str | Path
-) -> CheckpointMetadata:
+def _check_step(which: str | int, metadata: CheckpointMetadata, source: str | Path) -> None:
     if isinstance(which, int) and metadata.step != which:
         raise CheckpointError(f"{source} is of step {metadata.step}, not {which}")
-    return metadata
 
 
 def _chosen(folder: Path, which: str | int) -> Path:

@@ -7,6 +7,9 @@ import msgspec
 KEY = "opusclip/ranks"
 """The key of the text that says it."""
 
+LACKING_TAG = "opusclip.ranks.lacking"
+"""The tag that counts the points that were merged without all ranks, where there are any."""
+
 MOST_KEYS = 500
 _MOST_RANKS = 100
 _OTHERS = "(other keys)"
@@ -31,11 +34,15 @@ class Gap(msgspec.Struct):
 
 
 class Gaps(msgspec.Struct):
-    """All that was not merged as it was meant: by key and reduction, and by key."""
+    """All that was not merged as it was meant: by key and reduction, and by key.
+
+    `forgotten` counts how often values that waited were lost with the file that kept them.
+    """
 
     lacking: dict[str, dict[str, Gap]] = {}
     late: dict[str, int] = {}
     reductions: dict[str, list[str]] = {}
+    forgotten: int = 0
 
     def note_lack(self, key: str, reduce: str, step: int, ranks: Iterable[int]) -> None:
         """Note a point that was made without these ranks."""
@@ -57,10 +64,20 @@ class Gaps(msgspec.Struct):
             elif reduce not in known:
                 known.append(reduce)
 
+    @property
+    def points_lacking(self) -> int:
+        """How many points were made without all ranks."""
+        every = (one.values() for one in self.lacking.values())
+        return sum(gap.points for gaps in every for gap in gaps)
+
     def text(self) -> str:
         """What is to be said, one line each and all of it as JSON; empty where all is well."""
-        lines = [*self._lacking(), *self._late(), *self._unlike()]
+        lines = [*self._forgotten(), *self._lacking(), *self._late(), *self._unlike()]
         return "\n".join([*lines, "", self._as_json()]) if lines else ""
+
+    def _forgotten(self) -> Iterator[str]:
+        if self.forgotten:
+            yield f"{self.forgotten:,} times the file of what waited for ranks could not be read"
 
     def _lacking(self) -> Iterator[str]:
         for key, by_reduction in self.lacking.items():
@@ -83,7 +100,9 @@ class Gaps(msgspec.Struct):
         return {key: sorted(known) for key, known in alike.items() if len(known) > 1}
 
     def _as_json(self) -> str:
-        found = {"lacking": self.lacking, "late": self.late, "unlike": self._unlike_reductions()}
+        unlike = self._unlike_reductions()
+        found = {"lacking": self.lacking, "late": self.late, "unlike": unlike}
+        found |= {"forgotten": self.forgotten} if self.forgotten else {}
         return msgspec.json.format(msgspec.json.encode(found), indent=2).decode()
 
 

@@ -44,19 +44,34 @@ class MergingLog:
         self._drop_others()
 
     def merger(self) -> RankMerger:
-        """A merger that knows all that is kept."""
-        content = os.pread(self._file, self.kept.size_bytes, 0)
-        pieces = _pieces(content)
-        self._first_bytes = len(pieces[0]) if pieces else 0
-        merger = RankMerger(msgspec.msgpack.decode(pieces[0], type=Snapshot) if pieces else None)
-        for piece in pieces[1:]:
-            for _ in merger.advance(msgspec.msgpack.decode(piece, type=News)):
-                pass
-        self.kept = Kept(self.kept.number, sum(_LENGTH.size + len(piece) for piece in pieces))
+        """A merger that knows all that is kept; in its gaps it counts what can't be read.
+
+        Raises:
+            OSError: the disk cannot take it.
+        """
+        merger, read_bytes = RankMerger(), 0
+        for piece in _pieces(os.pread(self._file, self.kept.size_bytes, 0)):
+            try:
+                merger = self._told(merger, piece) if read_bytes else self._begun(piece)
+            except msgspec.DecodeError:
+                break
+            read_bytes += _LENGTH.size + len(piece)
+        if read_bytes < self.kept.size_bytes:
+            merger.gaps.forgotten += 1
+            self._begin_anew(merger)
         return merger
 
-    def append(self, news: News, merger: RankMerger) -> None:
-        """Keep what the merger was told just now.
+    def _begun(self, piece: bytes) -> RankMerger:
+        self._first_bytes = len(piece)
+        return RankMerger(msgspec.msgpack.decode(piece, type=Snapshot))
+
+    def _told(self, merger: RankMerger, piece: bytes) -> RankMerger:
+        for _ in merger.advance(msgspec.msgpack.decode(piece, type=News)):
+            pass
+        return merger
+
+    def append(self, merger: RankMerger, *told: News) -> None:
+        """Keep what the merger was told since: once each time that `kept` is remembered.
 
         Raises:
             OSError: the disk cannot take it.
@@ -68,8 +83,9 @@ class MergingLog:
         if not size_bytes or size_bytes > max(_LEAST_BYTES, _GROWTH * self._first_bytes):
             self._begin_anew(merger)
         else:
-            written = _write(self._file, msgspec.msgpack.encode(news), size_bytes)
-            self.kept = Kept(self.kept.number, size_bytes + written)
+            for news in told:
+                size_bytes += _write(self._file, msgspec.msgpack.encode(news), size_bytes)
+            self.kept = Kept(self.kept.number, size_bytes)
 
     def _begin_anew(self, merger: RankMerger) -> None:
         """Write all that the merger knows into a new file; the old one stays until that is kept."""

@@ -8,15 +8,14 @@ others a choice.
 from __future__ import annotations
 
 import itertools
-import os
+import secrets
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from opusclip_mlops.errors import CheckpointError
-from opusclip_mlops.ranks import place_in
 from opusclip_mlops.redaction import one_line
 
 if TYPE_CHECKING:
@@ -28,7 +27,11 @@ PATIENCE_S = 1800.0
 _TELL_AFTER_S = 30.0
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.002, 0.1
 _FAULT, _FINE = b"!", b"."
-_votes = itertools.count()
+_NOTHING = "-"
+
+
+class ToldFault(CheckpointError):
+    """What another process has put up instead of a notice."""
 
 
 class Noticeboard:
@@ -63,15 +66,15 @@ class Noticeboard:
         """A notice that is there already, else None.
 
         Raises:
-            CheckpointError: another process has put up why there is none.
+            ToldFault: another process has put up why there is none.
         """
         with _answering():
             # `get` would wait, and hold up all others that use the store meanwhile.
-            if not self._store.check([key]):
-                return None
-            found = bytes(self._store.get(key))
+            found = bytes(self._store.compare_set(key, _NOTHING, _NOTHING))
+        if found == _NOTHING.encode():
+            return None
         if found[:1] == _FAULT:
-            raise CheckpointError(found[1:].decode(errors="replace"))
+            raise ToldFault(found[1:].decode(errors="replace"))
         return found[1:]
 
     def take_down(self, key: str) -> None:
@@ -92,7 +95,7 @@ class Noticeboard:
         raise CheckpointError(f"{awaited}: has not come within {wait_s:.0f} s")
 
     @contextmanager
-    def faults_told(self, key: str) -> Iterator[None]:
+    def faults_told(self, key: str | Callable[[], str]) -> Iterator[None]:
         """Put up under this key that the block has failed, if it does."""
         done = False
         try:
@@ -100,8 +103,9 @@ class Noticeboard:
             done = True
         finally:
             if not done:
+                fault = _fault_text()
                 with suppress(CheckpointError):
-                    self.post_fault(key, _fault_text())
+                    self.post_fault(key if isinstance(key, str) else key(), fault)
 
 
 @contextmanager
@@ -155,20 +159,95 @@ def process_group_place() -> tuple[int, int] | None:
     return dist.get_rank(), dist.get_world_size()
 
 
+class CommonWord:
+    """A word that processes which train together have in common, and no others before them.
+
+    A launcher's store outlives the processes that it starts anew, and it does not count their
+    attempts alike on every machine. So each asks under a word that it has drawn itself, and the
+    owner's answer is under that: what dead processes have asked or answered is read by nobody.
+
+    Args:
+        board: Where they meet.
+        rank: The number of this process.
+        others: The numbers of those that ask, for the owner, whose word it is; nobody otherwise.
+    """
+
+    def __init__(self, board: Noticeboard, *, rank: int, others: set[int] | None = None) -> None:
+        self._board, self._rank, self._drawn = board, rank, secrets.token_hex(16)
+        self._is_owner, self._unsure = others is not None, set(others or ())
+        self._answered: dict[int, bytes] = {}
+        self._told = self._drawn if self._is_owner else ""
+        self._has_asked = False
+
+    def answer(self) -> bool:
+        """Tell those that have asked since the last look; whether all know it. By the owner."""
+        for rank in sorted(self._unsure):
+            asked = self._board.look(f"asks/{rank}")
+            if asked is not None and asked != self._answered.get(rank):
+                self._board.post(f"answer/{asked.decode()}", self._drawn.encode())
+                self._answered[rank] = asked
+            elif asked is not None and self._board.look(f"knows/{self._drawn}/{rank}") is not None:
+                self._unsure.discard(rank)
+        return not self._unsure
+
+    def look(self) -> str:
+        """The word; empty as long as the owner has not answered. It is asked first."""
+        if not self._told and not self._has_asked:
+            self._board.post(f"asks/{self._rank}", self._drawn.encode())
+            self._has_asked = True
+        if not self._told and (found := self._board.look(f"answer/{self._drawn}")) is not None:
+            self._board.post(f"knows/{found.decode()}/{self._rank}", b"")
+            self._told = found.decode()
+        return self._told
+
+
+def common_word(
+    store: Store | None = None, *, rank: int, world_size: int, wait_s: float = PATIENCE_S
+) -> str:
+    """A word that all processes get, the same for all, whatever earlier ones have left behind.
+
+    Every process calls it, and waits for all others. `store` is where they meet, None for the
+    process group's.
+
+    Raises:
+        CheckpointError: another one has not come within `wait_s` seconds, or the store is gone.
+    """
+    others = {*range(1, world_size)}
+    board = Noticeboard(store, purpose="word")
+    word = CommonWord(board, rank=rank, others=None if rank else others)
+    for _ in pauses(wait_s, told=f"rank {rank} waits for the other ranks"):
+        if (rank or word.answer()) and (found := word.look()):
+            return found
+    raise CheckpointError(f"rank {rank} has not met the other ranks within {wait_s:.0f} s")
+
+
+_votes: tuple[object, Iterator[str]] = (None, iter(()))
+
+
+def _next_vote(rank: int, world_size: int) -> str:
+    """A name for a vote, the same in all processes of the process group."""
+    global _votes
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    if (store := _get_default_store()) is not _votes[0]:
+        word = common_word(rank=rank, world_size=world_size)
+        _votes = store, (f"{word}/{number}" for number in itertools.count())
+    return next(_votes[1])
+
+
 @contextmanager
-def agreed(rank: int, world_size: int, *, what: str) -> Iterator[None]:
+def agreed(rank: int, world_size: int, *, what: str) -> Iterator[Noticeboard]:
     """Do something in all processes, or raise in all of them what went wrong in one.
 
-    Every process comes by here, in the same order.
+    Gives a board for what they tell each other meanwhile. Every process comes by here, in the same
+    order.
 
     Raises:
         CheckpointError: it failed in another process, or one has not come.
     """
-    # A launcher's store outlives an attempt.
-    attempt = place.attempt if (place := place_in(os.environ)) else 0
-    board = Noticeboard(purpose=f"{what}/{attempt}/{next(_votes)}")
+    board = Noticeboard(purpose=f"{what}/{_next_vote(rank, world_size)}")
     with board.faults_told(str(rank)):
-        yield
+        yield board
     board.post(str(rank), b"")
     for other in range(world_size):
         try:

@@ -7,9 +7,11 @@ from opusclip_mlops.crash_report import Case, report
 from opusclip_mlops.deaths import Death
 from opusclip_mlops.exits import stacks_now
 from opusclip_mlops.faults import attempted
-from opusclip_mlops.folder import RunFolder
+from opusclip_mlops.folder import Manifest, RunFolder
+from opusclip_mlops.ranks import Place
 from opusclip_mlops.records import Record, RunEnded, RunStarted
 from opusclip_mlops.redaction import one_line
+from opusclip_mlops.sessions import others_live_here
 
 NOTHING_LEFT_OUT = Totals(skipped={}, shed={})
 """What a run left out that nothing is known of."""
@@ -35,6 +37,21 @@ def left_out_lines(left: Totals, fault: str) -> list[str]:
             " the counts are in the run, under text/opusclip/left_out"
         )
     return lines
+
+
+def speaks_for_all(manifest: Manifest, place: Place | None, *, is_owner: bool) -> bool:
+    """Whether a process says how far delivery is: one on each machine does."""
+    is_first_there = not manifest.owns_run and (place is None or place.local_rank == 0)
+    return is_owner or is_first_there
+
+
+def leaves_at_once(folder: RunFolder, start: RunStarted, status: str) -> bool:
+    """Whether who ends so is not to wait for delivery: the last on its machine does.
+
+    As long as a rank that has failed is there, its launcher leaves the others waiting for it.
+    """
+    has_failed = start.world_size > 1 and status != "FINISHED"
+    return has_failed and others_live_here(folder, start.session)
 
 
 def report_of(

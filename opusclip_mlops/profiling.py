@@ -11,6 +11,7 @@ from opusclip_mlops.efficiency import Batches
 from opusclip_mlops.errors import ConfigError, OpusclipError, RecordTypeError
 from opusclip_mlops.insights import InsightCalls
 from opusclip_mlops.loop_clock import LogCalls, LoopClock
+from opusclip_mlops.operation_sums import memory_bytes
 from opusclip_mlops.operations import Operation, Operations
 from opusclip_mlops.rank_share import RankShare
 from opusclip_mlops.redaction import one_line
@@ -130,19 +131,33 @@ class ProfilingCalls(InsightCalls):
     def _log_interval(self, values: Mapping[str, float]) -> None:
         """Log what an interval came to; no part of it is left out for the steps between points.
 
-        Of many ranks, what the training processes measure is merged; of workers the owner's counts.
+        Of many ranks, speed, memory and the loop's parts are merged; the rest is the owner's.
         """
         is_worker = isinstance(self._session, JoinedSession)
         if is_worker and not self._share.is_owner:
             return
         timestamp_ms, step = max(records.now_ms(), self._since_ms), self._current_step(None)
-        kept = list(self._selection.kept_sums(dict(values)).items())
+        found = dict(values) if is_worker else {**values, **self._memory_of_rank()}
+        kept = list(self._selection.kept_sums(found).items())
         for at in range(0, len(kept), _VALUES_AT_ONCE):
             part = dict(kept[at : at + _VALUES_AT_ONCE])
             if is_worker:
                 self._append(records.Metrics(timestamp_ms, step, part))
             else:
-                self._append(self._share.of_interval(part, timestamp_ms, step))
+                for record in self._share.of_interval(part, timestamp_ms, step):
+                    self._append(record)
+
+    def _memory_of_rank(self) -> dict[str, float]:
+        """What one of many ranks holds now; of one that is alone the machine's meter tells."""
+        if not (self._share.is_one_of_many and self.config.system_metrics):
+            return {}
+        resident, on_gpu = memory_bytes()
+        found = {"performance/rss_megabytes": resident / 1e6}
+        return (
+            found
+            if on_gpu is None
+            else {**found, "performance/gpu_allocated_megabytes": on_gpu / 1e6}
+        )
 
     def profiled(self, steps: tuple[int, int] = (0, 100)) -> StepProfiler:
         """Profile steps of a block with torch.profiler: `with tracker.profiled((2, 5)) as block:`.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from opusclip_mlops import sharded_state, tensors
 from opusclip_mlops.checkpoints import STATE, WEIGHTS
 from opusclip_mlops.errors import CheckpointError
+from opusclip_mlops.joint_loads import JointLoad
 from opusclip_mlops.metadata import CheckpointMetadata
 from opusclip_mlops.noticeboard import agreed, process_group_place
 from opusclip_mlops.rank_generators import GENERATORS, read_generators
@@ -68,17 +69,17 @@ class Asked:
         return self.model is not None and sharded_state.is_sharded(self.model)
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[tuple[int, int] | None]:
+    def together(self) -> Iterator[JointLoad | None]:
         """Read in all processes of a model that is shared out, or fail in all of them.
 
-        Gives this process's number and how many there are; None where it reads for itself.
+        Gives this process's part in it; None where it reads for itself.
         """
         place = process_group_place() if self.is_shared else None
         if place is None or place[1] == 1:
             yield None
             return
-        with agreed(*place, what="load_checkpoint"):
-            yield place
+        with agreed(*place, what="load_checkpoint") as board:
+            yield JointLoad(board, *place)
 
     def read(self, folder: Path, metadata: CheckpointMetadata) -> Content:
         """The weights and the training state, as far as they are asked for; nothing is changed.

@@ -156,6 +156,8 @@ class RankMerger:
         attempt, size, rank = record.attempt, record.world_size, record.rank
         if (gone := self._gone.get(attempt, 0)) >> rank & 1:
             self._gone[attempt] = gone ^ (1 << rank)
+        if (attempt, size, rank) not in self._state.reached:
+            self._forget_all_gone(attempt)
         reached = self._state.reached.setdefault((attempt, size, rank), Reached())
         reached.timestamp_ms = record.timestamp_ms
         if (number := turn_of(record.reduce)) is not None:
@@ -164,6 +166,15 @@ class RankMerger:
         reached.step = record.step
         self.gaps.note_reduction(record.values, record.reduce)
         return Together(attempt, size, record.reduce, record.step)
+
+    def _forget_all_gone(self, now: int) -> None:
+        """Forget of earlier attempts what only those of their ranks need that may still log."""
+        sizes = {(attempt, size) for attempt, size, _ in self._state.reached if attempt < now}
+        over = {one for one in sizes if not ~self._gone.get(one[0], 0) & ((1 << one[1]) - 1)}
+        if over:
+            state = self._state
+            state.reached = {k: v for k, v in state.reached.items() if k[:2] not in over}
+            state.given_up = {k: v for k, v in state.given_up.items() if k[:2] not in over}
 
     def _whole_with(self, record: RankMetrics, together: Together) -> list[str]:
         """Put a record's values in; the keys of which a point is whole now."""

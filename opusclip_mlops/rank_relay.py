@@ -14,6 +14,7 @@ import socket
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -246,16 +247,20 @@ class Inbox:
         """Take the next files of one block, as far as they are there; whether there were any."""
         before = self.taken.get(node, Taken())
         block = f"{RANKS}/{node}/{_block(before.number)}"
-        found = {int(one[1]): one for one in map(_FILE.fullmatch, self._listed(block)) if one}
+        listed = self._listed(block)
+        found = {
+            int(one[1]): _Sent(f"{block}/{one[0]}", one[2], listed[one[0]])
+            for one in map(_FILE.fullmatch, listed)
+            if one
+        }
         for number in range(before.number, before.number + MOST_FILES):
-            if number not in found or not self._is_taken(node, block, found[number], now_ms):
+            if number not in found or not self._is_taken(node, found[number], now_ms):
                 break
         return self.taken.get(node, before) != before
 
-    def _is_taken(self, node: str, block: str, name: re.Match[str], now_ms: int) -> bool:
-        path = f"{block}/{name[0]}"
+    def _is_taken(self, node: str, sent: "_Sent", now_ms: int) -> bool:
         try:
-            records = self._fetched(path, checksum=name[2])
+            records = self._fetched(sent)
         except RecordError as error:
             if self.unreadable.get(node) != str(error):
                 print(error, flush=True)
@@ -298,27 +303,43 @@ class Inbox:
         path = self._segment(node, kind)
         return [path] if path.exists() else []
 
-    def _listed(self, folder: str) -> list[str]:
-        """The names of what lies in a folder of the run's artifacts."""
+    def _listed(self, folder: str) -> dict[str, int]:
+        """What lies in a folder of the run's artifacts: sizes by name, 0 where that is unknown."""
         entries = self._repository.list_artifacts(folder)
-        return [one.path.rpartition("/")[2] for one in entries if not problem_with(one, folder)]
+        known = [one for one in entries if not problem_with(one, folder)]
+        return {one.path.rpartition("/")[2]: int(one.file_size or 0) for one in known}
 
-    def _fetched(self, path: str, *, checksum: str) -> list[Record]:
+    def _fetched(self, sent: "_Sent") -> list[Record]:
         """The records of a file.
 
         Raises:
             RecordError: it is not whole, or holds what is not carried.
         """
-        local = self._folder.path / "relay.fetched"
+        path, local = sent.path, self._folder.path / "relay.fetched"
+        _check_size(path, sent.size_bytes)
         download(self._repository, path, local)
         try:
-            if local.stat().st_size > _MOST_BYTES:
-                raise RecordError(f"{path} is left: it is larger than {_MOST_BYTES:,} bytes")
-            if f"{zlib.crc32(local.read_bytes()):08x}" != checksum:
+            # What it has come to since, or where its size was not told.
+            _check_size(path, local.stat().st_size)
+            if f"{zlib.crc32(local.read_bytes()):08x}" != sent.checksum:
                 raise RecordError(f"{path} is not whole: its content is not what its name says")
             return list(_unpacked(local, path))
         finally:
             local.unlink()
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A file of another machine as it is listed."""
+
+    path: str
+    checksum: str
+    size_bytes: int
+
+
+def _check_size(path: str, size_bytes: int) -> None:
+    if size_bytes > _MOST_BYTES:
+        raise RecordError(f"{path} is left: it is larger than {_MOST_BYTES:,} bytes")
 
 
 def _unpacked(file: Path, path: str) -> Iterator[Record]:

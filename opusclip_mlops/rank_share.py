@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from opusclip_mlops import records
+from opusclip_mlops.bottlenecks import TRACKER_KEY
 from opusclip_mlops.folder import RunFolder
+from opusclip_mlops.loop_parts import EVALUATION
 from opusclip_mlops.ranks import Place
 from opusclip_mlops.reductions import REDUCTIONS, STATS, check_reduction, reduced, turn
 from opusclip_mlops.selection import Selection
@@ -15,6 +17,10 @@ _OF_THE_OWNER = records.Params | records.Tags | records.Dataset
 
 _SHOWN = records.Video | records.Image | records.Text | records.Table | records.Insight
 _OWN_KEYS = "opusclip/"
+PERFORMANCE_PREFIX = "performance/"
+"""Begins the keys of speed, memory and what share of the time each part of the loop takes."""
+
+_OF_ONE_RANK = {f"{PERFORMANCE_PREFIX}{EVALUATION}_share", TRACKER_KEY}
 
 
 class Part(Protocol):
@@ -76,12 +82,18 @@ class RankShare:
 
     def of_interval(
         self, values: dict[str, float], timestamp_ms: int, step: int
-    ) -> records.Metrics | records.RankMetrics:
-        """What is logged of an interval that all ranks measure by the same clock."""
+    ) -> list[records.Metrics | records.RankMetrics]:
+        """What is logged of an interval that all ranks measure by the same clock.
+
+        Of many ranks that is what tells them apart, to be merged; the rest is the owner's own.
+        """
         if self._place is None:
-            return records.Metrics(timestamp_ms, step, values)
-        number = int(timestamp_ms / 1000 // self._interval_s)
-        return self.record(values, timestamp_ms, step, turn(number))
+            return [records.Metrics(timestamp_ms, step, values)]
+        own = {key: value for key, value in values.items() if not _tells_apart(key)}
+        merged = {key: value for key, value in values.items() if _tells_apart(key)}
+        reduce = turn(int(timestamp_ms / 1000 // self._interval_s))
+        found = [records.Metrics(timestamp_ms, step, own)] if own and self.is_owner else []
+        return [*found, *([self.record(merged, timestamp_ms, step, reduce)] if merged else [])]
 
     def _append_merged(self, record: records.Record) -> None:
         """Append what is merged or told of this process; the rest is for the owner to log."""
@@ -114,6 +126,11 @@ class RankShare:
             files = list(record.files.values()) if isinstance(record, records.Insight) else []
         for file in files:
             (self._folder.media / file).unlink(missing_ok=True)
+
+
+def _tells_apart(key: str) -> bool:
+    """Whether a figure of the loop is worth its five keys: not what the owner alone does."""
+    return key.startswith(PERFORMANCE_PREFIX) and key not in _OF_ONE_RANK
 
 
 def _alone(values: dict[str, float], reduce: str) -> dict[str, float]:

@@ -214,7 +214,8 @@ class Crash(msgspec.Struct, frozen=True, tag="crash", array_like=True):
 class RunEnded(msgspec.Struct, frozen=True, tag="end", array_like=True):
     """A process stopped logging: FINISHED, FAILED or KILLED, at `end_time_ms`, and why.
 
-    `at_exit` says that nobody closed the run: then the exit code has the last word.
+    `at_exit` says that nobody closed the run: then the exit code has the last word. `traceback` is
+    that of one of many ranks: only the first failure's becomes a tag of the run.
     """
 
     session: str
@@ -223,6 +224,7 @@ class RunEnded(msgspec.Struct, frozen=True, tag="end", array_like=True):
     reason: str = ""
     owned: bool = True
     at_exit: bool = False
+    traceback: str = ""
 
 
 Record = (

@@ -12,6 +12,8 @@ REDUCTIONS = ("mean", "min", "max", "sum", STATS, EACH)
 """What `log_metrics` knows as `reduce`."""
 
 SLOWEST_RANK = "slowest_rank"
+RATES = ("_per_s", "_per_sec", "_per_second", "fps")
+"""Ends the keys of what is the better the higher it is: the slowest rank is that of the lowest."""
 _TURN = f"{STATS}@"
 
 
@@ -62,7 +64,8 @@ def reduced(
         ranks: Whose they are, in the same order.
     """
     if reduce.startswith(STATS):
-        return {f"{key}/{name}": value for name, value in _stats(values, ranks).items()}
+        found = _stats(values, ranks, is_rate=key.endswith(RATES))
+        return {f"{key}/{name}": value for name, value in found.items()}
     if reduce in ("sum", "mean"):
         return {key: _sum(values) if reduce == "sum" else _mean(values)}
     return {key: _extreme(values, reduce)}
@@ -91,17 +94,18 @@ def _extreme(values: Sequence[float], reduce: str) -> float:
     return min(values) if reduce == "min" else max(values)
 
 
-def _stats(values: Sequence[float], ranks: Sequence[int]) -> dict[str, float]:
+def _stats(values: Sequence[float], ranks: Sequence[int], *, is_rate: bool) -> dict[str, float]:
     bad = [rank for rank, value in zip(ranks, values, strict=True) if math.isnan(value)]
     if bad:
-        return dict.fromkeys(("min", "p50", "p95", "max"), math.nan) | {SLOWEST_RANK: bad[0]}
+        return dict.fromkeys(("min", "p50", "p95", "max"), math.nan) | {SLOWEST_RANK: float(bad[0])}
     ordered = sorted(values)
+    slowest = ordered[0] if is_rate else ordered[-1]
     return {
         "min": ordered[0],
         "p50": _quantile(ordered, 0.5),
         "p95": _quantile(ordered, 0.95),
         "max": ordered[-1],
-        SLOWEST_RANK: float(ranks[values.index(ordered[-1])]),
+        SLOWEST_RANK: float(ranks[values.index(slowest)]),
     }
 
 

@@ -42,8 +42,9 @@ _hosted: list[Any] = []
 class Meeting(msgspec.Struct, frozen=True, kw_only=True):
     """What the owner of a run says of it; nothing in it is secret.
 
-    `journal_dir` and `node` are the owner's; `attempt` counts how often the launcher had started
-    all of them anew.
+    `journal_dir` and `node` are the owner's; `attempt` counts how often it began anew, and
+    `launched` is how often its launcher says so. `said_ms` is when it was said by the owner's
+    clock, in Unix milliseconds.
     """
 
     local_id: str
@@ -56,6 +57,8 @@ class Meeting(msgspec.Struct, frozen=True, kw_only=True):
     node: int
     journal_dir: str
     attempt: int
+    launched: int = 0
+    said_ms: int = 0
 
 
 class Board(Protocol):
@@ -91,7 +94,8 @@ class FileBoard:
 
     def claim(self, name: str) -> bool:
         """Whether no other process has a file of this name."""
-        owner = str(os.getpid()).encode()
+        owner = _own_word().encode()
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             descriptor = os.open(self._file(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
@@ -133,53 +137,49 @@ class StoreBoard:
         # Where it is not loaded yet, it takes seconds: only who meets others there needs it.
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-        answer_s = min(wait_s, _ANSWER_S)
-        answer = datetime.timedelta(seconds=answer_s)
+        self._answer_s = min(wait_s, _ANSWER_S)
+        answer = datetime.timedelta(seconds=self._answer_s)
         self._store = self._answered(
             lambda: TCPStore(
                 address, port, None, hosts, answer, wait_for_workers=False, multi_tenant=True
-            ),
-            wait_s=answer_s,
+            )
         )
         if hosts:
             # It is gone with the last that holds it, and others may come later.
             _hosted.append(self._store)
 
-    def _answered(self, connect: Callable[[], Any], *, wait_s: float) -> Any:
-        """The store, once it answers: to what is none, PyTorch would listen for ever."""
+    def _answered(self, ask: Callable[[], Any]) -> Any:
+        """What the store answers: to one that says nothing, PyTorch would listen for ever."""
         found: list[Any] = []
 
-        def ask() -> None:
+        def wait() -> None:
             try:
-                found.append(connect())
+                found.append(ask())
             except (RuntimeError, ValueError) as error:
                 found.append(error)
 
-        thread = threading.Thread(target=ask, name="opusclip-store", daemon=True)
+        thread = threading.Thread(target=wait, name="opusclip-store", daemon=True)
         thread.start()
-        thread.join(wait_s)
+        thread.join(self._answer_s)
         if not found or isinstance(found[0], Exception):
-            why = str(found[0]) if found else f"what listens there says nothing for {wait_s:g} s"
-            raise self._silent(why)
+            why = f"what listens there says nothing for {self._answer_s:g} s"
+            raise self._silent(str(found[0]) if found else why)
         return found[0]
 
     def read(self, name: str) -> bytes | None:
         """What stands under the job's key of this name."""
-        try:
-            return bytes(self._store.get(name)) if self._store.check([name]) else None
-        except RuntimeError as error:
-            raise self._silent(str(error)) from None
+        store = self._store
+        found = self._answered(lambda: store.get(name) if store.check([name]) else None)
+        return None if found is None else bytes(found)
 
     def write(self, name: str, content: bytes) -> None:
         """Put it under the job's key of this name."""
-        try:
-            self._store.set(name, content.decode())
-        except RuntimeError as error:
-            raise self._silent(str(error)) from None
+        self._answered(lambda: self._store.set(name, content.decode()))
 
-    def claim(self, name: str) -> bool:  # noqa: ARG002
-        """Always: a store ends with its job, and a rank that was started anew is the same rank."""
-        return True
+    def claim(self, name: str) -> bool:
+        """Whether no other process stands under the job's key of this name."""
+        own = _own_word()
+        return bool(self._answered(lambda: self._store.compare_set(name, "", own)) == own.encode())
 
     def _silent(self, why: str) -> ConfigError:
         said = one_line(why.partition("\n")[0])[:200]
@@ -204,6 +204,18 @@ def board_of(
         hosts = place.rank == 0 and not is_agents
         return StoreBoard(address, int(port), hosts=hosts, wait_s=wait_s)
     return FileBoard(journal_dir, mark="" if has_name(place) else _parent())
+
+
+def _own_word() -> str:
+    """What tells this process from any other, also from one that had its number before."""
+    pid = os.getpid()
+    return f"{socket.gethostname()}-{pid}-{process_started_s(pid)}"
+
+
+def began_ms() -> int:
+    """When this process began, by the machine's clock, in Unix milliseconds."""
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - process_started_s(os.getpid())
+    return int(1000 * (time.time() - age_s))
 
 
 def has_name(place: Place) -> bool:

@@ -35,7 +35,8 @@ UNREADABLE = (OpusclipError, OSError, UnicodeDecodeError)
 class SessionStatus:
     """A process that logs or logged to a run, and whether it still runs.
 
-    `report` is where in MLflow's artifacts it says how it died, "" where it does not.
+    `report` is where in MLflow's artifacts it says how it died, "" where it does not; `rank` is its
+    number among many that train together.
     """
 
     session: str
@@ -46,6 +47,7 @@ class SessionStatus:
     end_time_ms: int | None
     end_status: str
     report: str = ""
+    rank: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +243,7 @@ def _session(folder: RunFolder, session: Session) -> SessionStatus:
         end_time_ms=end.end_time_ms if end else None,
         end_status=end.status if end else "",
         report=f"{crash_folder(start.session)}/report.txt" if session.has_report else "",
+        rank=start.rank if start.world_size > 1 else None,
     )
 
 

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,8 @@ from opusclip_mlops.config import TrackingConfig
 from opusclip_mlops.efficiency import timed_as
 from opusclip_mlops.errors import ConfigError
 from opusclip_mlops.joining import is_started_anew
-from opusclip_mlops.joint_saves import Done, JointSaves
+from opusclip_mlops.joint_notices import Done
+from opusclip_mlops.joint_saves import JointSaves
 from opusclip_mlops.keeping import (
     CheckpointKeeper,
     Planned,
@@ -72,6 +74,7 @@ class CheckpointCalls:
     config: TrackingConfig
     _joint_saves: JointSaves | None = None
     _has_left_out = False
+    _not_saved: frozenset[str] = frozenset()
     _saved: tuple[int, str] | None
     _session: Session
     _since_ms: int
@@ -101,13 +104,14 @@ class CheckpointCalls:
         The name says the epoch and the step; in a run that is gone on with also the moment, so that
         it is no other's.
 
-        Where several ranks train on one run, every rank calls it, in the same order. It returns
-        once what is to be written was copied; the files are written meanwhile, and there is a
-        checkpoint when all of them and its metadata are there. DistributedDataParallel is taken
-        off: rank 0 writes, the others add their random generators. Of a model that `fully_shard`
-        or a tensor-parallel plan has shared out each rank writes what it holds. `load_checkpoint`
-        reads either with any number of processes. What went wrong in the background is told on
-        stderr, and the checkpoint before stays the last.
+        Where several ranks train on one run, every rank calls it. It returns once what is to be
+        written was copied; the files are written meanwhile, and there is a checkpoint when all of
+        them and its metadata are there. DistributedDataParallel is taken off: rank 0 writes; the
+        others send it their random generators, wait for nobody, and get the plain name. Of a model
+        that `fully_shard` or a tensor-parallel plan has shared out each rank writes what it holds:
+        all call it, in the same order, and get the same name. `load_checkpoint` reads either with
+        any number of processes. What went wrong in the background is told on stderr, and the
+        checkpoint before stays the last.
 
         Args:
             model: Its weights are written as safetensors.
@@ -129,33 +133,36 @@ class CheckpointCalls:
             CheckpointError: it cannot be written, as on a full disk; another rank could not, or
                 did not come.
         """
-        scheduler, counted = scheduler_and_epoch(scheduler, epoch)
         check_network(model)
-        is_sure = counted is not None, step is not None
-        at = max(0, self._current_step(step))
-        training = Training(model, optimizer, scheduler, counted or 0, at, is_sure)
-        name, at = self._save(
-            training,
-            metrics=records.to_values(metrics) if metrics else {},
-            monitor=monitor,
-            mode=mode,
-            passports=passports_of(metrics or {}),
-            allow_unlike=allow_unlike,
-            run_id=self._session.known_run_id(),
-            config=dict(config or {}),
-            model={"class": class_of(model), "config": dict(model_config or {})},
-            dataset_digest=self._dataset_digest,
-            evaluation_digest=self._evaluation_digest,
-            world_size=self._world_size,
-            created_ms=max(records.now_ms(), self._since_ms),
-        )
-        self._saved = at, name
+        saves = self._saves_with(model)
+        with saves.call(model) if saves else nullcontext():
+            scheduler, counted = scheduler_and_epoch(scheduler, epoch)
+            is_sure = counted is not None, step is not None
+            at = max(0, self._current_step(step))
+            training = Training(model, optimizer, scheduler, counted or 0, at, is_sure)
+            name, at = self._save(
+                training,
+                saves,
+                metrics=records.to_values(metrics) if metrics else {},
+                monitor=monitor,
+                mode=mode,
+                passports=passports_of(metrics or {}),
+                allow_unlike=allow_unlike,
+                run_id=self._session.known_run_id(),
+                config=dict(config or {}),
+                model={"class": class_of(model), "config": dict(model_config or {})},
+                dataset_digest=self._dataset_digest,
+                evaluation_digest=self._evaluation_digest,
+                world_size=self._world_size,
+                created_ms=max(records.now_ms(), self._since_ms),
+            )
+        self._saved = None if name in self._not_saved else (at, name)
         return name
 
-    def _save(self, training: Training, **facts: Any) -> tuple[str, int]:
+    def _save(self, training: Training, saves: JointSaves | None, **facts: Any) -> tuple[str, int]:
         """Save with the others, or alone; the checkpoint's name and its step."""
         facts |= {"epoch": training.epoch, "step": training.step}
-        if (saves := self._saves_with(training)) is not None:
+        if saves is not None:
             begun = saves.save(training, partial(self._keeper.planned, **facts))
             return begun.name, begun.step
         if not self._session.is_owner:
@@ -165,21 +172,27 @@ class CheckpointCalls:
         self._log_saved(saved)
         return saved.name, training.step
 
-    def _saves_with(self, training: Training) -> JointSaves | None:
+    def _saves_with(self, model: "torch.nn.Module") -> JointSaves | None:
         """What saves together with other processes; None where one has all, and saves alone."""
         if self._joint_saves is None:
             place, store = self._session.place, None
             is_alone = place is None or place.world_size == 1
-            if is_alone and is_sharded(training.model):
+            if is_alone and is_sharded(model):
                 place, store = Place(rank=0, local_rank=0, world_size=1), private_store()
             elif is_alone or not has_process_group():
                 return None
             assert place is not None
             self._joint_saves = JointSaves(
-                self._session.folder, place, is_owner=self._session.is_owner,
-                committed=self._log_planned, shared=self._log_share, store=store,
+                self._session.folder, place, is_owner=self._session.is_owner, store=store,
+                committed=self._log_planned, shared=self._log_share, failed=self._forget,
             )  # fmt: skip
         return self._joint_saves
+
+    def _forget(self, name: str) -> None:
+        """What is logged from now on was not made by a checkpoint that never was."""
+        self._not_saved |= {name}
+        if self._saved is not None and self._saved[1] == name:
+            self._saved = None
 
     def _log_planned(self, planned: Planned) -> Done:
         saved = self._keeper.saved(planned)
@@ -211,13 +224,10 @@ class CheckpointCalls:
         return self._joint_saves is None or self._joint_saves.settle(wait_s=wait_s)
 
     def _end_saves(self, status: str) -> None:
-        """Wait for the checkpoint that is being written, or give it up; tell what was not saved."""
+        """Wait for the checkpoint that is being written, and tell what was not saved."""
         if self._joint_saves is None:
             return
-        faults = self._joint_saves.close(
-            wait_s=self.config.drain_timeout_s, has_failed=status != "FINISHED"
-        )
-        for line in faults:
+        for line in self._joint_saves.close(has_failed=status != "FINISHED"):
             print(f"opusclip: {line}", file=sys.stderr, flush=True)
 
     @property

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from opusclip_mlops import journal, stopping, waiting
+from opusclip_mlops import journal, parting, stopping, waiting
 from opusclip_mlops.accounting import Account
 from opusclip_mlops.backlog import open_level, read_level, reserve
 from opusclip_mlops.config import TrackingConfig
@@ -21,12 +21,11 @@ from opusclip_mlops.flight import FlightNotes, OpenOperations
 from opusclip_mlops.folder import CONTROL, Identity, Position, RunFolder
 from opusclip_mlops.generations import generation_tag, start_after
 from opusclip_mlops.held_folders import held_folder, own_name
-from opusclip_mlops.joining import Joining, is_owner, place_of
+from opusclip_mlops.joining import Joining, is_owner, place_of, rank_tags
 from opusclip_mlops.journal import Journal
 from opusclip_mlops.launch import ShipperGuard
 from opusclip_mlops.metadata import CheckpointMetadata
 from opusclip_mlops.naming import known_run, manifest_of, own_identity, secrets_of, unwritable
-from opusclip_mlops.parting import NOTHING_LEFT_OUT, left_out_lines, left_out_of, report_of
 from opusclip_mlops.ranks import Place, rank_in
 from opusclip_mlops.records import Record, RunEnded, RunStarted, Tags, last_training_step
 from opusclip_mlops.selection import Selection
@@ -38,7 +37,7 @@ from opusclip_mlops.sessions import (
     hold_alive,
     process_started_s,
     sessions,
-    traceback_tag,
+    with_traceback,
 )
 
 POLL_S = 0.05
@@ -58,6 +57,8 @@ class Session:
     """No point of this part has an earlier time, in Unix milliseconds."""
 
     _start_time_ms = 0
+    _is_announced = _is_quiet = _leaves_at_once = False
+    _goal: Position | None = None
 
     def __init__(
         self,
@@ -81,9 +82,12 @@ class Session:
         try:
             self._hold(config, run_id, joining)
             self._open(config)
-            self._begin(tags)
+            self._begin(rank_tags(config) | tags)
             if joining:
+                # Before its shipper, which outlives a start that fails.
                 joining.announce(self.folder, self._manifest)
+                self._is_announced = True
+            self._start_shipper()
         except ConfigError:
             self._give_up()
             raise
@@ -97,17 +101,19 @@ class Session:
     def _hold(self, config: TrackingConfig, run_id: str | None, joining: Joining | None) -> None:
         """Have the run's folder, so that nobody removes it; others may be in it already."""
         journal_dir = Path(config.journal_dir).absolute()
-        self._resumed = True
+        name, goes_on, self._resumed = self._manifest.local_id, False, True
         if joining:
             self._manifest = joining.agreed(self._manifest)
-            journal_dir = joining.journal_dir
-        self.folder = RunFolder(journal_dir / self._manifest.local_id)
-        self._resumed = run_id is not None or (joining is not None and joining.goes_on)
+            journal_dir, goes_on = joining.journal_dir, joining.goes_on
+            name = joining.folder_name(self._manifest.local_id)
+        self.folder = RunFolder(journal_dir / name)
+        self._resumed = run_id is not None or goes_on
         wanted = run_id if self.is_owner else None
-        self.folder, hold = held_folder(journal_dir, self._manifest.local_id, wanted)
+        self.folder, hold = held_folder(journal_dir, name, wanted)
         self._presence.callback(os.close, hold)
         if joining:
             self._manifest = joining.found(self.folder, self._manifest)
+            self.place = joining.place
 
     def _open(self, config: TrackingConfig) -> None:
         self.folder.create(self._manifest)
@@ -136,7 +142,7 @@ class Session:
         self._identity: Identity | None = None
         self._account = Account(self.folder.path, self._name)
         self._files.callback(self._account.close)
-        self._left_out = NOTHING_LEFT_OUT
+        self._left_out = parting.NOTHING_LEFT_OUT
         self._journal = Journal(self.folder.path, self._name, on_loss=self._account.count_lost)
         self._files.callback(self._journal.close)
         self._level = open_level(self.folder)
@@ -172,7 +178,6 @@ class Session:
             raise OSError(errno.ENOSPC, self._control.fault)
         # Without its start, a power cut in the first second would leave a run that nobody ends.
         os.fdatasync(self._control.descriptor)
-        self._start_shipper()
 
     def _generation(self, now_ms: int) -> dict[str, str]:
         """The tag of a further generation of the run, where one begins."""
@@ -266,18 +271,22 @@ class Session:
         now_ms = max(int(time.time() * 1000), self._start_time_ms)
         if why := self.stop_reason:
             status, reason = stopping.stopped(status, reason, why)
-        if left := left_out_of(self.folder):
+        if left := parting.left_out_of(self.folder):
             self._left_out = left
             if RANKS not in self.sinks:  # which says it of all ranks at once
                 self._say(*left.records(timestamp_ms=now_ms))
-        if traceback:
-            self._say(Tags({TRACEBACK_TAG: traceback_tag(self._start, as_tag(traceback))}))
         is_owned = self._owned if owned is None else owned
         end = RunEnded(self._name, status, now_ms, reason, is_owned, at_exit)
+        end = with_traceback(self._start, end, as_tag(traceback))
+        if traceback and not end.traceback:
+            self._say(Tags({TRACEBACK_TAG: as_tag(traceback)}))
         if status != "FINISHED" and not exit_code_decides(end):
             # Before its end: what comes behind that starts a sink anew.
-            self._say(*report_of(self.folder, self._start, end, traceback=traceback))
+            self._say(*parting.report_of(self.folder, self._start, end, traceback=traceback))
         self._say(end)
+        is_spokesman = parting.speaks_for_all(self._manifest, self.place, is_owner=self.is_owner)
+        self._is_quiet = status == "FINISHED" and not is_spokesman
+        self._leaves_at_once = parting.leaves_at_once(self.folder, self._start, status)
 
     def _say(self, *said: Record) -> None:
         for record in said:
@@ -291,10 +300,13 @@ class Session:
     def wait_until_ended(self, *, wait_s: float) -> bool:
         """Wait until every sink has everything and knows the end; False at the deadline.
 
-        A webhook of alerts that is away is not waited for.
+        A webhook of alerts that is away is not waited for; and a rank that failed, while others
+        are here, waits for nothing.
         """
-        goal = self.folder.size_bytes()
-        with waiting.delivery_shown(self.folder, self.sinks) as show:
+        if self._leaves_at_once:
+            return False
+        goal = self._goal = self.folder.size_bytes()
+        with waiting.delivery_shown(self.folder, [] if self._is_quiet else self.sinks) as show:
 
             def is_done() -> bool:
                 show()
@@ -319,15 +331,21 @@ class Session:
         return max(known, last_training_step(unread))
 
     def missing(self) -> list[str]:
-        """What has not arrived, was refused or could not be kept: one line each."""
+        """What has not arrived, was refused or could not be kept: one line each.
+
+        Of many ranks one on each machine says it: the owner, or who was the last to fail.
+        """
+        fault = self._journal.fault or self._control.fault
+        if (self._is_quiet or self._leaves_at_once) and not fault:
+            return []
         log = self.folder.path / "shipper.log"
-        has_ended = final_end(self.folder) is not None
+        # What other processes log since is theirs to wait for.
+        goal = None if final_end(self.folder) else self._goal or self.folder.size_bytes()
         lines = [
             line if "refused" in line else f"{line}; the shipper goes on, its log is {log}"
-            for line in waiting.undelivered(self.folder, self.sinks, ended=has_ended)
+            for line in waiting.undelivered(self.folder, self.sinks, goal=goal)
         ]
-        fault = self._journal.fault or self._control.fault
-        return [*lines, *left_out_lines(self._left_out, fault)]
+        return [*lines, *parting.left_out_lines(self._left_out, fault)]
 
     def release(self, *, is_last_word: bool = True) -> None:
         """Let go of the folder, so that the shipper may remove it.
@@ -341,7 +359,7 @@ class Session:
     def _give_up(self) -> None:
         """Leave nothing of a start that did not come to be."""
         self._files.close()
-        if not self._resumed and self.is_owner:
+        if not self._resumed and self.is_owner and not self._is_announced:
             shutil.rmtree(self.folder.path, ignore_errors=True)
         self._presence.close()
 

@@ -88,6 +88,14 @@ def ended_here(folder: RunFolder) -> bool:
     return all(one.end for one in sessions(folder) if not one.is_elsewhere)
 
 
+def others_live_here(folder: RunFolder, session: str) -> bool:
+    """Whether another process on this machine still logs to the run."""
+    others = (one for one in sessions(folder) if one.start.session != session)
+    return any(
+        one.end is None and not one.is_elsewhere and is_alive(folder, one.start) for one in others
+    )
+
+
 def all_ended(folder: RunFolder) -> bool:
     """Whether every process that logged to the run has ended, on other machines too.
 
@@ -142,12 +150,17 @@ def exit_code_decides(end: RunEnded) -> bool:
 def final_end(folder: RunFolder) -> RunEnded | None:
     """How the run ended, once every process that logged to it has ended; None before."""
     every = sessions(folder)
-    ends = [one.end for one in every if one.end]
-    if not ends or len(ends) < len(every) or not _has_all_nodes(folder, every):
+    has_ended = all(one.end for one in every) and _has_all_nodes(folder, every)
+    return end_of(every) if has_ended and _is_merged(folder, every) else None
+
+
+def end_of(every: list[Session]) -> RunEnded | None:
+    """How a run ended whose processes these are, as far as they have; None where none has."""
+    lasting = _lasting(every)
+    ends = [one.end for one in lasting if one.end]
+    if not ends:
         return None
-    if not _is_merged(folder, every):
-        return None
-    failed = _failed(every)
+    failed = _failed(lasting)
     if not any(one.start.world_size > 1 for one, _ in failed):
         return max([end for _, end in failed] or ends, key=lambda end: (end.owned, end.end_time_ms))
     first, end = min(failed, key=_when_it_failed)
@@ -164,18 +177,29 @@ def rank_name(start: RunStarted) -> str:
     return f"rank {start.rank} on {start.host}" if start.world_size > 1 else ""
 
 
-def traceback_tag(start: RunStarted, lines: str) -> str:
-    """The lines at which a process failed, under its name where it is one of many ranks."""
-    return f"{rank_name(start)}:\n{lines}" if rank_name(start) else lines
+def with_traceback(start: RunStarted, end: RunEnded, lines: str) -> RunEnded:
+    """The end of one of many ranks with the lines at which it failed; another's as it is.
+
+    Only those of the first failure are the run's, and that is known when all have ended.
+    """
+    name = rank_name(start)
+    return msgspec.structs.replace(end, traceback=f"{name}:\n{lines}") if lines and name else end
 
 
-def _failed(every: list[Session]) -> list[tuple[Session, RunEnded]]:
+def _lasting(every: list[Session]) -> list[Session]:
+    """All but the ranks that were started anew since: by their count, each machine has a clock."""
+    ranked = [one.start.attempt for one in every if one.start.rank is not None]
+    last = max(ranked, default=0)
+    return [one for one in every if one.start.rank is None or one.start.attempt == last]
+
+
+def _failed(lasting: list[Session]) -> list[tuple[Session, RunEnded]]:
     """Who failed: whoever ends after it, unless the run was gone on with since."""
-    last_start_ms = max(one.start.start_time_ms for one in every)
-    together = _last_together(every)
+    last_start_ms = max(one.start.start_time_ms for one in lasting)
+    together = _last_together(lasting)
     return [
         (one, one.end)
-        for one in every
+        for one in lasting
         if one.end and one.end.status != "FINISHED"
         # One of many may have failed before the last of them began.
         if one.end.end_time_ms >= last_start_ms or one in together
@@ -205,8 +229,6 @@ def _last_together(every: list[Session]) -> list[Session]:
 
 def _is_before(one: Session, other: Session) -> bool:
     """Whether ranks were started anew between the starts of these two."""
-    if one.start.attempt != other.start.attempt:
-        return True
     is_over = one.end is not None and one.end.end_time_ms <= other.start.start_time_ms
     return is_over and one.start.rank == other.start.rank
 

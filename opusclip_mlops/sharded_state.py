@@ -8,7 +8,7 @@ named by its parameters, so that another number of processes, or one alone, find
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from opusclip_mlops.errors import CheckpointError
@@ -24,22 +24,24 @@ _WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
-    """Whether parameters of a model are shared out: this process holds no whole ones.
+    """Whether parameters of a model are shared out: this process holds no whole ones."""
+    from torch.nn import Module
+
+    return isinstance(model, Module) and any(_is_shared(one) for one in model.parameters())
+
+
+def check_names(model: torch.nn.Module) -> None:
+    """Check that several processes can save a model together.
 
     Raises:
         CheckpointError: it is shared out by FullyShardedDataParallel, whose parameters have no
             names of their own.
     """
-    from torch.nn import Module
-
-    if not isinstance(model, Module):
-        return False
     if any(type(one).__name__ == "FullyShardedDataParallel" for one in model.modules()):
         raise CheckpointError(
             "FullyShardedDataParallel cannot be saved by its shares: use fully_shard of "
             "torch.distributed.fsdp instead"
         )
-    return any(_is_shared(one) for one in model.parameters())
 
 
 def processes_of(model: torch.nn.Module) -> int:
@@ -56,13 +58,11 @@ class Share:
         optimizer: Slices of its state by "<parameter>/<name of the state>".
         settings: What else there is of the optimizer's state, the same in all processes; None
             without one.
-        names: All tensors of the model, wherever they are.
     """
 
     weights: dict[str, Slice]
     optimizer: dict[str, Slice]
     settings: Mapping[str, Any] | None
-    names: list[str] = field(default_factory=list)
 
 
 def share_of(model: torch.nn.Module, optimizer: Optimizer | None, *, is_first: bool) -> Share:
@@ -72,12 +72,12 @@ def share_of(model: torch.nn.Module, optimizer: Optimizer | None, *, is_first: b
         CheckpointError: a value that is no dense tensor, or a parameter that is not the model's.
     """
     weights = {name: _slice(name, value, is_first) for name, value in _weights(model).items()}
-    names, state, settings = sorted(weights), {}, None
+    state, settings = {}, None
     if optimizer is not None:
         settings = _settings(model, optimizer)
         found = _tensors(model, optimizer)
         state = {name: _slice(name, value, is_first) for name, value in found}
-    return Share(_there(weights), _there(state), settings, names)
+    return Share(_there(weights), _there(state), settings)
 
 
 def weights_for(stored: Slices, model: torch.nn.Module) -> dict[str, Any]:

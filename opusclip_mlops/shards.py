@@ -145,10 +145,40 @@ def _part(file: Any, name: str, place: _Place | None) -> _Part:
 
 
 def _check_whole(what: str, parts: Sequence[_Part]) -> None:
+    """Check that every value is there, and none twice: then as many values are all of them."""
     shapes = {part.shape for part in parts}
     there = sum(math.prod(part.sizes) for part in parts)
     if len(shapes) > 1 or there != math.prod(parts[0].shape):
         raise CheckpointError(f"{what} is not whole: {there} of {math.prod(parts[0].shape)} values")
+    if _overlap([part for part in parts if math.prod(part.sizes)]):
+        raise CheckpointError(f"{what} is not whole: parts of it are there twice")
+
+
+def _overlap(parts: Sequence[_Part]) -> bool:
+    """Whether two parts, none of them empty, have a value in common."""
+    if len(parts) < 2:
+        return False
+    dimensions = range(len(parts[0].shape))
+    # The one that tells most parts apart: those that are behind it by it need no comparison.
+    along = max(dimensions, key=lambda one: len({part.offsets[one] for part in parts}))
+    near: list[_Part] = []
+    for part in sorted(parts, key=lambda one: one.offsets[along]):
+        near = [one for one in near if _end(one, along) > part.offsets[along]]
+        if any(_meet(one, part) for one in near):
+            return True
+        near.append(part)
+    return False
+
+
+def _end(part: _Part, along: int) -> int:
+    return part.offsets[along] + part.sizes[along]
+
+
+def _meet(one: _Part, other: _Part) -> bool:
+    return all(
+        one.offsets[along] < _end(other, along) and other.offsets[along] < _end(one, along)
+        for along in range(len(one.shape))
+    )
 
 
 def _piece(part: _Part, begin: Sequence[int], end: Sequence[int]) -> torch.Tensor:

@@ -28,7 +28,7 @@ class Staged:
 
     Attributes:
         is_sharded: Whether every process has files of its own; otherwise the owner has all.
-        names: Digest of the names of all tensors: the same in every process.
+        names: Digest of the names and shapes of all tensors: the same in every process.
         writers: What writes each file.
     """
 
@@ -78,6 +78,15 @@ class Training:
         knows_epoch, knows_step = self.is_sure
         return (knows_epoch and self.epoch != epoch) or (knows_step and self.step != step)
 
+    def check_names(self) -> None:
+        """Check that several processes can save the model.
+
+        Raises:
+            CheckpointError: they cannot.
+        """
+        if hasattr(self.model, "modules"):
+            sharded_state.check_names(self.model)
+
     def staged(self, *, rank: int, world_size: int, is_owner: bool) -> Staged:
         """Copy what this process is to write.
 
@@ -85,13 +94,29 @@ class Training:
             CheckpointError: a value cannot be stored, or other processes than these share the
                 model.
         """
+        self.check_names()
+        sharded_state.check_names(self.model)
         if sharded_state.is_sharded(self.model):
             return self._share(rank, world_size, is_owner=is_owner)
+        names = self.names
         if not is_owner:
-            return Staged(is_sharded=False)
+            return Staged(is_sharded=False, names=names)
         weights = tensors.copied_weights(self.model)
         writers = {WEIGHTS: weights.write, STATE: self._state(self.optimizer)}
-        return Staged(is_sharded=False, writers=writers)
+        return Staged(is_sharded=False, names=names, writers=writers)
+
+    @property
+    def place(self) -> str | None:
+        """Where training stands; None where this process was not told."""
+        return f"{self.epoch}-{self.step}" if all(self.is_sure) else None
+
+    @property
+    def names(self) -> str:
+        """Digest of the names and whole shapes of all tensors."""
+        held = tensors.unwrapped(self.model).state_dict()
+        shapes = {name: list(getattr(one, "shape", ())) for name, one in held.items()}
+        listed = "\n".join(f"{name} {shape}" for name, shape in sorted(shapes.items()))
+        return hashlib.sha256(listed.encode()).hexdigest()
 
     def _share(self, rank: int, world_size: int, *, is_owner: bool) -> Staged:
         if (count := sharded_state.processes_of(self.model)) > world_size:
@@ -108,8 +133,7 @@ class Training:
         }
         if is_owner:
             writers[STATE] = self._state(share.settings)
-        names = hashlib.sha256("\n".join(share.names).encode()).hexdigest()
-        return Staged(is_sharded=True, names=names, writers=writers)
+        return Staged(is_sharded=True, names=self.names, writers=writers)
 
     def _state(self, optimizer: object) -> Callable[[Path], object]:
         file = BytesIO()

@@ -160,10 +160,11 @@ def write_state(
         CheckpointError: a value is neither a tensor nor plain; the message says where it is.
     """
     import torch
-    from torch.optim import Optimizer
 
+    if optimizer is not None and not isinstance(optimizer, Mapping):
+        optimizer = optimizer.state_dict()
     state = {
-        "optimizer": optimizer.state_dict() if isinstance(optimizer, Optimizer) else optimizer,
+        "optimizer": optimizer,
         "scheduler": None if scheduler is None else scheduler.state_dict(),
         "rng": rng_state(),
         "step": step,

@@ -259,15 +259,18 @@ class ExperimentTracker(CheckpointCalls, SampleCalls, ProfilingCalls):
         self._loop_clock.flush()
         wait_s = self.config.drain_timeout_s if timeout_s is None else timeout_s
         sinks = [sink] if sink else self._session.sinks
+        deadline_s = time.monotonic() + wait_s
         with self._operations.named(*FLUSH):
             is_saved = self._settle_saves(wait_s=wait_s)
-            return self._session.wait_until_arrived(sinks, wait_s=wait_s) and is_saved
+            left_s = max(0.0, deadline_s - time.monotonic())
+            return self._session.wait_until_arrived(sinks, wait_s=left_s) and is_saved
 
     def close(self, status: str | None = None, reason: str = "") -> None:
         """End the run and wait for delivery, at most `drain_timeout_s`.
 
-        What has not arrived by then is said on stderr; the shipper goes on with it. Closing twice
-        does nothing.
+        A checkpoint that is still being written is waited for first, half an hour if need be, but
+        not for ranks that are gone. What has not arrived by then is said on stderr; the shipper
+        goes on with it. Closing twice does nothing.
 
         Args:
             status: FINISHED, FAILED or KILLED; by default FINISHED, but as the exception says in
@@ -292,7 +295,10 @@ class ExperimentTracker(CheckpointCalls, SampleCalls, ProfilingCalls):
         # Whatever becomes of it, the end is declared.
         if fault := attempted(self._end_profiling):
             self._not_profiled(fault)
-        self._end_saves(status)
+        try:
+            self._end_saves(status)
+        except KeyboardInterrupt:
+            print("opusclip: the last checkpoint was not waited for", file=sys.stderr, flush=True)
         self._session.end(status, reason, traceback=traceback, at_exit=at_exit)
         self._append = _refuse_after_close
         try:

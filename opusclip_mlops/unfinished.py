@@ -56,6 +56,17 @@ def as_checkpoint(temporary: Path, folder: Path) -> None:
         raise CheckpointError(f"cannot create checkpoint {folder}: {error.strerror}") from error
 
 
+def add_to_checkpoint(temporary: Path, folder: Path) -> None:
+    """Put what another machine than the owner's has written where the owner has put its own.
+
+    Raises:
+        OSError: the disk takes no change.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in temporary.iterdir():
+        path.replace(folder / path.name)
+
+
 def _suffix() -> str:
     # Whether a process of another machine still writes can't be told: it has names of its own.
     return f".{hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]}.unfinished"

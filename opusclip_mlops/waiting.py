@@ -4,7 +4,12 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
-from opusclip_mlops.folder import RunFolder
+from opusclip_mlops.folder import Position, RunFolder
+
+_CALLED = {"ranks": "the merged points", "relay": "the owner's machine"}
+"""What sinks are called that no user has named."""
+
+_BEING_MERGED = "what ranks log together is still being merged"
 
 
 @contextlib.contextmanager
@@ -22,7 +27,7 @@ def delivery_shown(folder: RunFolder, sinks: list[str]) -> Iterator[Callable[[],
         TaskProgressColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks = {sink: bars.add_task(sink, total=1) for sink in sinks}
+        tasks = {sink: bars.add_task(_CALLED.get(sink, sink), total=1) for sink in sinks}
 
         def show() -> None:
             total = max(1, sum(folder.size_bytes().values()))
@@ -55,29 +60,34 @@ def has_ended(folder: RunFolder, sinks: list[str]) -> bool:
     )
 
 
-def undelivered(folder: RunFolder, sinks: list[str], *, ended: bool = True) -> list[str]:
+def undelivered(folder: RunFolder, sinks: list[str], *, goal: Position | None = None) -> list[str]:
     """One line for each sink that does not have everything, or has refused something.
 
-    The end is not waited for where the run has not `ended`: another process goes on with it.
+    With a `goal` only what is in the journals up to there counts, and not the run's end: others go
+    on with it.
     """
     lines = []
-    total = sum(folder.size_bytes().values())
+    sizes = folder.size_bytes()
+    # A journal that is gone was delivered.
+    wanted = sizes if goal is None else {name: goal[name] for name in goal.keys() & sizes.keys()}
     for sink in sinks:
-        progress = folder.progress(sink)
-        left = total - sum(progress.position.values())
-        if left > 0 or (ended and not progress.done):
+        progress, called = folder.progress(sink), _CALLED.get(sink, sink)
+        done = progress.position
+        left = sum(max(0, size - done.get(name, 0)) for name, size in wanted.items())
+        if left > 0 or (goal is None and not progress.done):
             what = (
                 f"{left:,} bytes are still on their"
                 if left > 0
                 else "the run's end is still on its"
             )
             why = f" ({progress.error})" if progress.error else ""
-            lines.append(f"{what} way to {sink}{why}")
+            is_merged = sink == "ranks"
+            lines.append(f"{_BEING_MERGED if is_merged else f'{what} way to {called}'}{why}")
         if progress.damaged_bytes:
             lines.append(
                 f"{progress.damaged_bytes:,} bytes of the journal were damaged: what they held is"
-                f" not in {sink}"
+                f" not in {called}"
             )
         if progress.rejected:
-            lines.append(f"{sink} refused {progress.rejected} records: see {folder.rejected}")
+            lines.append(f"{called} refused {progress.rejected} records: see {folder.rejected}")
     return lines

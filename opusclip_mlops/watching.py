@@ -27,12 +27,13 @@ from opusclip_mlops.journal import Journal
 from opusclip_mlops.records import Metrics, Record, RunEnded, RunStarted, Tags, Text, now_ms
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.sessions import (
+    RANKS,
     Session,
     exit_code_decides,
     is_alive,
     is_visible,
     sessions,
-    traceback_tag,
+    with_traceback,
 )
 from opusclip_mlops.stopping import reason_to_stop
 from opusclip_mlops.system_metrics import SystemMeter
@@ -197,14 +198,16 @@ class Watch:
         why = reason_to_stop(self._folder, since_ms=start.start_time_ms)
         if why and death.status == "KILLED":
             death = replace(death, reason=f"{why} ({death.reason})")
+        end = RunEnded(start.session, death.status, end_time_ms, death.reason, start.owned)
+        end = with_traceback(start, end, death.traceback)
         if start.session not in self._told_of:
             self._told_of.add(start.session)
-            self._say(*_left_out(self._folder, end_time_ms))
-            if death.traceback:
-                self._say(Tags({TRACEBACK_TAG: traceback_tag(start, death.traceback)}))
+            if RANKS not in self._manifest.sinks:  # which says it of all ranks at once
+                self._say(*_left_out(self._folder, end_time_ms))
+            if death.traceback and not end.traceback:
+                self._say(Tags({TRACEBACK_TAG: death.traceback}))
             if death.status != "FINISHED":
                 self._report(start, death, end_time_ms)
-        end = RunEnded(start.session, death.status, end_time_ms, death.reason, start.owned)
         if not self._say(end):
             raise OSError(f"the end of {start.session} cannot be written down")
 

@@ -157,6 +157,13 @@ def test_how_a_run_ended_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert trainer.endswith(", see its artifact crash/s1/report.txt")
 
 
+def test_one_of_many_ranks_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """The line of a process says which rank it is."""
+    [alive] = run().sessions
+    rank = SessionStatus(**{**vars(alive), "rank": 3})
+    assert shown(capsys, run(sessions=(rank,)))[3] == "  trainer rank 3 on gpu-7 pid 4242: alive"
+
+
 def test_a_crashed_run_names_the_process_that_is_gone(capsys: pytest.CaptureFixture[str]) -> None:
     """A process that closed nothing is told apart from one that lives."""
     [alive] = run().sessions
@@ -351,7 +358,7 @@ def test_scripts_read_json_with_units_in_its_names(capsys: pytest.CaptureFixture
     }
     assert set(one["sessions"][0]) == {
         *("session", "host", "pid", "is_alive", "start_time_ms", "end_time_ms", "end_status"),
-        "report",
+        *("report", "rank"),
     }
     assert set(one["sinks"][0]) == {
         *("sink", "position_bytes", "backlog_bytes", "lag_records", "lag_is_estimate", "lag_s"),

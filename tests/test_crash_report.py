@@ -380,6 +380,21 @@ def test_a_lack_of_memory_is_told_where_the_kernel_counts_it(
     assert found == (words if told else "")
 
 
+def test_of_many_ranks_the_launchers_command_is_told(folder: RunFolder) -> None:
+    """With what starts all of them; a child of a rank, which has its numbers too, is alone."""
+    checkpoint(folder, "epoch_0001-step_00000100", 100, 10)
+    launched = ["torchrun", "--nproc-per-node", "2", "train.py"]
+    leave_note(folder, argv=["python", "-u", "train.py"], launched=launched)
+    assert "command     python -u train.py\n" in report_of(folder)["report.txt"]
+    rank = RunStarted("s1", "gpu-1", 1, 0.0, 5, rank=1, world_size=2)
+    died = Death("FAILED", "ValueError")
+    crash, _ = report(Case(folder=folder, start=rank, death=died, end_time_ms=9))
+    assert isinstance(crash, Crash)
+    told = read(folder, crash)["report.txt"]
+    assert "command     torchrun --nproc-per-node 2 train.py\n" in told
+    assert "start all ranks by the command above with these lines" in told
+
+
 def test_a_process_without_notes_has_a_report(folder: RunFolder) -> None:
     """Of an earlier release, or on a disk that was full: what is known is told."""
     told = report_of(folder, Death("KILLED", ""))

@@ -12,10 +12,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from opusclip_mlops.deaths import Death, death_of, exit_code, takes_exit_code, wait_status
+from opusclip_mlops.deaths import (
+    Death,
+    death_of,
+    exit_code,
+    stale_tags,
+    takes_exit_code,
+    wait_status,
+)
 from opusclip_mlops.exits import EXIT_CODE, FATAL, SIGNALS
 from opusclip_mlops.flight import FlightNotes, flight_of
-from opusclip_mlops.records import RunStarted
+from opusclip_mlops.records import RunEnded, RunStarted
 
 START = RunStarted("s1", "here", 4711, 0.0, 0)
 LINES = 'Current thread 0x01 (most recent call first):\n  File "train.py", line 3 in train\n'
@@ -211,3 +218,20 @@ def test_where_the_kernel_cannot_be_asked_nothing_is_known(tmp_path: Path) -> No
         descriptor = file.fileno()
         assert wait_status(descriptor) is None
     assert wait_status(descriptor) is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "lines", "ranks", "stale"),
+    [
+        ("", "", 1, {"opusclip.end_reason", "opusclip.traceback"}),
+        ("killed", "", 2, {"opusclip.traceback"}),
+        ("ValueError", "at line 7", 2, set()),
+        ("ValueError", "", 1, set()),
+    ],
+)
+def test_tags_of_another_end_are_taken_off(
+    reason: str, lines: str, ranks: int, stale: set[str]
+) -> None:
+    """Those of an attempt before; what a process that is alone said goes before its end."""
+    end = RunEnded("s1", "FAILED", 5, reason, traceback=lines)
+    assert stale_tags(end, ranks=ranks) == stale

@@ -144,6 +144,7 @@ def test_speed_is_from_the_first_step_told() -> None:
     assert values["performance/steps_per_s"] <= 20 / 0.05
     assert values["performance/steps_per_s"] >= 20 / (time.perf_counter() - began_s)
     assert values["performance/samples_per_s"] == 8 * values["performance/steps_per_s"]
+    assert values["performance/step_ms"] == pytest.approx(1e3 / values["performance/steps_per_s"])
     loop.efficiency.note_step(5)
     loop.step = 15
     assert loop.ended()["profiling/interval/steps"] == 10

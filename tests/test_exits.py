@@ -348,7 +348,7 @@ def test_the_watch_ends_where_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
         (SystemExit(3), ("FAILED", "SystemExit: 3")),
         (SystemExit("no data"), ("FAILED", "SystemExit: no data")),
         (ValueError("two\n lines"), ("FAILED", "ValueError: two lines")),
-        (KeyboardInterrupt(), ("KILLED", "KeyboardInterrupt:")),
+        (KeyboardInterrupt(), ("KILLED", "KeyboardInterrupt")),
         (OSError("at postgres://me:secret@db/x"), ("FAILED", "OSError: at postgres://me:***@db/x")),
     ],
 )

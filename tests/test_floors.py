@@ -72,7 +72,8 @@ FLOORS = [
     | {"events", "watermarks", "tables", "listing", "mirror_processes", "arrivals"}
     | {"smoke", "smoke_worker", "version_page"}
     | {"patience", "fetching", "asking", "wall_page", "begun_uploads", "blind_votes"},
-    {"table_cells", "loop_hooks", "posting", "stopping", "rendezvous"}
+    {"table_cells", "loop_hooks", "posting", "stopping", "rendezvous", "joint_loads"}
+    | {"attendance", "joint_notices"}
     | {"mirror_names", "rewinding"}
     | {"wandb_artifacts"},
     {"dashboards", "efficiency"}
@@ -123,7 +124,7 @@ FLOORS = [
     {"mirror_load"} | {"compare_page"} | {"held_folders", "joining", "parting"},
     {"shipper", "registry", "session", "mirroring", "gated"},
     {"replay", "mirror_worker", "saving", "sampling", "insights"},
-    {"profiling"},
+    {"profiling", "resuming"},
     {"tracker", "verifying", "server", "run_status", "descent"},
     {"sweeps"},
     {"operating", "projects", "doctor", "monitoring"} | {"reports"},
@@ -220,6 +221,7 @@ OWNERS = {
         "doctor",
         "monitoring",
         "launching",
+        "resuming",
         "watchable",
         "run_families",
         "sweeps.trial_runs",

@@ -11,24 +11,29 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 from mlflow import MlflowClient
 
-from opusclip_mlops import TrackingConfig
+from opusclip_mlops import TrackingConfig, rendezvous
 from opusclip_mlops.delivery import deliver
 from opusclip_mlops.errors import ConfigError
 from opusclip_mlops.folder import RunFolder
 from opusclip_mlops.joining import PROCESS_VARIABLE, Joining, earlier_run, place_of
+from opusclip_mlops.naming import manifest_of
 from opusclip_mlops.ranks import Place
-from opusclip_mlops.rendezvous import FOLDER, note_run
+from opusclip_mlops.records import now_ms
+from opusclip_mlops.rendezvous import FOLDER, Meeting, note_run
+from opusclip_mlops.session import Session as Part
 from opusclip_mlops.sessions import Session, final_end, sessions
 from opusclip_mlops.watching import Watch
 from tests.journeys import store, wait_until
+from tests.servers import free_port
 
 RANK = """
 import os, pickle, subprocess, sys
 from pathlib import Path
-import opusclip_mlops.session
+import opusclip_mlops.joining, opusclip_mlops.session
 
 class NoShipper:
     def __init__(self, *_, **__): pass
@@ -36,6 +41,7 @@ class NoShipper:
 
 # What they leave in the journal is delivered by the test.
 opusclip_mlops.session.ShipperGuard = NoShipper
+opusclip_mlops.joining._OLD_AFTER_S = 1
 from opusclip_mlops import ExperimentTracker, TrackingConfig
 
 place, what = Path(sys.argv[1]), sys.argv[2]
@@ -58,6 +64,36 @@ if what == "wait":
     sys.exit(3)
 tracker.close()
 """
+ELASTIC = """
+import os, sys, time
+from pathlib import Path
+import opusclip_mlops.session
+
+class NoShipper:
+    def __init__(self, *_, **__): pass
+    def release(self): pass
+
+opusclip_mlops.session.ShipperGuard = NoShipper
+from opusclip_mlops import ExperimentTracker, TrackingConfig
+
+place, dies = Path(sys.argv[1]), sys.argv[2] == "dies"
+config = TrackingConfig(
+    experiment_name="films", tracking_uri=f"sqlite:///{place}/mlflow.db",
+    journal_dir=str(place / "journal"), use_wandb=False, use_tensorboard=False,
+    system_metrics=False, profile_operations=False, drain_timeout_s=0,
+)
+step = int((place / "died").exists())
+tracker = ExperimentTracker(config)
+tracker.log_metrics({"loss": float(os.environ["RANK"])}, step=step, reduce="mean")
+(place / f"logged-{dies}-{step}").touch()
+print(os.environ["TORCHELASTIC_RESTART_COUNT"], flush=True)
+while step == 0:
+    time.sleep(0.05)
+    if dies and (place / "logged-False-0").exists():
+        (place / "died").touch()
+        os._exit(3)
+tracker.close()
+"""
 HOST = socket.gethostname()
 JOB = {"TORCHELASTIC_RUN_ID": "a-job"}
 
@@ -76,6 +112,7 @@ class Ranks:
     ) -> subprocess.Popen[str]:
         """Start a rank."""
         numbers = {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
+        numbers["LOCAL_WORLD_SIZE"] = str(size)
         process = subprocess.Popen(
             [sys.executable, str(self._script), str(self.place), what],
             env={**_clean(os.environ), **numbers, "PYTHONPATH": os.getcwd(), **environment},
@@ -119,7 +156,16 @@ def ranks(tmp_path: Path) -> Iterator[Ranks]:
 
 
 def _clean(environment: Mapping[str, str]) -> dict[str, str]:
-    launchers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "TORCHELASTIC_", "SLURM_", "OMPI_")
+    launchers = (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_",
+        "GROUP_",
+        "MASTER_",
+        "TORCHELASTIC_",
+        "SLURM_",
+        "OMPI_",
+    )
     dropped = (*launchers, "OPUSCLIP_", "MLFLOW_RUN", "MLFLOW_EXPERIMENT")
     return {name: value for name, value in environment.items() if not name.startswith(dropped)}
 
@@ -165,6 +211,38 @@ def test_ranks_of_torchrun_log_to_one_run(ranks: Ranks) -> None:
     assert [by_rank(RunFolder(one)).keys() for one in others] == [{None}, {None}]
     delivered(folder)
     assert ranks.runs() == [("FINISHED", {"loss": 1.0})]
+
+
+def test_a_restart_is_counted_by_the_owner(ranks: Ranks) -> None:
+    """Two agents of torchrun count restarts differently; their ranks are one new attempt."""
+    (ranks.place / "elastic.py").write_text(ELASTIC)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--rdzv-backend",
+                "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--rdzv-id", "a-job",
+                "--nproc-per-node", "1", "--max-restarts", "3"]  # fmt: skip
+    agents = [
+        subprocess.Popen(
+            [*launcher, str(ranks.place / "elastic.py"), str(ranks.place), what],
+            env={**_clean(os.environ), "PYTHONPATH": os.getcwd(), "OPUSCLIP_RANKS_WAIT_S": "120"},
+            stdout=subprocess.PIPE, text=True,
+        )
+        for what in ("lives", "dies")
+    ]  # fmt: skip
+    try:
+        counts = [agent.communicate(timeout=240)[0].split() for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
+    assert counts == [["0", "0"], ["0", "1"]]
+    folder = ranks.folder()
+    assert sorted((one.start.attempt, one.start.rank) for one in sessions(folder)) == [
+        (0, 0), (0, 1), (1, 0), (1, 1)
+    ]  # fmt: skip
+    watch = Watch(folder)
+    wait_until(lambda: (watch.look(), all(one.end for one in sessions(folder)))[1])
+    delivered(folder)
+    assert ranks.runs() == [("FINISHED", {"loss": 0.5})]
+    history = MlflowClient(store(ranks.place)).get_metric_history(_run_id(folder), "loss")
+    assert [(one.step, one.value) for one in history] == [(0, 0.5), (1, 0.5)]
 
 
 def test_without_an_address_ranks_meet_in_files(ranks: Ranks) -> None:
@@ -299,6 +377,104 @@ def test_a_rank_that_waits_in_vain_says_for_whom(rank_one: TrackingConfig) -> No
         joining._wait()
     assert "OPUSCLIP_METRIC_RANK" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def said_at(said_ms: int, *, host: str = HOST) -> Meeting:
+    """What an owner has said at a time."""
+    return Meeting(
+        local_id="abc", run_id=None, run_name="a run", experiment_name="films", experiment_id=None,
+        start_time_ms=said_ms, host=host, node=0, journal_dir="/elsewhere", attempt=3,
+        said_ms=said_ms,
+    )  # fmt: skip
+
+
+def told(config: TrackingConfig, meeting: Meeting, *, wait_s: float) -> Joining:
+    """The way of a rank whose owner has said this."""
+    place = place_of(config)
+    assert place is not None
+    joining = Joining(config, place, wait_s=wait_s)
+    joining._board.write(joining._name, msgspec.json.encode(meeting))
+    return joining
+
+
+@pytest.mark.parametrize(("host", "age_ms", "is_old"), [
+    (HOST, 1, True), (HOST, -1, False), ("gpu-07", 5000, True), ("gpu-07", 500, False),
+])  # fmt: skip
+def test_what_was_said_before_a_rank_began_is_another_ones(
+    rank_one: TrackingConfig, host: str, age_ms: int, is_old: bool
+) -> None:
+    """It is waited for what comes next; the clock of another machine may differ by a second."""
+    joining = told(rank_one, said_at(rendezvous.began_ms() - age_ms, host=host), wait_s=60)
+    found = rendezvous.said(joining._board, joining._name)
+    assert found is not None
+    assert joining._is_ours(found, waited_s=19.9) is not is_old
+    assert joining._is_ours(found, waited_s=20)
+
+
+def test_a_rank_takes_its_attempt_from_the_owner(rank_one: TrackingConfig) -> None:
+    """Whatever its own launcher says; on a machine that is not the owner's it relays."""
+    joining = told(rank_one, said_at(now_ms(), host="gpu-07"), wait_s=60)
+    manifest = joining.agreed(manifest_of(rank_one, None))
+    assert (joining.place.attempt, joining.goes_on) == (3, True)
+    assert (manifest.sinks, manifest.nodes, manifest.owns_run) == (["mlflow", "relay"], 2, False)
+    assert joining.folder_name(manifest.local_id) == f"abc+{HOST}"
+
+
+def test_machines_that_share_a_disk_have_a_folder_each(
+    rank_one: TrackingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So each has its own shipper, and says only of its own processes whether they live."""
+
+    class NoShipper:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def release(self) -> None: ...
+
+    monkeypatch.setattr("opusclip_mlops.session.ShipperGuard", NoShipper)
+    monkeypatch.setattr("opusclip_mlops.joining._joined_here", [])
+    monkeypatch.setenv(PROCESS_VARIABLE, str(os.getpid()))
+    owners = RunFolder(Path(rank_one.journal_dir, "abc"))
+    meeting = msgspec.structs.replace(
+        said_at(now_ms(), host="gpu-07"), journal_dir=rank_one.journal_dir
+    )
+    told(rank_one, meeting, wait_s=60)
+    part = Part(rank_one, tags={})
+    assert part.folder.path == owners.path.with_name(f"abc+{HOST}")
+    assert (part.local_id, part.folder.manifest().owns_run) == ("abc", False)
+    assert not owners.path.exists()
+    part.end("FINISHED", "")
+    part.release()
+
+
+@pytest.mark.parametrize(("local_size", "relays"), [("", True), ("1", True), ("2", False)])
+def test_an_owner_listens_where_ranks_may_be_elsewhere(
+    rank_one: TrackingConfig, monkeypatch: pytest.MonkeyPatch, local_size: str, relays: bool
+) -> None:
+    """Where nobody says how many ranks are on its machine, they may be on any."""
+    for name, value in {"RANK": "0", "LOCAL_WORLD_SIZE": local_size, **JOB}.items():
+        monkeypatch.setenv(name, value)
+    place = place_of(rank_one)
+    assert place is not None
+    manifest = Joining(rank_one, place).agreed(manifest_of(rank_one, None))
+    assert ("relay" in manifest.sinks) is relays
+
+
+def test_nothing_delivers_a_run_that_the_others_are_not_told_of(
+    rank_one: TrackingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder is removed, and no shipper was started in it."""
+    monkeypatch.setenv("RANK", "0")
+    started: list[object] = []
+    monkeypatch.setattr("opusclip_mlops.session.ShipperGuard", lambda *_, **__: started.append(1))
+
+    def fails(*_: object) -> None:
+        raise ConfigError("no store answers")
+
+    monkeypatch.setattr(Joining, "announce", fails)
+    with pytest.raises(ConfigError, match="no store answers"):
+        Part(rank_one, tags={})
+    assert started == []
+    assert list(Path(rank_one.journal_dir).glob("[!.]*")) == []
 
 
 def test_a_child_of_a_rank_is_none(

@@ -82,8 +82,9 @@ def test_values_that_were_not_measured_alike_are_not_ranked(folder: RunFolder) -
     keeper = CheckpointKeeper(folder)
     assert is_best(save(keeper, 1, {"x": 5.0}, monitor="x", passports=FEW))
     said = "x of epoch_0000-step_000002 and of .*not ranked: count: 10 and 99;"
-    with pytest.warns(UserWarning, match=said):
+    with pytest.warns(UserWarning, match=said) as warned:
         unlike = save(keeper, 2, {"x": 4.0}, monitor="x", passports=MANY)
+    assert warned[0].filename == __file__
     assert not is_best(unlike)
     assert checkpoints.read_metadata(folder.checkpoints / unlike.name).passports == {
         "x": MANY["x"].to_dict()

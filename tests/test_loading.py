@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from opusclip_mlops import checkpoints
 from opusclip_mlops.checkpoints import CheckpointMetadata, checkpoint_name
 from opusclip_mlops.errors import CheckpointError
-from opusclip_mlops.loading import load_checkpoint
+from opusclip_mlops.loading import LoadedCheckpoint, load_checkpoint
 from opusclip_mlops.metadata import BestValue
+from opusclip_mlops.staged_training import Training
+from tests.rank_processes import run_ranks
 
 Parts = tuple[nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]
 
@@ -290,6 +293,59 @@ def test_what_other_releases_of_torch_and_schedulers_leave_is_no_difference(
         load_checkpoint(path, optimizer=target, scheduler=scheduler)
 
 
+class Both:
+    """What steps as one optimizer, and is none of torch's."""
+
+    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
+        self.optimizers = optimizers
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of all."""
+        return {"each": [one.state_dict() for one in self.optimizers]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Give each its own."""
+        for one, stored in zip(self.optimizers, state["each"], strict=True):
+            one.load_state_dict(stored)
+
+
+def test_what_only_has_the_state_of_an_optimizer_is_saved_and_put_back(tmp_path: Path) -> None:
+    """A wrapper of several optimizers need not be one of torch's."""
+    about = CheckpointMetadata(name="c", step=0, epoch=0)
+    both: Any = Both(one_of("SGD"), one_of("Adam"))
+    path = checkpoints.write_checkpoint(tmp_path / "c", nn.Linear(1, 1), both, metadata=about)
+    checkpoints.seal(path)
+    fresh: Any = Both(
+        *(KINDS[kind][0]([nn.Parameter(torch.ones(2, 3))]) for kind in ("SGD", "Adam"))
+    )
+    load_checkpoint(path, optimizer=fresh)
+    assert repr(fresh.optimizers[1].state_dict()["state"]) == repr(
+        both.optimizers[1].state_dict()["state"]
+    )
+
+
+def save_wrapped(_rank: int, folder: Path) -> None:
+    """A process that is alone saves what FullyShardedDataParallel is around, and loads it."""
+    model = FullyShardedDataParallel(nn.Linear(3, 2), device_id=torch.device("cpu"))
+    about = CheckpointMetadata(name="c", step=0, epoch=0)
+    path = checkpoints.write_checkpoint(folder / "c", model, metadata=about)
+    checkpoints.seal(path)
+    expected = weights(model)
+    with torch.no_grad():
+        model(torch.ones(1, 3)).sum()
+        for parameter in model.parameters():
+            parameter.zero_()
+    load_checkpoint(path, model=model)
+    assert all(map(torch.equal, weights(model), expected))
+    with pytest.raises(CheckpointError, match="FullyShardedDataParallel cannot be saved by its"):
+        Training(model, None, None, 0, 0).staged(rank=0, world_size=2, is_owner=True)
+
+
+def test_a_process_that_is_alone_saves_whatever_wraps_a_model(tmp_path: Path) -> None:
+    """Only what many save together has to have names of its own."""
+    run_ranks(1, save_wrapped, tmp_path)
+
+
 def test_state_that_was_not_saved_is_said(tmp_path: Path) -> None:
     """A checkpoint of the weights alone has no optimizer to give back."""
     about = CheckpointMetadata(name="c", step=0, epoch=0)
@@ -316,3 +372,11 @@ def test_a_folder_on_this_disk_needs_no_mlflow(saved: Path) -> None:
     )
     root = Path(checkpoints.__file__).parents[1]
     subprocess.run([sys.executable, "-c", code, str(saved)], cwd=root, check=True)
+
+
+def test_what_was_loaded_is_printed_in_short() -> None:
+    """What it is, and not the numbers of its training state."""
+    metadata = CheckpointMetadata(name="epoch_0001-step_000040", step=40, epoch=1, created_ms=5)
+    shown = repr(LoadedCheckpoint(folder=None, metadata=metadata, state={"step": 98765}))
+    assert "epoch_0001-step_000040" in shown
+    assert "98765" not in shown

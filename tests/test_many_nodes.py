@@ -149,6 +149,8 @@ class Cluster:
 
     def _begun(self, command: list[str], log: str, **environment: str) -> "subprocess.Popen[bytes]":
         fixed = {"NO_PROXY": "*", "OMP_NUM_THREADS": "1", "OPUSCLIP_RANKS_INTERVAL_S": "1"}
+        # On a slow machine a second of the network's is long.
+        fixed["OPUSCLIP_NODES_WAIT_S"] = "240"
         with (self.folder / f"{log}.log").open("ab") as output:
             return subprocess.Popen(
                 command,

@@ -146,6 +146,28 @@ def test_a_key_that_a_rank_never_logs_is_given_up_in_time() -> None:
     assert after == [Metrics(0, 5, {"acc": 1.0})]
 
 
+def test_what_a_restart_leaves_behind_does_not_add_up() -> None:
+    """Of attempts whose ranks have all left nothing is kept, however many there are."""
+    merger = RankMerger()
+    values = {f"k{number}": 1.0 for number in range(50)}
+    for attempt in range(30):
+        for rank in (0, 1, 2):
+            told(merger, [said(rank, 1, of=4, values=values, attempt=attempt)])
+        assert len(told(merger, left={attempt: [0, 1, 2, 3]})) == 1
+    state = merger.snapshot().state
+    assert (len(state.given_up), len(state.reached)) == (50, 3)
+
+
+def test_attempts_may_differ_in_their_ranks() -> None:
+    """Each point is made of the ranks that its attempt has."""
+    merger = RankMerger()
+    told(merger, [said(r, 1, of=3, reduce="sum") for r in (0, 1)])
+    assert told(merger, [said(0, 1, reduce="sum", attempt=1)]) == []
+    (smaller,) = told(merger, [said(1, 1, reduce="sum", attempt=1)])
+    (larger,) = told(merger, [said(2, 1, of=3, reduce="sum")])
+    assert (smaller.values, larger.values) == ({"loss": 3.0}, {"loss": 6.0})
+
+
 def test_unlike_reductions_of_a_key_are_told() -> None:
     """Each is merged of those that meant it so, and the run says which key it was."""
     merger = RankMerger()

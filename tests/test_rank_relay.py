@@ -288,6 +288,30 @@ def test_no_name_of_the_server_leaves_the_folder(tmp_path: Path) -> None:
     assert repository.asked == [RANKS, f"{RANKS}/{NODE}/0000"]
 
 
+def test_a_file_that_is_too_large_is_not_fetched(tmp_path: Path) -> None:
+    """Who can write a run's files does not fill this machine's disk; it is told as unreadable."""
+    name = "000000-00000000.bin"
+
+    class Large(ArtifactRepository):  # type: ignore[misc]
+        def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
+            raise AssertionError
+
+        def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
+            raise AssertionError
+
+        def _download_file(self, remote_file_path: str, local_path: str) -> None:
+            raise AssertionError(remote_file_path)
+
+        def list_artifacts(self, path: str | None = None) -> list[FileInfo]:
+            if path == RANKS:
+                return [FileInfo(f"{path}/{NODE}", is_dir=True, file_size=None)]
+            return [FileInfo(f"{path}/{name}", is_dir=False, file_size=2**40)]
+
+    inbox = Inbox(folder_at(tmp_path / "a"), Large(tmp_path.as_uri()), {})
+    assert not inbox.look(now_ms=1)
+    assert "it is larger than" in inbox.unreadable[NODE]
+
+
 def test_a_machine_that_was_started_anew_begins_a_new_folder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -135,17 +135,44 @@ def test_what_a_process_uses_becomes_statistics(tmp_path: Path) -> None:
 def test_an_interval_is_paired_by_the_clock(tmp_path: Path) -> None:
     """Its number follows from the time alone, whatever step a rank has reached by then."""
     records = [
-        tracker_of(tmp_path, rank, profile_interval_s=10.0)._share.of_interval(
-            {"x": 1.0}, timestamp_ms, step
-        )
+        record
         for rank, timestamp_ms, step in ((0, 1_700_000_009_999, 5), (1, 1_700_000_000_001, 9))
+        for record in tracker_of(tmp_path, rank, profile_interval_s=10.0)._share.of_interval(
+            {"performance/x": 1.0}, timestamp_ms, step
+        )
     ]
     assert [one.reduce for one in records if isinstance(one, RankMetrics)] == [
         "stats@170000000",
         "stats@170000000",
     ]
     alone = tracker_of(tmp_path / "alone", 0, of=1)._share.of_interval({"x": 1.0}, 17, 5)
-    assert alone == Metrics(17, 5, {"x": 1.0})
+    assert alone == [Metrics(17, 5, {"x": 1.0})]
+
+
+def test_of_an_interval_only_what_tells_ranks_apart_is_merged(tmp_path: Path) -> None:
+    """The rest is the owner's under its own keys, and of the others neither logged nor counted."""
+    measured = {
+        "performance/step_ms": 8.0, "performance/data_share": 0.5,
+        "performance/evaluation_share": 0.1, "performance/tracker_share": 0.01,
+        "profiling/loop/forward/total_ms": 7.0, "profiling/interval/seconds": 10.0,
+    }  # fmt: skip
+    told = {"performance/step_ms", "performance/data_share"}
+    own = {key: value for key, value in measured.items() if key not in told}
+    for rank in (0, 1):
+        tracker = tracker_of(tmp_path, rank)
+        *plain, merged = tracker._share.of_interval(measured, 17_000, 5)
+        assert isinstance(merged, RankMetrics)
+        assert merged.values == {key: measured[key] for key in told}
+        assert plain == ([] if rank else [Metrics(17_000, 5, own)])
+        assert left_out(tracker) == {}
+
+
+def test_the_memory_of_each_of_many_ranks_is_measured(tmp_path: Path) -> None:
+    """With the intervals; not where the machine is not, nor of a process that is alone."""
+    rank = tracker_of(tmp_path, 1)
+    assert rank._memory_of_rank()["performance/rss_megabytes"] > 1
+    assert tracker_of(tmp_path / "off", 1, system_metrics=False)._memory_of_rank() == {}
+    assert tracker_of(tmp_path / "alone", 0, of=1)._memory_of_rank() == {}
 
 
 def test_a_workers_intervals_are_the_owners(tmp_path: Path) -> None:

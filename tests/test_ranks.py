@@ -2,7 +2,7 @@
 
 import pytest
 
-from opusclip_mlops.ranks import Place, place_in, rank_in, world_size_in
+from opusclip_mlops.ranks import Place, launch_command, place_in, rank_in, world_size_in
 
 TORCHRUN = {
     "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "GROUP_RANK": "1", "GROUP_WORLD_SIZE": "2",
@@ -45,6 +45,31 @@ def test_a_place_is_what_the_launcher_says(
 
 
 @pytest.mark.parametrize(
+    ("environment", "is_one"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, False),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, True),
+        ({"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"}, False),
+        ({"RANK": "0", "WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "1"}, True),
+        ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "4"}, False),
+        ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "4",
+          "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, True),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_NNODES": "1"},
+         True),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_NNODES": "2"},
+         False),
+    ],
+)  # fmt: skip
+def test_ranks_are_on_one_machine_where_their_launcher_says_so(
+    environment: dict[str, str], is_one: bool
+) -> None:
+    """Numbers that were set by hand, or by an operator of Kubernetes, tell nothing of machines."""
+    place = place_in(environment)
+    assert place is not None
+    assert place.is_one_machine == is_one
+
+
+@pytest.mark.parametrize(
     ("environment", "rank"),
     [
         ({}, None), ({"RANK": "0"}, 0), ({"RANK": "3"}, 3), ({"SLURM_PROCID": "2"}, 2),
@@ -72,3 +97,25 @@ def test_how_many_train_together_is_what_the_launcher_says(
 ) -> None:
     """A process that was not launched with others is alone, and so it is with rubbish."""
     assert world_size_in(environment) == size
+
+
+@pytest.mark.parametrize(
+    ("environment", "command"),
+    [
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "4"}, "torchrun --nnodes 2 --nproc-per-node 4 train.py"),
+        (
+            {"TORCHELASTIC_RUN_ID": "job", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+            "torchrun --nproc-per-node 2 train.py",
+        ),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "mpirun -np 2 python -u train.py"),
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"}, "srun --ntasks 4 python -u train.py"),
+        ({"SLURM_NTASKS": "4"}, ""), ({"RANK": "0", "WORLD_SIZE": "2"}, ""), ({}, ""),
+        ({"TORCHELASTIC_RUN_ID": "job", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}, ""),
+    ],
+)  # fmt: skip
+def test_the_launchers_command_starts_all_of_them(
+    environment: dict[str, str], command: str
+) -> None:
+    """Its own words before the program's; none where it is not known, or there is but one."""
+    words = launch_command(environment, ["python", "-u", "train.py"])
+    assert " ".join(words) == command

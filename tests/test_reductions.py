@@ -36,6 +36,14 @@ def test_stats_are_those_of_numpy() -> None:
         assert len(found) == 5
 
 
+def test_the_slowest_rank_of_a_rate_is_that_of_the_lowest() -> None:
+    """The longest step is the slowest, and so are the fewest steps a second."""
+    for key in ("performance/steps_per_s", "data/clips_per_second", "decode/fps"):
+        assert reduced(key, [9.0, 2.0, 5.0], "stats", ranks=[4, 6, 8])[f"{key}/slowest_rank"] == 6
+    for key in ("performance/step_ms", "performance/rss_megabytes"):
+        assert reduced(key, [9.0, 2.0, 5.0], "stats", ranks=[4, 6, 8])[f"{key}/slowest_rank"] == 4
+
+
 def test_a_sum_is_the_same_in_any_order() -> None:
     """It is exact until it is rounded once: ranks may come as they like."""
     values = [1e16, 1.0, -1e16, 1e-9, 3.0] * 7

@@ -1,9 +1,11 @@
 """Facts about `opusclip_mlops.rendezvous`: where ranks learn which run they log to."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from opusclip_mlops.rendezvous import (
     FileBoard,
     Meeting,
     StoreBoard,
+    began_ms,
     board_of,
     keep_in_mind,
     note_run,
@@ -119,6 +122,48 @@ def test_ranks_meet_at_a_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     own = TCPStore("127.0.0.1", port, 2, True, wait_for_workers=False, multi_tenant=True)
     own.set("theirs", "x")
     wait_until(lambda: client.read("theirs") == b"x")
+
+
+STORE = """
+import sys
+from torch.distributed import TCPStore
+
+store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+print(store.port, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_store_that_stops_answering_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch would listen for ever; a name there is claimed by one process as in files."""
+    argv = [sys.executable, "-c", STORE]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": other.stdout.readline().strip()}
+        board = board_of(PLACE, environment, tmp_path, wait_s=30)
+        assert isinstance(board, StoreBoard)
+        assert (board.claim("run/1"), board.claim("run/1")) == (True, True)
+        monkeypatch.setattr("opusclip_mlops.rendezvous._own_word", lambda: "another")
+        assert not board.claim("run/1")
+        other.send_signal(signal.SIGSTOP)
+        monkeypatch.setattr(board, "_answer_s", 0.2)
+        for ask in (
+            lambda: board.read("x"),
+            lambda: board.write("x", b"1"),
+            lambda: board.claim("x"),
+        ):
+            with pytest.raises(ConfigError, match=r"says nothing for 0\.2 s") as caught:
+                ask()
+            assert "\n" not in str(caught.value)
+        other.kill()
+    wait_until(lambda: all(one.name != "opusclip-store" for one in threading.enumerate()))
+
+
+def test_a_process_knows_when_it_began() -> None:
+    """By the clock that it says the time by; it is older than what it does."""
+    assert 0 <= time.time() * 1000 - began_ms() < 3_600_000
 
 
 def test_a_store_that_is_not_there_is_named(tmp_path: Path) -> None:

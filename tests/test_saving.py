@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -246,6 +247,35 @@ def test_saving_waits_for_nothing(tmp_path: Path) -> None:
     assert unknown != last
 
 
+def test_what_never_was_is_not_named_by_samples(tmp_path: Path) -> None:
+    """A checkpoint that failed in the background made nothing that is logged after it."""
+    with ExperimentTracker(config(tmp_path)) as tracker:
+        first, last = save(tracker, {1: 0.3, 2: 0.2})
+        tracker._forget(first)
+        assert tracker._saved == (2, last)
+        tracker._forget(last)
+        assert tracker._saved is None
+
+
+def test_flushing_takes_its_time_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a checkpoint takes of it is not there for the delivery."""
+    left_s: list[float] = []
+
+    def settle(*, wait_s: float) -> bool:
+        time.sleep(wait_s)
+        return False
+
+    def arrive(_sinks: list[str], *, wait_s: float) -> bool:
+        left_s.append(wait_s)
+        return True
+
+    with ExperimentTracker(config(tmp_path)) as tracker, monkeypatch.context() as slow:
+        slow.setattr(tracker, "_settle_saves", settle)
+        slow.setattr(tracker._session, "wait_until_arrived", arrive)
+        assert not tracker.flush(timeout_s=0.1)
+    assert left_s == [0.0]
+
+
 @contextmanager
 def store_that_hangs(tmp_path: Path) -> Iterator[None]:
     """MLflow's database as it is while another process makes its tables: nobody gets at it."""
@@ -287,7 +317,7 @@ def test_processes_that_train_together_begin_one_generation(
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("WORLD_SIZE", "2")
-        with ExperimentTracker(config(tmp_path), resume=resumed) as tracker:
+        with ExperimentTracker(config(tmp_path, ranks="own"), resume=resumed) as tracker:
             tracker.log_metrics({f"loss/{rank}": 0.5})
             [name] = save(tracker, {6: 0.1})
     last = load_checkpoint(first.run_id, which=name, tracking_uri=store(tmp_path))

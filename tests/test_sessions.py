@@ -9,7 +9,13 @@ import pytest
 
 from opusclip_mlops.folder import CONTROL, RunFolder
 from opusclip_mlops.records import RunEnded, RunStarted
-from opusclip_mlops.sessions import final_end, is_alive, process_started_s, sessions
+from opusclip_mlops.sessions import (
+    final_end,
+    is_alive,
+    process_started_s,
+    sessions,
+    with_traceback,
+)
 from tests.journeys import append, end, make_run, wait_until
 
 HOLDER = """
@@ -178,6 +184,28 @@ def test_a_failure_counts_until_the_ranks_were_started_anew(shared: RunFolder) -
     end = final_end(shared)
     assert end is not None
     assert end.status == "FINISHED"
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_an_attempt_is_over_by_its_number_and_by_no_clock(shared: RunFolder, size: int) -> None:
+    """A machine whose clock is ahead says of the first attempt that it ended behind the second."""
+    for rank in range(size):
+        rank_end(shared, rank_part(shared, rank, start_ms=10, size=size), "FAILED", 900, "first")
+    for rank in range(size):
+        name = rank_part(shared, rank, start_ms=40, attempt=1, size=size)
+        rank_end(shared, name, "FINISHED", 50)
+    end = final_end(shared)
+    assert end is not None
+    assert end.status == "FINISHED"
+
+
+def test_the_lines_of_a_rank_are_in_its_end() -> None:
+    """Under its name; those of a process that is alone are not."""
+    rank = RunStarted("s2", "gpu-1", 1, 0.0, 0, rank=1, world_size=2)
+    end = RunEnded("s2", "FAILED", 5, "ValueError")
+    assert with_traceback(rank, end, "at line 7").traceback == "rank 1 on gpu-1:\nat line 7"
+    assert with_traceback(started(), end, "at line 7") == end
+    assert with_traceback(rank, end, "") == end
 
 
 def test_one_rank_alone_is_not_named(shared: RunFolder) -> None:

@@ -1,6 +1,5 @@
 """Checkpoints of many ranks: shared out, whole or not there, read by any number of processes."""
 
-import itertools
 import json
 import os
 import signal
@@ -14,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from mlflow import MlflowClient
+from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -30,7 +30,8 @@ from opusclip_mlops.checkpoint_uploads import CheckpointUploads
 from opusclip_mlops.consolidating import consolidated
 from opusclip_mlops.errors import CheckpointError, DeliveryError
 from opusclip_mlops.folder import RunFolder
-from opusclip_mlops.joint_saves import Done, JointSaves
+from opusclip_mlops.joint_notices import Done
+from opusclip_mlops.joint_saves import JointSaves
 from opusclip_mlops.keeping import CheckpointKeeper, Planned
 from opusclip_mlops.layout import BEST_TAG
 from opusclip_mlops.loading import load_checkpoint
@@ -102,7 +103,7 @@ class Saving:
     """A rank's part in a run that several ranks save checkpoints of."""
 
     def __init__(
-        self, rank: int, folder: Path, *, owner: int = 0, node: int = 0, attempt: int = 0
+        self, rank: int, folder: Path, *, owner: int = 0, node: int = 0, store: Any = None
     ) -> None:
         self.folder = RunFolder(folder / "run")
         self.keeper = CheckpointKeeper(self.folder)
@@ -112,10 +113,11 @@ class Saving:
         size = dist.get_world_size()
         self.saves = JointSaves(
             self.folder,
-            Place(rank=rank, local_rank=local_rank, world_size=size, node=node, attempt=attempt),
+            Place(rank=rank, local_rank=local_rank, world_size=size, node=node),
             is_owner=rank == owner,
             committed=self._commit,
             shared=self.shared.append,
+            store=store,
         )
 
     def _commit(self, planned: Planned) -> Done:
@@ -134,7 +136,8 @@ class Saving:
             with self.keeper.planned(epoch=0, step=step, metrics={}, world_size=size) as planned:
                 yield planned
 
-        return self.saves.save(training, plan).name
+        with self.saves.call(model):
+            return self.saves.save(training, plan).name
 
     def settle(self) -> None:
         """Wait until it is written everywhere."""
@@ -272,8 +275,9 @@ def die_while_saving(rank: int, folder: Path) -> None:
             return found
 
         Training.staged = staged  # type: ignore[method-assign]
+    joint_saves._SILENT_S = 2.5
     saving.save(model, optimizer, 2)
-    assert saving.saves.close(wait_s=3, has_failed=True) == [
+    assert saving.saves.close(has_failed=True) == [
         "checkpoint epoch_0000-step_000002 was not saved: rank 1 has not written its share"
     ]
     assert saving.committed == [at(folder, 1).name]
@@ -329,6 +333,7 @@ def test_of_a_replicated_model_one_rank_writes_and_all_keep_their_generators(
 
 def save_on_one(rank: int, folder: Path) -> None:
     """The other rank never saves: training is not held up, and neither is the second save."""
+    joint_saves._GENERATORS_WAIT_S, joint_saves._KNOWN_ABSENT_S = 1.0, 0.1
     model, optimizer = prepared("ddp")
     if rank == 0:
         saving = Saving(rank, folder)
@@ -383,7 +388,7 @@ def test_saving_goes_on_beside_training(folder: Path) -> None:
 
 def save_astray(rank: int, folder: Path) -> None:
     """Ranks that call for other steps, or whose models have other names, are told so."""
-    model, optimizer = prepared("ddp")
+    model, optimizer = prepared("sharded")
     saving = Saving(rank, folder)
     if rank == 0:
         saving.save(model, optimizer, 1)
@@ -396,8 +401,10 @@ def save_astray(rank: int, folder: Path) -> None:
         fully_shard(layer)
     saving.save(other, None, 3)
     saving.settle()
-    assert saving.committed == ([at(folder, 1).name] if rank == 0 else [])
-    assert (rank == 0) == ("rank 1 has tensors of other names" in "".join(saving.saves.faults))
+    assert saving.committed == []
+    said = "".join(saving.saves.faults)
+    assert (rank == 0) == ("rank 1: save_checkpoint was called on rank 1 at" in said)
+    assert (rank == 0) == ("rank 1 has tensors of other names" in said)
 
 
 def test_ranks_that_save_otherwise_are_told(folder: Path) -> None:
@@ -409,29 +416,38 @@ def test_replicas_of_a_sharded_model_are_written_once(folder: Path) -> None:
     """With two replicas of two shares each, all is there once, and is read by one process."""
     run_ranks(4, save_trained, folder, "hybrid")
     files = checkpoints.verify(at(folder)).files
-    sizes = [files[f"weights-{rank:05d}-of-00004.safetensors"].size_bytes for rank in range(4)]
-    assert len(sizes) == 4
+    assert len(files) == 10
+    written = [
+        list(load_file(at(folder) / f"weights-{rank:05d}-of-00004.safetensors"))
+        for rank in range(4)
+    ]
+    assert all(written[:2])
+    assert not any(written[2:])
     load_and_compare(0, folder, "plain")
 
 
-def save_in_two_attempts(rank: int, folder: Path) -> None:
-    """The store keeps what the ranks of the first attempt have told each other."""
-    model, optimizer = prepared("ddp")
-    for attempt, step in enumerate((4, 8)):
-        # As in a new process.
-        joint_saves._numbers = itertools.count()
-        saving = Saving(rank, folder, attempt=attempt)
-        dist.barrier()
-        if rank == 0 and attempt:
-            # What is left of the first attempt is all that the other can find meanwhile.
-            time.sleep(1)
-        assert saving.save(model, optimizer, step) == at(folder, step).name
-        saving.settle()
+def save_in_two_attempts(rank: int, folder: Path, store: str) -> None:
+    """The second attempt's owner comes late: what the first has said is all that is there."""
+    model, optimizer = prepared("sharded")
+    saving = Saving(rank, folder, store=dist.FileStore(store, 2))
+    train(model, optimizer, 1 + (folder / "again").exists())
+    dist.barrier()
+    if rank == 0 and (folder / "again").exists():
+        time.sleep(1)
+    step = 8 if (folder / "again").exists() else 4
+    assert saving.save(model, optimizer, step) == at(folder, step).name
+    saving.settle()
+    if rank == 0:
+        (folder / "again").touch()
 
 
-def test_an_attempt_is_told_nothing_by_the_one_before(folder: Path) -> None:
-    """Where the launcher starts all ranks anew, its store is the same: each has its own notices."""
-    run_ranks(2, save_in_two_attempts, folder)
+def test_an_attempt_is_told_nothing_by_the_one_before(folder: Path, tmp_path: Path) -> None:
+    """Where the launcher starts all ranks anew, its store is the same, and so may its number be."""
+    store = tmp_path / "kept"
+    keeper = dist.FileStore(str(store), 3)
+    for _ in range(2):
+        run_ranks(2, save_in_two_attempts, folder, str(store))
+    assert keeper.num_keys() > 0
     assert load_checkpoint(folder / "run" / "checkpoints", which="last").metadata.step == 8
 
 
@@ -550,6 +566,7 @@ def track(rank: int, folder: Path, uri: str) -> None:
     """Two checkpoints through the tracker, as a training script saves them."""
     size = str(dist.get_world_size())
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size}
+    os.environ["LOCAL_WORLD_SIZE"] = size
     os.environ["SLURM_JOB_ID"] = f"test-{folder.parent.name}-{folder.name}"
     config = TrackingConfig(
         tracking_uri=uri,

@@ -58,6 +58,35 @@ def test_slices_that_are_no_whole_are_refused(tmp_path: Path) -> None:
         Slices(written(tmp_path, rows(0, 4), Slice((8, 5), (4, 0), WHOLE[4:7].clone())))
 
 
+def columns(begin: int, end: int, left: int, right: int) -> Slice:
+    """Some rows of some columns."""
+    return Slice((7, 5), (begin, left), WHOLE[begin:end, left:right].clone())
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (rows(0, 4), rows(1, 4)),
+        (rows(2, 5), rows(0, 4)),
+        (columns(0, 7, 0, 3), columns(0, 7, 1, 3)),
+        (columns(0, 4, 0, 5), columns(3, 7, 0, 3), columns(4, 7, 3, 4)),
+    ],
+)
+def test_values_that_are_there_twice_stand_for_no_others(
+    tmp_path: Path, parts: tuple[Slice, ...]
+) -> None:
+    """As many values as the tensor has, and a gap beside an overlap: nothing is made up for it."""
+    with pytest.raises(CheckpointError, match=r"x of .* is not whole: .* there twice"):
+        Slices(written(tmp_path, *parts))
+
+
+def test_parts_of_rows_and_columns_are_a_whole(tmp_path: Path) -> None:
+    """In any order, an empty one among them."""
+    parts = (columns(4, 7, 2, 5), columns(0, 4, 0, 2), rows(7, 7), columns(4, 7, 0, 2))
+    slices = Slices(written(tmp_path, *parts, columns(0, 4, 2, 5)))
+    assert torch.equal(slices.whole("x"), WHOLE)
+
+
 @pytest.mark.parametrize(
     "header",
     [

@@ -96,7 +96,7 @@ def test_a_stop_is_about_those_that_had_begun(tmp_path: Path) -> None:
     ("status", "reason", "ends"),
     [
         ("FINISHED", "", ("KILLED", "why")),
-        ("KILLED", "KeyboardInterrupt:", ("KILLED", "why (KeyboardInterrupt:)")),
+        ("KILLED", "KeyboardInterrupt", ("KILLED", "why (KeyboardInterrupt)")),
         ("FAILED", "SystemExit: 143", ("KILLED", "why (SystemExit: 143)")),
         ("FAILED", "ValueError: x", ("FAILED", "ValueError: x (after why)")),
     ],

@@ -149,6 +149,31 @@ def test_what_has_not_arrived_is_said_for_each_sink(folder: RunFolder) -> None:
     ]
 
 
+def test_sinks_that_no_user_has_named_are_told_in_words(folder: RunFolder) -> None:
+    """What merges the points of ranks, and what carries them to another machine."""
+    total = sum(folder.size_bytes().values())
+    folder.write_progress("ranks", Progress(error="OSError: disk full"))
+    assert waiting.undelivered(folder, ["ranks", "relay"]) == [
+        "what ranks log together is still being merged (OSError: disk full)",
+        f"{total:,} bytes are still on their way to the owner's machine",
+    ]
+
+
+def test_what_others_log_since_is_theirs_to_wait_for(folder: RunFolder) -> None:
+    """With a goal only what was there by then counts; a journal that is gone was delivered."""
+    goal = folder.size_bytes()
+    assert len(waiting.undelivered(folder, SINKS, goal=goal)) == 3
+    for sink in SINKS:
+        folder.write_progress(sink, Progress(position=goal))
+    log = Journal(folder.path, "s2")
+    log.append(Tags({"a": "b"}))
+    log.close()
+    assert waiting.undelivered(folder, SINKS, goal={**goal, "gone.journal": 5}) == []
+    left = sum(folder.size_bytes().values()) - sum(goal.values())
+    said = f"{left:,} bytes are still on their way to mlflow"
+    assert waiting.undelivered(folder, SINKS)[0] == said
+
+
 def test_what_was_refused_is_said(folder: RunFolder) -> None:
     """A sink that refused something is named, with the file that holds it."""
     for sink in SINKS:

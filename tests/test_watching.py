@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from opusclip_mlops import backlog, journal
+from opusclip_mlops.accounting import is_told
 from opusclip_mlops.deaths import TRACEBACK_TAG
 from opusclip_mlops.folder import Identity, Progress, RunFolder
 from opusclip_mlops.records import Metrics, Record, RunEnded, Tags, Text
@@ -241,6 +242,17 @@ def test_what_a_dead_process_left_out_is_told(folder: RunFolder, trainer: Traine
     texts = [record for record in said(folder) if isinstance(record, Text)]
     [text] = [one for one in texts if one.key == "opusclip/left_out"]
     assert '"grad/norm": 3' in text.text
+
+
+def test_what_many_ranks_left_out_is_not_told_of_each_that_dies(tmp_path: Path) -> None:
+    """What merges them says it once, of all together."""
+    ranks = make_run(tmp_path, ["mlflow", "ranks"])
+    trainer = Trainer(ranks)
+    trainer.do("[account.count('rank', ['lr']) for _ in range(3)]")
+    trainer.die()
+    Watch(ranks).look()
+    assert [one.session for one in said(ranks) if isinstance(one, RunEnded)] == ["s2"]
+    assert not any(is_told(one) for one in said(ranks))
 
 
 # Who left with which code

@@ -19,12 +19,17 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from opusclip_mlops.errors import ConfigError, OpusclipError
+from opusclip_mlops.errors import CheckpointError, ConfigError, OpusclipError
+from opusclip_mlops.noticeboard import common_word
 from opusclip_mlops.projects.shares import WHOLE, Share
 from opusclip_mlops.ranks import Place
+from opusclip_mlops.tracker import ExperimentTracker
 
 WAIT = datetime.timedelta(hours=2)
 """How long a rank waits for the others: the owner may validate and draw samples meanwhile."""
+
+ARRIVAL_WAIT_S = 600.0
+"""How long is waited at most until MLflow has what others need of it."""
 
 _MEETING = datetime.timedelta(minutes=10)
 _ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
@@ -181,6 +186,14 @@ class Ranks:
             raise OpusclipError(said) from error
 
 
+def bring_in(ranks: Ranks, tracker: ExperimentTracker) -> None:
+    """Have what only the owner's machine has of the run in MLflow, for the ranks of others."""
+    if ranks.are_on_many_nodes:
+        if ranks.is_owner:
+            tracker.flush(sink="mlflow", timeout_s=ARRIVAL_WAIT_S)
+        ranks.follow_owner()
+
+
 def _meet(place: Place) -> None:
     """Meet over what the launcher names: gloo for tensors of the CPU, NCCL for those of GPUs."""
     if absent := [name for name in _ADDRESS if not os.environ.get(name)]:
@@ -191,10 +204,13 @@ def _meet(place: Place) -> None:
     rank, size = place.rank, place.world_size
     try:
         store, *_ = next(rendezvous("env://", rank, size, timeout=_MEETING))
-        # torchrun keeps one store for all its attempts, with what the dead have left in it.
-        own = PrefixStore(f"attempt/{place.attempt}", store)
+        # torchrun keeps one store for all its attempts, with what the dead have left in it, and
+        # machines count their attempts apart: PyTorch's own keys by them lead past each other.
+        store = store.underlying_store if isinstance(store, PrefixStore) else store
+        word = common_word(store, rank=rank, world_size=size, wait_s=_MEETING.total_seconds())
+        own = PrefixStore(f"opusclip/{word}", store)
         distributed.init_process_group(store=own, rank=rank, world_size=size, timeout=WAIT)
-    except (ValueError, RuntimeError) as error:
+    except (CheckpointError, ValueError, RuntimeError) as error:
         where = ":".join(os.environ[name] for name in _ADDRESS)
         why = str(error).split("\n")[0]
         raise ConfigError(f"no other rank was met at {where}: {why}") from error

@@ -91,9 +91,9 @@ def load_model(folder: Path, settings: Settings) -> tuple[ClipModel, CheckpointM
         CheckpointError: the checkpoint is not whole, or not of a clip model.
         ConfigError: the model was trained on other frames or another size.
     """
-    about = read_metadata(folder).model
+    about = read_metadata(folder)
     try:
-        config = ModelConfig.from_dict(about["config"])
+        config = ModelConfig.from_dict(about.model["config"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder} is no clip model's checkpoint: {error}") from error
     for name in ("frames", "size"):
@@ -101,7 +101,9 @@ def load_model(folder: Path, settings: Settings) -> tuple[ClipModel, CheckpointM
         if asked != trained:
             raise ConfigError(f"{name} is {asked}, the model was trained with {trained}: give that")
     model = build_model(config)
-    metadata = load_weights(folder, model, only=(WEIGHTS,))
+    # Not the training state: a registered model has none.
+    weights = about.shards("weights") if about.is_sharded else [WEIGHTS]
+    metadata = load_weights(folder, model, only=weights)
     return model.to(settings.device), metadata
 
 
@@ -129,7 +131,7 @@ def origin(folder: Path, metadata: CheckpointMetadata) -> dict[str, str]:
     tags = {
         "opusclip.evaluated.checkpoint": metadata.name,
         "opusclip.evaluated.run": metadata.run_id or _registered_run(folder),
-        "opusclip.evaluated.weights_sha256": metadata.files[WEIGHTS].sha256,
+        "opusclip.evaluated.weights_sha256": metadata.weights_sha256,
     }
     return {name: value for name, value in tags.items() if value}
 

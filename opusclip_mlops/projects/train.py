@@ -26,12 +26,12 @@ from opusclip_mlops.loading import LoadedCheckpoint, load_checkpoint
 from opusclip_mlops.metadata import BestValue
 from opusclip_mlops.projects import options, serving, summary
 from opusclip_mlops.projects.data import DEFAULT, MAX_FRAMES, MAX_SIZE, ClipDataset, load_dataset
-from opusclip_mlops.projects.distributed import Ranks
+from opusclip_mlops.projects.distributed import ARRIVAL_WAIT_S, Ranks, bring_in
 from opusclip_mlops.projects.judging import Scores, log_dataset, log_samples, validate
 from opusclip_mlops.projects.models import KINDS, ModelConfig, build_model
-from opusclip_mlops.projects.resuming import ARRIVAL_WAIT_S, bring_in, last_checkpoint
 from opusclip_mlops.ranks import place_in
 from opusclip_mlops.registry import RegisteredVersion
+from opusclip_mlops.resuming import last_verified
 from opusclip_mlops.tracker import ExperimentTracker
 
 _MAX_GRADIENT_NORM = 1.0
@@ -365,7 +365,7 @@ def command(experiment: str, **given: str) -> None:
     """Train a model of clips, track it, and register its best checkpoint."""
     config = TrackingConfig(experiment_name=experiment)
     ranks = Ranks(place_in(os.environ), owner=config.metric_rank)
-    resume = last_checkpoint(config, ranks)
+    resume = last_verified(config) if ranks.are_launched else None
     with ExperimentTracker(config, resume=resume) as tracker:
         # As text: `mlflow run` has logged the same texts, and a parameter keeps its first value.
         tracker.log_params({"experiment": experiment, **given})

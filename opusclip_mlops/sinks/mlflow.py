@@ -26,7 +26,7 @@ from mlflow.exceptions import MlflowException
 
 from opusclip_mlops import checkpoints, layout, records
 from opusclip_mlops.checkpoint_uploads import CheckpointUploads
-from opusclip_mlops.deaths import TRACEBACK_TAG
+from opusclip_mlops.deaths import stale_tags
 from opusclip_mlops.errors import CheckpointError, RecordError, VideoError
 from opusclip_mlops.faults import PutOff, attempted
 from opusclip_mlops.folder import Identity, Manifest, RunFolder
@@ -154,10 +154,10 @@ class MlflowSink:
             return
         if end.reason:
             self._client.set_tag(self._run_id, REASON_TAG, end.reason[:5000])
-        else:
+        if stale := stale_tags(end, ranks=self._manifest.ranks):
             # An earlier part of the run may have ended badly.
             tags = self._client.get_run(self._run_id).data.tags
-            for name in {REASON_TAG, TRACEBACK_TAG} & tags.keys():
+            for name in stale & tags.keys():
                 self._client.delete_tag(self._run_id, name)
         if end.owned:
             self._client.set_terminated(self._run_id, end.status, end.end_time_ms)

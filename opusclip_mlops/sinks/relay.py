@@ -48,6 +48,7 @@ KEY = "opusclip/ranks"
 UNHEARD_TAG = "opusclip.ranks.unheard"
 """Names the ranks whose end, or whose every word, never came."""
 
+_UNSURE_WAIT_S = 20.0
 _LOOK_S = 1.0
 _SLOWER_AFTER = 1000
 
@@ -199,9 +200,20 @@ class _Receiver:
         self._look_s = min(self._look_s, now_s + interval_s)
         if now_s < self._look_s:
             return False
-        has_news = self._inbox.look(now_ms=now_ms())
+        has_news = self._may_come() and self._inbox.look(now_ms=now_ms())
         self._look_s = time.monotonic() + (0.0 if has_news else interval_s)
         return has_news
+
+    def _may_come(self) -> bool:
+        """Whether another machine may have sent anything: not where all ranks train on this one."""
+        every = sessions(self._folder)
+        attempts = {one.start.attempt for one in every if one.start.rank is not None}
+        return bool(self._inbox.taken) or any(_absent(every, attempt) for attempt in attempts)
+
+    def _wait_s(self) -> float:
+        """How long silence is waited for: not so long where there may be no other machine."""
+        is_sure = self._folder.manifest().nodes > 1 or self._inbox.taken
+        return WAIT_S if is_sure else min(WAIT_S, _UNSURE_WAIT_S)
 
     def _end_waiting(self) -> None:
         """Say that all is there, or go on without what is lacking once it was waited for."""
@@ -209,7 +221,7 @@ class _Receiver:
         unended = [one for one in every if one.end is None]
         unheard = _unheard(every)
         if unended or unheard:
-            if time.monotonic() - self._quiet_since_s < WAIT_S:
+            if time.monotonic() - self._quiet_since_s < self._wait_s():
                 return
             self._give_up(unended, unheard, _is_well(every))
         note_all_nodes(self._folder, every)
@@ -277,10 +289,14 @@ def _refused(batch: Batch) -> Iterator[Refusal]:
 
 def _unheard(every: list[Session]) -> list[int]:
     """The ranks that were to train to the end of which no start is known."""
-    attempt = max(one.start.attempt for one in every)
-    last = [one.start for one in every if one.start.attempt == attempt]
-    ranks = range(max(one.world_size for one in last))
-    return sorted(set(ranks) - {one.rank for one in last})
+    return _absent(every, max(one.start.attempt for one in every))
+
+
+def _absent(every: list[Session], attempt: int) -> list[int]:
+    """The ranks of an attempt of which no start is known."""
+    known = [one.start for one in every if one.start.attempt == attempt]
+    ranks = range(max((one.world_size for one in known if one.rank is not None), default=0))
+    return sorted(set(ranks) - {one.rank for one in known})
 
 
 def _is_well(every: list[Session]) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.projects.commands import environment, words
 
 _RANK = """
-import json, os, signal, socket, sys, tempfile
+import json, os, signal, sys, tempfile
 from opusclip_mlops.projects import options
 from opusclip_mlops.projects.train import Training, command
 
@@ -29,12 +29,30 @@ def do_and_die(self):
     return metrics
 
 def train(arguments=None):
+    # Ranks wait for each other for hours: one that hangs is not to outlive its test.
+    signal.alarm(480)
     if "TEST_DIES" in os.environ:
         Training.do_step = do_and_die
     options.start(command, arguments)
 """
 
-_FORKED = f"""{_RANK}
+RESERVED = """
+import contextlib, socket
+
+@contextlib.contextmanager
+def reserved():
+    with socket.socket() as holder:
+        # Nobody is given its port meanwhile, and who also asks for that may listen there.
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield str(holder.getsockname()[1])
+"""
+"""Python that holds a port for the ranks that are to meet there."""
+
+DEADLINE_S = 540
+"""When a launch is given up; its ranks end before that by themselves."""
+
+_FORKED = f"""{_RANK}{RESERVED}
 def begin(launch, rank):
     output = tempfile.TemporaryFile()
     if not (pid := os.fork()):
@@ -53,12 +71,11 @@ def ended(pid, output):
     return [code, output.read().decode()]
 
 for launch in json.load(sys.stdin):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    launch["env"].update(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    begun = [begin(launch, rank) for rank in range(2)]
-    print(json.dumps([ended(*one) for one in begun]), flush=True)
+    with reserved() as port:
+        launch["env"].update(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    launch["env"].update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        begun = [begin(launch, rank) for rank in range(2)]
+        print(json.dumps([ended(*one) for one in begun]), flush=True)
 """
 
 _LEAN = {
@@ -96,6 +113,7 @@ def forked(
         stdout=subprocess.PIPE,
         text=True,
         check=True,
+        timeout=DEADLINE_S * len(asked),
     )
     return [[Ended(*one) for one in json.loads(line)] for line in done.stdout.splitlines()]
 
@@ -112,5 +130,6 @@ def by_torchrun(folder: Path, options: dict[str, str], *, dies: str) -> Ended:
         capture_output=True,
         text=True,
         check=False,
+        timeout=2 * DEADLINE_S,
     )
     return Ended(done.returncode, done.stdout + done.stderr)

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,16 +26,19 @@ from opusclip_mlops.projects.train import Settings, Training, command, shared_ou
 from opusclip_mlops.ranks import Place
 from tests.journeys import store
 from tests.projects.commands import FRAMES, SIZE, TINY, film, the_run
-from tests.projects.ranks import Ended, by_torchrun, forked
+from tests.projects.ranks import DEADLINE_S, RESERVED, Ended, by_torchrun, forked
 
 STEPS = 40
 GIVEN = {str(one.name): str(one.default) for one in command.params if one.name != "experiment"}
 GIVEN |= {"frames": str(FRAMES), "size": str(SIZE), "seed": "3", "watch": "0"}
 ASKED = {**TINY, "--seed": "3", "--watch": "0", "--register-as": "none"}
 
-_EQUAL = """
-import json, os, socket, sys, torch
+_EQUAL = (
+    RESERVED
+    + """
+import json, os, signal, sys, torch
 from dataclasses import replace
+from opusclip_mlops.errors import OpusclipError
 from opusclip_mlops.projects.data import load_dataset
 from opusclip_mlops.projects.distributed import Ranks
 from opusclip_mlops.projects.judging import validate
@@ -61,29 +66,51 @@ def main(of, number):
     torch.set_num_threads(1)
     if of > 1:
         os.environ.update(RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(of))
+        # As torchrun counts on machines of which one alone has failed.
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)
     found = {}
-    with Ranks(place_in(os.environ)) as ranks:
-        for dtype in (torch.float64, torch.float32):
-            torch.set_default_dtype(dtype)
-            dataset = load_dataset(data, frames=4, size=16)
-            dataset = in_float64(dataset) if dtype is torch.float64 else dataset
-            for kind in ("video", "transformer"):
-                found[f"{kind} {dtype}"] = course(kind, dataset, ranks)
-    if ranks.is_owner:
-        torch.save(found, f"{of}.pt")
+    try:
+        with Ranks(place_in(os.environ)) as ranks:
+            courses(ranks, found)
+            if number == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            ranks.any(False)
+    except OpusclipError as error:
+        found["lost"] = str(error)
+    torch.save(found, f"{of}.pt")
 
-given, data = json.loads(sys.argv[1]), sys.argv[2]
-with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]))
-pids = []
-for of, number in ((1, 0), (2, 0), (2, 1)):
+def courses(ranks, found):
+    for dtype in (torch.float64, torch.float32):
+        torch.set_default_dtype(dtype)
+        dataset = load_dataset(data, frames=4, size=16)
+        dataset = in_float64(dataset) if dtype is torch.float64 else dataset
+        for kind in ("video", "transformer"):
+            found[f"{kind} {dtype}"] = course(kind, dataset, ranks)
+
+def begin(of, number):
     if not (pid := os.fork()):
+        signal.alarm(480)
         main(of, number)
         sys.exit()
-    pids.append(pid)
-sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids))
+    return pid
+
+given, data = json.loads(sys.argv[1]), sys.argv[2]
+with reserved() as port:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    pids = [begin(*one) for one in ((1, 0), (2, 0), (2, 1))]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+sys.exit(int(codes != [0, 0, -signal.SIGKILL]))
 """
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that spin for so small a model cost more than they do."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +129,7 @@ def courses(tmp_path_factory: pytest.TempPathFactory, data: Path) -> list[Any]:
         capture_output=True,
         text=True,
         check=False,
+        timeout=DEADLINE_S,
     )
     assert done.returncode == 0, done.stderr
     return [torch.load(folder / f"{of}.pt") for of in (1, 2)]
@@ -114,12 +142,20 @@ def test_two_ranks_go_the_steps_of_one_process(
 ) -> None:
     """Each step's loss and all weights are equal but for the order in which gradients are summed.
 
-    Also behind a validation that only the owner did, which drew random numbers.
+    Also behind a validation that only the owner did, which drew random numbers. They meet though
+    their launchers have counted other attempts.
     """
     (alone, weights), (shared, others) = (course[f"{kind} {dtype}"] for course in courses)
     assert alone == pytest.approx(shared, rel=0, abs=most)
     assert (weights - others).abs().max() < most
     assert alone[0] > alone[-1]
+
+
+def test_a_rank_that_is_killed_is_missed_in_one_line(courses: list[Any]) -> None:
+    """By the rank that waits for it, at once; a process that is alone misses nobody."""
+    alone, shared = courses
+    assert re.match(r"rank 0 lost another one: Connection [\w ]+$", shared["lost"])
+    assert "lost" not in alone
 
 
 @dataclass(frozen=True)
@@ -208,52 +244,35 @@ def test_what_only_the_owner_does_is_there_once(restarted: tuple[Trained, Ended]
 @pytest.fixture(scope="module")
 def launched(
     tmp_path_factory: pytest.TempPathFactory, data: Path
-) -> tuple[Path, list[str], list[list[Ended]]]:
-    """Three launches: one is told to end, the next goes on in its run, in the last a rank dies."""
+) -> tuple[Trained, list[list[Ended]]]:
+    """Two launches: one is told to end, the next goes on in its run."""
     folder = tmp_path_factory.mktemp("launched")
     client = MlflowClient(store(folder))
     experiment = client.create_experiment("launched", artifact_location=str(folder / "files"))
-    runs = [client.create_run(experiment).info.run_id for _ in range(2)]
-    launches = [
-        {"MLFLOW_RUN_ID": runs[0], "TEST_DIES": "25 0 SIGTERM"},
-        {"MLFLOW_RUN_ID": runs[0]},
-        {"MLFLOW_RUN_ID": runs[1], "TEST_DIES": "25 1 SIGKILL"},
-    ]
-    asked = {**ASKED, "--data": str(data)}
-    return folder, runs, forked(folder, asked, launches)
+    run_id = client.create_run(experiment).info.run_id
+    launches = [{"MLFLOW_RUN_ID": run_id, "TEST_DIES": "25 0 SIGTERM"}, {"MLFLOW_RUN_ID": run_id}]
+    ended = forked(folder, {**ASKED, "--data": str(data)}, launches)
+    return Trained(folder, client.get_run(run_id)), ended
 
 
-Launched = tuple[Path, list[str], list[list[Ended]]]
+Launched = tuple[Trained, list[list[Ended]]]
 
 
 def test_ranks_that_are_told_to_end_save_a_checkpoint_together(launched: Launched) -> None:
     """One is told by SIGTERM, all end behind the same step; who waits sees 128 and the signal."""
-    folder, runs, (told, *_) = launched
+    trained, (told, _) = launched
     assert [one.exit_code for one in told] == [143, 143]
     assert [one.said for one in told] == ["", ""]
-    trained = Trained(folder, MlflowClient(store(folder)).get_run(runs[0]))
     assert trained.checkpoints()[0][:22] == "epoch_0000-step_000026"
 
 
 def test_the_next_job_goes_on_in_the_run(launched: Launched, data: Path) -> None:
     """From the checkpoint that was saved last, out of MLflow; equal to one that was not stopped."""
-    folder, runs, (_, gone_on, _) = launched
+    trained, (_, gone_on) = launched
     assert [one.exit_code for one in gone_on] == [0, 0], gone_on
-    trained = Trained(folder, MlflowClient(store(folder)).get_run(runs[0]))
     assert trained.run.info.status == "FINISHED"
     assert [step for step, _ in trained.history("train/loss")] == list(range(1, STEPS + 1))
     check_equal_to_one_process(trained, data, epochs=1)
-
-
-def test_a_run_names_the_rank_that_was_killed(launched: Launched) -> None:
-    """It is FAILED; the other rank says in one line that it lost one."""
-    folder, runs, (*_, (alone, killed)) = launched
-    assert (alone.exit_code, killed.exit_code) == (2, -9)
-    assert [line for line in alone.said.splitlines() if "Traceback" in line] == []
-    assert "error: rank 0 lost another one: Connection " in alone.said
-    run = MlflowClient(store(folder)).get_run(runs[1])
-    assert run.info.status == "FAILED"
-    assert run.data.tags["opusclip.end_reason"].startswith("rank 1 on ")
 
 
 def of_three() -> Ranks:

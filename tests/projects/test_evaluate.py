@@ -1,17 +1,20 @@
 """Evaluation: a model that was trained scores again what it scored, as a run of its own."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from safetensors.torch import load_file
 
-from opusclip_mlops.checkpoints import WEIGHTS, verify
+from opusclip_mlops.checkpoints import WEIGHTS, finish, flushed, verify
 from opusclip_mlops.descent import lineage
 from opusclip_mlops.errors import CheckpointError, ConfigError
-from opusclip_mlops.projects.evaluate import Settings, fetch_checkpoint, load_model
+from opusclip_mlops.projects.evaluate import Settings, fetch_checkpoint, load_model, origin
+from opusclip_mlops.shards import Slice, write_slices
 from opusclip_mlops.video import read_clip
 from tests.journeys import store
 from tests.projects.commands import (
@@ -178,6 +181,26 @@ def test_a_run_s_checkpoint_is_found_by_its_uri(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store(trained.folder))
     uri = f"runs:/{trained.run.info.run_id}/checkpoints/{trained.best}"
     assert verify(fetch_checkpoint(uri, tmp_path)).name == trained.best
+
+
+def test_a_checkpoint_of_shares_is_scored_as_a_whole_one(checkpoint: Path, tmp_path: Path) -> None:
+    """The same weights; what leads back to it is the digest of all shares."""
+    expected, about = load_model(checkpoint, settings())
+    stored = load_file(checkpoint / WEIGHTS)
+    shares: list[dict[str, Slice]] = [{}, {}]
+    for number, (name, tensor) in enumerate(stored.items()):
+        whole = Slice(tuple(tensor.shape), (0,) * tensor.ndim, tensor)
+        shares[number % 2][name] = whole
+    (tmp_path / "hidden").mkdir()
+    names = [f"weights-{number:05d}-of-00002.safetensors" for number in range(2)]
+    for name, share in zip(names, shares, strict=True):
+        write_slices(tmp_path / "hidden" / name, share)
+    files = {name: flushed(tmp_path / "hidden" / name) for name in names}
+    finish(tmp_path / "hidden", tmp_path / "shared", replace(about, files=files))
+    model, metadata = load_model(tmp_path / "shared", settings())
+    assert all(map(torch.equal, model.state_dict().values(), expected.state_dict().values()))
+    digest = origin(tmp_path / "shared", metadata)["opusclip.evaluated.weights_sha256"]
+    assert digest == metadata.weights_sha256 != about.weights_sha256
 
 
 UNKNOWN = {

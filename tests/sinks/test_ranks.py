@@ -4,23 +4,31 @@ import math
 import os
 import socket
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
-from opusclip_mlops import delivery, journal
+from opusclip_mlops import journal
 from opusclip_mlops.accounting import RANK, Account
+from opusclip_mlops.deaths import TRACEBACK_TAG
 from opusclip_mlops.delivery import deliver
 from opusclip_mlops.folder import CONTROL, RunFolder
 from opusclip_mlops.journal import Journal
 from opusclip_mlops.merging_gaps import KEY
-from opusclip_mlops.merging_log import MergingLog
-from opusclip_mlops.records import Metrics, RankMetrics, Record, RunEnded, RunStarted, Tags, Text
+from opusclip_mlops.records import (
+    Batch,
+    Metrics,
+    RankMetrics,
+    Record,
+    RunEnded,
+    RunStarted,
+    Tags,
+    Text,
+)
+from opusclip_mlops.reductions import turn
 from opusclip_mlops.sessions import final_end, process_started_s
-from opusclip_mlops.sinks.ranks import NAME
+from opusclip_mlops.sinks.ranks import NAME, RanksSink
 from tests.journeys import append, end, make_run, store, wait_until
 from tests.reading import Point, points_of_mlflow, points_of_tensorboard
 from tests.sinks.sink_contract import T0_MS, SinkContract, metrics, staged_clip
@@ -139,6 +147,8 @@ def test_what_lacks_a_rank_is_merged_at_the_end_and_told(tmp_path: Path) -> None
         "lonely (mean): 1 points lack rank 1, steps 3 to 3\n"
         "loss (mean): 1 points lack rank 1, steps 4 to 4\n\n{"
     )
+    tags = [one.values for one in merged(folder) if isinstance(one, Tags)]
+    assert tags[0] == {"opusclip.ranks.lacking": "2"}
     assert folder.progress("ranks").rejected == 2
     assert "rank 5 of 2 ranks is none" in folder.rejected.read_text()
 
@@ -157,6 +167,27 @@ def test_what_ranks_left_out_is_said_as_the_last_word(tmp_path: Path) -> None:
     assert tags.values["opusclip.other_ranks"] == "3"
     assert isinstance(text, Text)
     assert '"rank": {\n    "loss": 2,\n    "acc": 1\n  }' in text.text
+
+
+@pytest.mark.parametrize(("lines", "told"), [("at line 7", "at line 7"), ("", None)])
+def test_the_traceback_is_that_of_the_first_failure(
+    tmp_path: Path, lines: str, told: str | None
+) -> None:
+    """Not that of the last to be heard of; where the first left none there is none."""
+    folder = make_run(tmp_path, ["ranks"])
+    end(folder)
+    first, other = begin(folder, 1), begin(folder, 0)
+    failed = RunEnded(first, "FAILED", 1_700_000_100_000, "ValueError", traceback=lines)
+    followed = RunEnded(other, "FAILED", 1_700_000_200_000, "peer is gone", traceback="line 9")
+    for one in (failed, followed):
+        append(folder, [one], journal=one.session + CONTROL)
+    deliver(folder, "ranks")
+    tags = {key: value for one in merged(folder) if isinstance(one, Tags)
+            for key, value in one.values.items()}  # fmt: skip
+    assert tags.get(TRACEBACK_TAG) == told
+    found = final_end(folder)
+    assert found is not None
+    assert found.reason.endswith(": ValueError")
 
 
 def test_a_rank_that_ended_is_not_waited_for(tmp_path: Path) -> None:
@@ -241,87 +272,40 @@ def test_a_rank_that_never_begins_is_not_waited_for_long(
     assert [point.value for point in merged_points(folder)] == ["1.0"]
 
 
-class Died(BaseException):
-    """What stands for kill -9: nobody catches it, and nothing is done afterwards."""
+def test_what_was_decided_before_a_kill_is_done_once(tmp_path: Path) -> None:
+    """That a rank has left, which is known again; and before what is logged since."""
+    folder = make_run(tmp_path, ["ranks"])
+    state = RanksSink(folder).open({})
+    turns = [said(0, 5, of=3, reduce=turn(5)), said(1, 6, of=3, reduce=turn(6))]
+    sink = RanksSink(folder)
+    sink.open(state)
+    kept = sink.write(Batch(records=tuple(turns))).state
+    kept = dict(kept) | {"decided": [[], {"0": [2]}, False]}
+    for records in ((), (said(0, 6, of=3, reduce=turn(6)),)):
+        sink = RanksSink(folder)
+        sink.open(kept)
+        sink.write(Batch(records=records))
+    assert [one.step for one in merged(folder) if isinstance(one, Metrics)] == [5, 6]
 
 
-@pytest.fixture
-def dying(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Sets at which act that reaches the disk the process dies: just before it, or just behind."""
-    left = [-1]
-
-    def deadly(owner: Any, name: str) -> None:
-        act = getattr(owner, name)
-
-        def call(*args: Any) -> Any:
-            left[0] -= 1
-            if left[0] == 0:
-                raise Died
-            done = act(*args)
-            left[0] -= 1
-            if left[0] == 0:
-                raise Died
-            return done
-
-        monkeypatch.setattr(owner, name, call)
-
-    for owner, name in (
-        (Journal, "append"),
-        (MergingLog, "append"),
-        (RunFolder, "write_progress"),
-    ):
-        deadly(owner, name)
-    monkeypatch.setattr(delivery, "BATCH_RECORDS", 7)
-    monkeypatch.setattr(delivery, "LINGER_S", 0.0)
-    monkeypatch.setattr(delivery, "POLL_S", 0.0)
-    monkeypatch.setattr("opusclip_mlops.sinks.ranks.LOOK_EVERY_S", 0.0)
-
-    def set_(acts: int) -> None:
-        left[0] = acts
-
-    return set_
-
-
-def _troubled_run(place: Path) -> RunFolder:
-    """Four ranks with lags, doubled steps, keys that some lack, and one that died early."""
-    folder = make_run(place, ["ranks"])
+def test_a_rank_that_died_in_the_midst_of_a_write_ends_the_run(tmp_path: Path) -> None:
+    """What it could not write whole is waited for by nobody, during the run or at its end."""
+    folder = make_run(tmp_path, ["ranks"])
     end(folder)
-    names = [begin(folder, rank, of=4) for rank in range(4)]
-    for rank, name in enumerate(names):
-        calls: list[Record] = []
-        for step in range(3 if rank == 3 else 12):
-            values = {"loss": rank + 0.1 * step} | ({"rare": 1.0 * step} if rank < 2 else {})
-            calls.append(said(rank, step, of=4, values=values))
-            calls += [said(rank, step, of=4, reduce="stats")] * (1 + step % 2)
-        append(folder, calls, journal=name)
-        leave(folder, name, "KILLED" if rank == 3 else "FINISHED")
-    return folder
-
-
-def test_killed_anywhere_nothing_stands_twice(tmp_path: Path, dying: Callable[[int], None]) -> None:
-    """Before and behind each of its acts, twice in a run: the very same points as undisturbed."""
-    deliver(whole := _troubled_run(tmp_path / "whole"), "ranks")
-    expected = [str(one) for one in merged(whole) if isinstance(one, Metrics)]
-    assert len(expected) > 40
-    places = range(1, 400, 17)
-    for at in places:
-        folder = _troubled_run(tmp_path / str(at))
-        deaths = 0
-        for acts in (at, 1 + at // 3):
-            dying(acts)
-            try:
-                deliver(folder, "ranks")
-            except Died:
-                deaths += 1
-        dying(-1)
-        deliver(folder, "ranks")
-        assert deaths > 0 or at > 200
-        assert sorted(map(str, _metrics(folder))) == sorted(expected), at
-        assert final_end(folder) is not None
-
-
-def _metrics(folder: RunFolder) -> list[Metrics]:
-    return [one for one in merged(folder) if isinstance(one, Metrics)]
+    names = [begin(folder, rank) for rank in (0, 1)]
+    append(folder, [said(1, 1)], journal=names[1])
+    torn = folder.path / f"{names[1]}-000000.journal"
+    torn.write_bytes(torn.read_bytes() + journal.framed(said(1, 2))[:-1])
+    os.utime(torn, (0, 0))
+    leave(folder, names[1], "KILLED")
+    delivering = threading.Thread(target=deliver, args=(folder, "ranks"))
+    delivering.start()
+    append(folder, [said(0, 1), said(0, 2)], journal=names[0])
+    wait_until(lambda: len(merged_points(folder)) == 2)
+    leave(folder, names[0])
+    delivering.join(120)
+    assert [point.value for point in merged_points(folder)] == ["1.5", "2.0"]
+    assert folder.progress("ranks").damaged_bytes > 0
 
 
 def test_a_full_disk_is_waited_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,12 +318,15 @@ def test_a_full_disk_is_waited_out(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     def full(self: Journal, record: Record) -> None:
         calls[0] += 1
-        if 10 <= calls[0] < 12:
+        if 10 <= calls[0] < 14:
             self.count_lost(OSError(28, "No space left on device"))
         else:
             written(self, record)
 
     monkeypatch.setattr(Journal, "append", full)
+    files = len(os.listdir("/proc/self/fd"))
     deliver(folder, "ranks")
     assert [point.step for point in merged_points(folder)] == list(range(30))
-    assert folder.progress("ranks").faults == 2
+    assert folder.progress("ranks").faults == 4
+    assert len(list(folder.path.glob(f"{NAME}-*"))) == 2
+    assert len(os.listdir("/proc/self/fd")) == files

@@ -70,13 +70,13 @@ def nodes(tmp_path: Path) -> tuple[Node, Node]:
     return node(tmp_path, 0), node(tmp_path, 1)
 
 
-def node(tmp_path: Path, number: int, **fields: Any) -> Node:
+def node(tmp_path: Path, number: int, *, nodes: int = 2, **fields: Any) -> Node:
     """One of two machines; the first owns the run."""
     folder = RunFolder(tmp_path / f"node-{number}" / LOCAL_ID)
     manifest = Manifest(
         local_id=LOCAL_ID, cwd=str(tmp_path), sinks=["mlflow", RELAY], experiment_name="films",
         run_name="a-run", start_time_ms=T0_MS, tracking_uri=store(tmp_path), system_metrics=False,
-        ranks=2, nodes=2, node=number, owns_run=number == 0, **fields,
+        ranks=2, nodes=nodes, node=number, owns_run=number == 0, **fields,
     )  # fmt: skip
     folder.create(manifest)
     if not manifest.run_id:
@@ -239,6 +239,56 @@ def test_a_machine_that_never_says_a_word_holds_up_no_end(
     (run,) = client.search_runs([client.get_experiment_by_name("films").experiment_id])
     assert run.info.status == "FINISHED"
     assert run.data.tags[relay.UNHEARD_TAG] == "1"
+
+
+def test_where_there_may_be_no_other_machine_silence_is_waited_for_a_shorter_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows how many machines there are where the numbers of ranks were set by hand."""
+    monkeypatch.setattr(relay, "WAIT_S", 3600)
+    monkeypatch.setattr(relay, "_UNSURE_WAIT_S", 0.2)
+    owner = node(tmp_path, 0, nodes=1)
+    owner.begin()
+    delivering = Delivering(owner.folder)
+    owner.end()
+    delivering.wait()
+    assert final_end(owner.folder)
+
+
+def test_another_machine_is_heard_where_nobody_said_that_there_is_one(tmp_path: Path) -> None:
+    """Its rank's failure is the run's, as it is where the number of machines is known."""
+    owner, other = node(tmp_path, 0, nodes=1), node(tmp_path, 1)
+    for one in (owner, other):
+        one.begin()
+    delivering = Delivering(owner.folder, other.folder)
+    owner.end()
+    other.end("FAILED", "process 77 was ended by SIGKILL", at_ms=90_000)
+    delivering.wait()
+    end = final_end(owner.folder)
+    assert end
+    assert end.status == "FAILED"
+    assert "rank 1 on host-1: process 77" in end.reason
+
+
+def test_ranks_of_one_machine_are_not_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all ranks have begun here no file of another machine is asked for, at any attempt."""
+    asked: list[str] = []
+    monkeypatch.setattr(relay.Inbox, "look", lambda *_, **__: bool(asked.append("asked")))
+    one = node(tmp_path, 0, nodes=1)
+    one.folder.write_identity(
+        Identity(mirror_id=LOCAL_ID, experiment_name="films", run_id="r", artifact_uri="/tmp")
+    )
+    sink = open_sink(RELAY, one.folder)
+    sink.open({})
+    both = [one, Node(one.folder, 1, "host-0-78-1")]
+    for rank in both:
+        rank.begin()
+    sink.write(Batch(records=()))
+    assert asked == []
+    one.begin(attempt=1, session="host-0-79-1")
+    wait_until(lambda: bool(sink.write(Batch(records=())) and asked))
 
 
 @pytest.mark.parametrize(("number", "refusing"), [(0, "mlflow"), (1, RELAY)])
