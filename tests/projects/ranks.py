@@ -73,7 +73,7 @@ def ended(pid, output):
 for launch in json.load(sys.stdin):
     with reserved() as port:
         launch["env"].update(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
-    launch["env"].update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        launch["env"].update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         begun = [begin(launch, rank) for rank in range(2)]
         print(json.dumps([ended(*one) for one in begun]), flush=True)
 """
