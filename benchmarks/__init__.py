@@ -4,7 +4,7 @@
     make bench BENCH_ARGS="--only cost"      one part: cost, loop, staging, delivery, memory,
                                              freshness, mirror_history, mirroring
     make bench BENCH_ARGS=--quick            everything, small
-    python -m benchmarks.scaling             how far it goes, half an hour: docs/scaling.md
+    python -m benchmarks.scaling             how far it goes, 20 minutes: docs/scaling.md
 
 Each part is a file; what is timed runs in worker processes of its own (`callers`, `looping`,
 `clipping`, `delivering`, `replaying`). `figures` judges and prints, `processes` starts, pauses and

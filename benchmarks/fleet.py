@@ -5,7 +5,8 @@ a request and the rest at once, and waits for the answer before it sends again, 
 A request first needs a worker of a server, then a core of the database, then the next write of the
 database's log to the disk, which all that wait share. One that is not answered in time, or refused
 while the servers are away, is sent again after a pause that doubles; the work it had begun is done
-in vain. `python -m benchmarks.scaling_forecast` prints what comes of it with the measured times.
+in vain; who was refused opens its run anew by some small requests first, as a sink does. `python -m
+benchmarks.scaling_forecast` tells what comes of it with the measured times.
 
 Not in it: the network, a proxy before the servers, vacuum and checkpoints of the database, reading
 clients, artifacts.
@@ -63,7 +64,8 @@ class Nodes:
     """Shippers: their points a second, how often they send, and how long they wait.
 
     With `rows` they have as many points as they can send, in batches of that size. `away_s` is when
-    the servers refuse everything: from and until.
+    the servers refuse everything: from and until. A node that was refused makes `reopenings`
+    requests without rows before it sends again.
     """
 
     count: int
@@ -74,6 +76,7 @@ class Nodes:
     first_retry_s: float = 0.5
     last_retry_s: float = 10.0
     away_s: tuple[float, float] = (0.0, 0.0)
+    reopenings: int = 0
 
 
 @dataclass
@@ -81,6 +84,7 @@ class Outcome:
     """What came of it. `backlog` is in points; `lags_s` are a request's middle points'."""
 
     wall_s: float = 0.0
+    counted_s: float = 0.0
     requests: int = 0
     points: int = 0
     repeats: int = 0
@@ -94,7 +98,7 @@ class Outcome:
     @property
     def points_a_second(self) -> float:
         """What was answered in time."""
-        return self.points / self.wall_s
+        return self.points / self.counted_s
 
     @property
     def growth(self) -> float:
@@ -208,19 +212,21 @@ class Simulation:
         self._database = Station(self._clock, site.database_cores)
         self._cores = Station(self._clock, site.cores) if site.cores else None
         self._log = Log(self._clock, site.sync_s)
-        self._outcome = Outcome()
+        self._outcome, self._warm_s = Outcome(), 0.0
         self._sent = [0] * nodes.count
         self._began_s = [nodes.every_s * n / nodes.count for n in range(nodes.count)]
 
-    def run(self, wall_s: float) -> Outcome:
-        """Let it go on for so long."""
+    def run(self, wall_s: float, *, warm_s: float = 0.0) -> Outcome:
+        """Let it go on for so long; requests that end in the first `warm_s` are not counted."""
+        self._warm_s = warm_s
         for number in range(self._nodes.count):
             self._clock.start(self._node(number))
         self._clock.run(wall_s / 2)
         self._outcome.backlog_half = self._backlog()
         self._clock.run(wall_s)
         found = self._outcome
-        found.wall_s, found.backlog = wall_s, self._backlog()
+        found.wall_s, found.counted_s = wall_s, wall_s - warm_s
+        found.backlog = self._backlog()
         places = sum(one.places for one in self._servers)
         found.server_busy = sum(one.busy_s for one in self._servers) / places / wall_s
         found.database_busy = self._database.busy_s / self._database.places / wall_s
@@ -248,9 +254,12 @@ class Simulation:
     def _delivered(self, number: int, rows: int) -> Process:
         """Send rows until they are answered in time."""
         pause_s, began_s = self._nodes.first_retry_s, self._clock.now_s
+        is_shut = False
         while True:
-            since_s = self._clock.now_s
+            since_s, is_shut = self._clock.now_s, is_shut or self._is_away()
             if not self._is_away():
+                for _ in range(self._nodes.reopenings if is_shut else 0):
+                    yield from self._request(number % self._site.servers, 0)
                 yield from self._request(number % self._site.servers, rows)
                 if self._clock.now_s - since_s <= self._nodes.timeout_s:
                     break
@@ -262,6 +271,8 @@ class Simulation:
 
     def _note(self, number: int, rows: int, began_s: float) -> None:
         now_s, found = self._clock.now_s, self._outcome
+        if now_s < self._warm_s:
+            return
         found.requests += 1
         found.points += rows
         found.took_s.append(now_s - began_s)

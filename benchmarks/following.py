@@ -30,7 +30,7 @@ WATCHED_RUNS = 5
 WATCHED_S, QUICK_WATCHED_S = 60.0, 15.0
 DEADLINE_S = 300.0
 TOGETHER_MB = 500.0
-LOG_EVERY_S = 1.0
+LOG_EVERY_S, READ_EVERY_S = 1.0, 0.1
 TURNS_A_SECOND = 10
 
 Ages = Callable[[], Iterator[float]]
@@ -39,7 +39,10 @@ Ages = Callable[[], Iterator[float]]
 
 @dataclass
 class Seen:
-    """What was seen of the command and of its mirrors."""
+    """What was seen of the command and of its mirrors.
+
+    `behind_s` is second by second how old the newest point of each mirror that is read is.
+    """
 
     rss_mb: list[float] = field(default_factory=list)
     pss_mb: list[float] = field(default_factory=list)
@@ -47,6 +50,8 @@ class Seen:
     parts: str = ""
     cpu_s: float = 0.0
     watched_s: float = 0.0
+    steps: float = 0.0
+    behind_s: dict[str, list[list[float]]] = field(default_factory=dict)
 
 
 def followed(folder: Path, *, quick: bool) -> list[Figure]:
@@ -54,8 +59,13 @@ def followed(folder: Path, *, quick: bool) -> list[Figure]:
     return _figures(follow(folder, runs=RUNS, watched_s=QUICK_WATCHED_S if quick else WATCHED_S))
 
 
-def follow(folder: Path, *, runs: int, watched_s: float) -> Seen:
-    """Look at the command for so long while so many runs go on."""
+def follow(
+    folder: Path, *, runs: int, watched_s: float, read: int = WATCHED_RUNS, is_level: bool = False
+) -> Seen:
+    """Look at the command, and at the mirrors of some runs, for so long while all runs go on.
+
+    With `is_level` every run has one step and nothing more until all mirrors of all runs have it.
+    """
     folder.mkdir()
     uri = new_store(folder)
     client = MlflowClient(uri)
@@ -63,7 +73,12 @@ def follow(folder: Path, *, runs: int, watched_s: float) -> Seen:
     run_ids = [client.create_run(experiment).info.run_id for _ in range(runs)]
     log = _Logger(folder / "mlflow.db", run_ids)
     with _following(folder, uri) as command:
-        readers = _readers(folder, run_ids[:: max(1, runs // WATCHED_RUNS)])
+        if is_level:
+            log.log_a_step()
+            _wait_for_mirrors(lambda: None, _readers(folder, run_ids))
+            log.begin_anew()
+        readers = _readers(folder, run_ids[:: max(1, runs // read)])
+        _wait_for_mirrors(log.log_what_is_due, readers)
         return _watch(command, log, readers, watched_s)
 
 
@@ -83,6 +98,20 @@ class _Logger:
             at_ms = time.time_ns() // 1_000_000
             add_steps(self._database, some, range(step, step + 1), keys=KEYS, at_ms=at_ms)
             self._turn += 1
+
+    def log_a_step(self) -> None:
+        """Log the first step to every run."""
+        self._began_s -= 1.0 - 0.5 / TURNS_A_SECOND
+        self.log_what_is_due()
+
+    def begin_anew(self) -> None:
+        """Take the next step for due now, however long that was ago."""
+        self._began_s = time.monotonic() - self._turn / TURNS_A_SECOND
+
+    @property
+    def steps(self) -> float:
+        """How many steps every run has got."""
+        return self._turn / TURNS_A_SECOND
 
 
 @contextlib.contextmanager
@@ -112,28 +141,37 @@ def _following(folder: Path, uri: str) -> Iterator[psutil.Process]:
 def _watch(
     command: psutil.Process, log: _Logger, readers: dict[str, list[Ages]], watched_s: float
 ) -> Seen:
-    """Log until every mirror that is read has a point, and from then on look at everything."""
-    _wait_for_mirrors(log, readers)
-    seen = Seen(ages_s={kind: [] for kind in readers})
-    began_s, cpu_s = time.monotonic(), _cpu_s(command)
+    """Log, and look at everything."""
+    seen = Seen(ages_s={kind: [] for kind in readers}, behind_s={kind: [] for kind in readers})
+    newest_s = {kind: [time.time()] * len(of_kind) for kind, of_kind in readers.items()}
+    began_s, cpu_s, steps = time.monotonic(), _cpu_s(command), log.steps
     while time.monotonic() < began_s + watched_s:
         next_look_s = time.monotonic() + LOG_EVERY_S
         _look(command, seen)
         while time.monotonic() < next_look_s:
             log.log_what_is_due()
             for kind, of_kind in readers.items():
-                seen.ages_s[kind] += [age_s for ages in of_kind for age_s in ages()]
-            time.sleep(0.02)
+                for n, ages in enumerate(of_kind):
+                    found = list(ages())
+                    seen.ages_s[kind] += found
+                    newest_s[kind][n] = max(
+                        newest_s[kind][n], time.time() - min(found, default=9e9)
+                    )
+            time.sleep(READ_EVERY_S)
+        for kind, of_kind_s in newest_s.items():
+            seen.behind_s[kind].append([time.time() - one for one in of_kind_s])
     seen.watched_s = time.monotonic() - began_s
     seen.cpu_s = _cpu_s(command) - cpu_s
+    seen.steps = log.steps - steps
     return seen
 
 
-def _wait_for_mirrors(log: _Logger, readers: dict[str, list[Ages]]) -> None:
+def _wait_for_mirrors(go_on: Callable[[], None], readers: dict[str, list[Ages]]) -> None:
+    """Wait until every mirror that is read has a point."""
     deadline_s = time.monotonic() + DEADLINE_S
     silent = [ages for of_kind in readers.values() for ages in of_kind]
     while silent:
-        log.log_what_is_due()
+        go_on()
         silent = [ages for ages in silent if not list(ages())]
         if time.monotonic() > deadline_s:
             raise RuntimeError(f"{len(silent)} mirrors have got nothing")

@@ -42,7 +42,7 @@ def main() -> int:
     for part in asked.parts or PARTS:
         found, about = _measured(part, quick=asked.quick)
         show(found)
-        _keep(asked.results, part, found, about)
+        keep(asked.results, part, found, about)
     return 0
 
 
@@ -59,7 +59,8 @@ def _measured(part: str, *, quick: bool) -> tuple[list[Figure], dict[str, Any]]:
     return found, about
 
 
-def _keep(path: Path, part: str, found: list[Figure], about: dict[str, Any]) -> None:
+def keep(path: Path, part: str, found: list[Figure], about: dict[str, Any]) -> None:
+    """Put a part's figures in the place of those that the file had."""
     kept = json.loads(path.read_text()) if path.exists() else {}
     kept[part] = {"machine": about, "figures": [one.as_json() for one in found]}
     path.write_text(json.dumps(kept, indent=1, ensure_ascii=False, sort_keys=True) + "\n")

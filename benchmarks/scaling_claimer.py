@@ -3,7 +3,8 @@
     python scaling_claimer.py <place> <study> <ours|optuna>
 
 Asked for `trials`, it claims and ends so many, each with a value and nothing else, and tells how
-long each took. Asked for `workers` too, it forks so many, which share the trials.
+long each took. Asked for `workers` too, it forks so many, which share the trials; they begin
+together once all have opened the study.
 """
 
 import json
@@ -78,22 +79,32 @@ def _took_ms(trial: Trial, count: int) -> list[float]:
 
 def _forked(place: str, name: str, way: str, workers: int, trials: int) -> dict[str, Any]:
     """What so many processes took for the trials together, and each trial."""
-    began_s, pipes = time.monotonic(), []
+    ready, start, pipes = os.pipe(), os.pipe(), []
     for _ in range(workers):
         reading, writing = os.pipe()
         if not os.fork():
             try:
-                took_ms = _took_ms(_WAYS[way](place, name), max(1, trials // workers))
+                trial = _WAYS[way](place, name)
+                os.write(ready[1], b".")
+                os.read(start[0], 1)
+                took_ms = _took_ms(trial, max(1, trials // workers))
                 os.write(writing, json.dumps(took_ms).encode())
             finally:
                 # Never back into the parent's work.
                 os._exit(0)
         os.close(writing)
         pipes.append(reading)
+    # Without this end of it, one that fails to open the study is not waited for.
+    os.close(ready[1])
+    for _ in pipes:
+        os.read(ready[0], 1)
+    began_s = time.monotonic()
+    os.write(start[1], b"." * workers)
     took_ms = [one for pipe in pipes for one in json.loads(os.fdopen(pipe, "rb").read())]
+    wall_s = time.monotonic() - began_s
     for _ in range(workers):
         os.wait()
-    return {"took_ms": took_ms, "wall_s": time.monotonic() - began_s}
+    return {"took_ms": took_ms, "wall_s": wall_s}
 
 
 if __name__ == "__main__":

@@ -1,61 +1,73 @@
-"""What the simulation says: `python -m benchmarks.scaling_forecast`.
+"""What the simulation says: `python -m benchmarks.scaling_forecast [scaling.json]`.
 
-It takes the times that were measured. First it is held against nodes that were measured, below, at
-and above what a server takes; then it tells what 1,000 nodes come to. Prints tables in Markdown.
+It takes the times that were measured, and adds its figures to the same file. First it is held
+against what was measured of one server and its clients, and of nodes below, at and above what a
+server takes: everything on the two cores. Then it tells what 1,000 nodes come to, and what if every
+request were a quarter dearer.
 """
 
 import json
+import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from benchmarks.figures import number
+from benchmarks.figures import Figure
 from benchmarks.fleet import Cost, Nodes, Outcome, Simulation, Site
-from benchmarks.scaling import RESULTS
-from benchmarks.scaling_servers import EVERY_S, LIVE_S, NODES, PART, ROWS
+from benchmarks.scaling import RESULTS, keep
+from benchmarks.scaling_servers import EVERY_S, LIVE_S, LIVE_WARM_S, NODES, ROWS, WARM_S
+from benchmarks.scaling_servers import PART as MEASURED_PART
 
+PART = "scaling_forecast"
 CORES = 2
-FLEET, WALL_S = 1000, 120.0
+PRESSED_S = 20.0
+FLEET, WALL_S = 1000, 240.0
 WORKERS, DATABASE_CORES, SYNC_S = 4, 8, 0.001
-SERVERS = (1, 2, 4, 8, 16)
+SERVERS = (1, 2, 4, 8)
 ASKED = ((20.0, 1.0), (100.0, 1.0), (100.0, 10.0), (500.0, 1.0))
-AWAY_RATE, AWAY_S = 20.0, (20.0, 80.0)
+AWAY_RATE, AWAY_S, AFTER_S, REOPENINGS = 20.0, (20.0, 80.0), 120.0, 5
+DEARER = 1.25
+GROWS = 0.01
+"""Of what is asked: a backlog that grows by less in the second half of the time does not grow."""
 
 Measured = Mapping[str, float]
 """What was measured, by its words."""
 
+_PRESSED = re.compile(r"(?:1 worker|(\d+) servers x (\d+) workers), (\d+) clients x (\d+) rows")
+_LIVE = re.compile(rf"1 worker, {NODES} nodes x (\d+) points/s")
+
 
 @dataclass(frozen=True)
-class Live:
-    """Nodes that were measured: their points a second, and how many cores others had."""
+class Checked:
+    """A measured load that the simulation is held against: its words, the site and the nodes."""
 
-    rate: float
-    others_cores: float
-    points_a_second: float
-    lag_p50_s: float
-    lag_p99_s: float
+    what: str
+    site: Site
+    nodes: Nodes
+
+    @property
+    def simulated(self) -> Outcome:
+        """What the simulation says, once it has swung in."""
+        simulation = Simulation(self.site, self.nodes)
+        if self.nodes.rows:
+            return simulation.run(PRESSED_S, warm_s=WARM_S)
+        return simulation.run(LIVE_WARM_S + LIVE_S, warm_s=LIVE_WARM_S)
 
 
 def main() -> int:
-    """Print the tables."""
-    measured = measured_in(Path(sys.argv[1]) if sys.argv[1:] else RESULTS)
-    site = site_of(measured)
-    print(f"a request: {_cost(site.server)} server, {_cost(site.database)} database\n")
-    _print(_COMPARED, compared(measured, site))
-    for rate, every_s in ASKED:
-        print(f"\n{FLEET} nodes, {rate:g} points/s each, sent every {every_s:g} s:\n")
-        _print(_FORECAST, forecast(site, rate, every_s))
-    print(f"\n{FLEET} nodes, {AWAY_RATE:g} points/s each, no server for 60 s:\n")
-    _print(_OUTAGE, after_an_outage(site))
+    """Simulate and keep."""
+    path = Path(sys.argv[1]) if sys.argv[1:] else RESULTS
+    measured = measured_in(path)
+    found = [*compared(measured), *forecast(site_of(measured)), *after_an_outage(measured)]
+    keep(path, PART, found, {"fleet": FLEET, "wall_s": WALL_S})
     return 0
 
 
 def measured_in(path: Path) -> dict[str, float]:
     """The figures of the part about servers, by their words."""
-    kept: dict[str, Any] = json.loads(path.read_text())
-    return {one["what"]: one["ours"] for one in kept[PART]["figures"]}
+    kept = json.loads(path.read_text())
+    return {one["what"]: one["ours"] for one in kept[MEASURED_PART]["figures"]}
 
 
 def site_of(measured: Measured) -> Site:
@@ -75,92 +87,83 @@ def cost_of(measured: Measured, name: str) -> Cost:
     return Cost(least - ROWS[0] * row_s, row_s)
 
 
-def lives_in(measured: Measured) -> list[Live]:
-    """The nodes that were measured, the slowest first."""
-    found = []
-    for what, points_a_second in measured.items():
-        behind = what.partition(f"{NODES} nodes x ")[2]
-        if behind and ":" not in behind:
-            rate = float(behind.removesuffix(" points/s"))
-            names = ("others took", "lag, median", "lag, 99 of 100")
-            others, p50_s, p99_s = (measured[f"{what}: {name}"] for name in names)
-            found.append(Live(rate, others, points_a_second, p50_s, p99_s))
-    return sorted(found, key=lambda one: one.rate)
+def checks(measured: Measured) -> Iterator[Checked]:
+    """Everything measured that the simulation can be held against, on cores that all share."""
+    shared = replace(site_of(measured), cores=CORES, database_cores=CORES)
+    for what in measured:
+        if found := _PRESSED.fullmatch(what):
+            servers, workers, count, rows = (int(one or 1) for one in found.groups())
+            site = replace(shared, servers=servers, workers=workers)
+            yield Checked(what, site, Nodes(count=count, rows=rows))
+        elif found := _LIVE.fullmatch(what):
+            nodes = Nodes(count=NODES, points_a_second=float(found[1]), every_s=EVERY_S)
+            yield Checked(what, shared, nodes)
 
 
-def predicted(site: Site, live: Live, *, wall_s: float = LIVE_S) -> Outcome:
-    """What the simulation says of them, on a machine that all share, others too."""
-    shared = replace(
-        site,
-        cores=CORES,
-        speed=max(0.05, (CORES - live.others_cores) / CORES),
-        database_cores=CORES,
-    )
-    nodes = Nodes(count=NODES, points_a_second=live.rate, every_s=EVERY_S)
-    return Simulation(shared, nodes).run(wall_s)
+def compared(measured: Measured) -> Iterator[Figure]:
+    """Simulated beside measured; the ratio less one is the error."""
+    for check in checks(measured):
+        found = check.simulated
+        says = {check.what: (found.points_a_second, "points/s")}
+        if not check.nodes.rows:
+            says[f"{check.what}: lag, median"] = (found.lag_s(50), "s")
+            says[f"{check.what}: lag, 99 of 100"] = (found.lag_s(99), "s")
+        for what, (value, unit) in says.items():
+            yield Figure(
+                part=PART, what=what, ours=value, unit=unit, peer="measured", theirs=measured[what]
+            )
 
 
-_COMPARED = ("points/s a node", "", "measured", "simulated", "error")
+def forecast(site: Site) -> Iterator[Figure]:
+    """What the fleet comes to, by its points and by its servers."""
+    for rate, every_s in ASKED:
+        nodes = Nodes(count=FLEET, points_a_second=rate, every_s=every_s)
+        for servers in SERVERS:
+            yield from foretold(site, nodes, servers)
 
 
-def compared(measured: Measured, site: Site) -> Iterable[Sequence[str]]:
-    """The rows of a table: measured beside simulated."""
-    for live in lives_in(measured):
-        found = predicted(site, live)
-        for name, was, says in (
-            ("points/s", live.points_a_second, found.points_a_second),
-            ("lag, median, s", live.lag_p50_s, found.lag_s(50)),
-            ("lag, 99 of 100, s", live.lag_p99_s, found.lag_s(99)),
-        ):
-            error = f"{100 * (says / was - 1):+.0f} %"
-            yield f"{live.rate:g}", name, number(was), number(says), error
-
-
-_FORECAST = (
-    "servers", "lag, median", "lag, 99 of 100", "backlog grows by", "rows a request",
-    "sent again", "servers busy", "database busy",
-)  # fmt: skip
-
-
-def forecast(
-    site: Site, rate: float, every_s: float, *, nodes: int = FLEET, wall_s: float = WALL_S
-) -> Iterable[Sequence[str]]:
-    """The rows of a table: what more servers come to."""
-    for servers in SERVERS:
-        all_nodes = Nodes(count=nodes, points_a_second=rate, every_s=every_s)
-        found = Simulation(_apart(site, servers), all_nodes).run(wall_s)
-        yield (
-            str(servers),
-            f"{number(found.lag_s(50))} s",
-            f"{number(found.lag_s(99))} s",
-            f"{number(_grew(found, nodes * rate))} points/s",
-            number(found.points / max(1, found.requests)),
-            str(found.repeats),
-            f"{100 * found.server_busy:.0f} %",
-            f"{100 * found.database_busy:.0f} %",
-        )
+def foretold(site: Site, nodes: Nodes, servers: int, *, wall_s: float = WALL_S) -> Iterator[Figure]:
+    """One row: as measured, and with every request a quarter dearer."""
+    what = f"{nodes.count} nodes x {nodes.points_a_second:g} points/s, every {nodes.every_s:g} s"
+    apart = _apart(site, servers)
+    for how, one in (("", apart), (", dearer", replace(apart, speed=1 / DEARER))):
+        found = Simulation(one, nodes).run(wall_s)
+        asked = nodes.count * nodes.points_a_second
+        values = {
+            "lag, median": (found.lag_s(50), "s"),
+            "lag, 99 of 100": (found.lag_s(99), "s"),
+            "backlog grows by": (_grew(found, asked), "points/s"),
+            "rows a request": (found.points / max(1, found.requests), ""),
+            "sent again": (float(found.repeats), ""),
+            "servers busy": (found.server_busy, ""),
+            "database busy": (found.database_busy, ""),
+        }
+        for name, (value, unit) in values.items():
+            yield Figure(
+                part=PART, what=f"{what}, {servers} servers{how}: {name}", ours=value, unit=unit
+            )
 
 
 def _grew(found: Outcome, asked: float) -> float:
-    """By how many points a second the backlog grew; a hundredth of what is asked is no growth."""
-    return found.growth if found.growth > asked / 100 else 0.0
+    return found.growth if found.growth > asked * GROWS else 0.0
 
 
-_OUTAGE = ("servers", "longest wait of a batch", "sent again", "backlog two minutes later")
-
-
-def after_an_outage(site: Site) -> Iterable[Sequence[str]]:
-    """The rows of a table: two minutes after the servers came back."""
+def after_an_outage(measured: Measured) -> Iterator[Figure]:
+    """A minute without servers, and two minutes later."""
+    site = site_of(measured)
     for servers in SERVERS:
-        nodes = Nodes(count=FLEET, points_a_second=AWAY_RATE, away_s=AWAY_S)
-        found = Simulation(_apart(site, servers), nodes).run(AWAY_S[1] + WALL_S)
-        backlog_s = found.backlog / (FLEET * AWAY_RATE)
-        yield (
-            str(servers),
-            f"{max(found.took_s):.1f} s",
-            str(found.repeats),
-            f"{backlog_s:.1f} s of points",
-        )
+        nodes = Nodes(count=FLEET, points_a_second=AWAY_RATE, away_s=AWAY_S, reopenings=REOPENINGS)
+        found = Simulation(_apart(site, servers), nodes).run(AWAY_S[1] + AFTER_S)
+        what = f"{FLEET} nodes x {AWAY_RATE:g} points/s, away {AWAY_S[1] - AWAY_S[0]:g} s"
+        values = {
+            "longest wait": (max(found.took_s), "s"),
+            "sent again": (float(found.repeats), ""),
+            "backlog": (found.backlog / (FLEET * AWAY_RATE), "s of points"),
+        }
+        for name, (value, unit) in values.items():
+            yield Figure(
+                part=PART, what=f"{what}, {servers} servers: {name}", ours=value, unit=unit
+            )
 
 
 def _apart(site: Site, servers: int) -> Site:
@@ -173,15 +176,6 @@ def _apart(site: Site, servers: int) -> Site:
         sync_s=SYNC_S,
         client=Cost(0.0),
     )
-
-
-def _cost(cost: Cost) -> str:
-    return f"{1000 * cost.request_s:.1f} ms + {1e6 * cost.row_s:.0f} µs a row in the"
-
-
-def _print(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    for row in (head, ["---"] * len(head), *rows):
-        print(f"| {' | '.join(row)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,15 @@ def together_mb(top: psutil.Process) -> float:
     return total
 
 
+def own_mb(top: psutil.Process) -> float:
+    """The memory that a process and all it has started have each for itself."""
+    total = 0.0
+    for process in (top, *top.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += process.memory_full_info().uss / 1e6
+    return total
+
+
 def listening(port: int) -> psutil.Process:
     """The process that listens on a port of this machine.
 

@@ -5,8 +5,9 @@
 What goes out is what MLflow's client sends for `log_batch`: JSON, over a connection that is kept.
 Asked for batches of so many `rows`, each sends one as soon as the last one is answered. Asked for a
 `rate` of points a second, each sends all that wait once in `every_s` seconds, 1000 at most a
-request, and the rest at once; a point's lag is the time from its making to the answer. Imports
-nothing but the standard library.
+request, and the rest at once; a point's lag is the time from its making to the answer. That is the
+way of a shipper and of the simulation, and not a shipper. What is answered in the first `warm_s`
+seconds, or after `wait_s`, is not counted. Imports nothing but the standard library.
 """
 
 import http.client
@@ -30,11 +31,18 @@ _SERIAL = itertools.count()
 class Seen:
     """What the threads of one measurement saw; appending is safe between them."""
 
+    began_s: float
+    end_s: float
     rows: list[int] = field(default_factory=list)
     took_ms: list[float] = field(default_factory=list)
+    all_requests: list[int] = field(default_factory=list)
     lags_s: list[float] = field(default_factory=list)
     left: list[int] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+
+    def is_counted(self) -> bool:
+        """Whether what is answered now counts."""
+        return self.began_s <= time.monotonic() < self.end_s
 
 
 class Sender:
@@ -64,8 +72,10 @@ class Sender:
         if answer.status != http.client.OK:
             self._seen.errors.append(told[:200].decode(errors="replace"))
             return
-        self._seen.rows.append(rows)
-        self._seen.took_ms.append((time.perf_counter() - began_s) * 1000)
+        self._seen.all_requests.append(rows)
+        if self._seen.is_counted():
+            self._seen.rows.append(rows)
+            self._seen.took_ms.append((time.perf_counter() - began_s) * 1000)
 
 
 def _body(run_id: str, rows: int) -> str:
@@ -92,8 +102,9 @@ def _live(sender: Sender, seen: Seen, ask: dict[str, Any], first_s: float, end_s
         rows = min(MOST_ROWS, int((now_s - began_s) * rate) - sent)
         if rows > 0:
             sender.send(rows)
-            # The middle one of those that were sent.
-            seen.lags_s.append(time.monotonic() - began_s - (sent + rows / 2) / rate)
+            if seen.is_counted():
+                # The middle one of those that were sent.
+                seen.lags_s.append(time.monotonic() - began_s - (sent + rows / 2) / rate)
             sent += rows
         waiting = int((time.monotonic() - began_s) * rate) - sent
         if waiting < MOST_ROWS:
@@ -102,9 +113,9 @@ def _live(sender: Sender, seen: Seen, ask: dict[str, Any], first_s: float, end_s
 
 
 def _measured(ask: dict[str, Any]) -> Seen:
-    seen = Seen()
     began_s = time.monotonic()
     end_s = began_s + ask["wait_s"]
+    seen = Seen(began_s + ask["warm_s"], end_s)
     senders = [Sender(url, run, seen) for url, run in ask["runs"]]
     threads = [
         threading.Thread(target=_press, args=(one, ask["rows"], end_s))
@@ -131,17 +142,18 @@ def main() -> None:
     answers = Answers()
     answers.tell()
     for ask in requests():
-        began_s, cpu_s = time.monotonic(), time.process_time()
+        cpu_s = time.process_time()
         seen = _measured(ask)
         answers.tell(
             points=sum(seen.rows),
             requests=len(seen.rows),
+            all_requests=len(seen.all_requests),
             took_ms=seen.took_ms,
             lags_s=seen.lags_s,
             left=sum(seen.left),
             errors=len(seen.errors),
             first_error=next(iter(seen.errors), "")[:160],
-            wall_s=time.monotonic() - began_s,
+            counted_s=seen.end_s - seen.began_s,
             cpu_s=time.process_time() - cpu_s,
         )
 

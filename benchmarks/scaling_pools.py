@@ -2,19 +2,22 @@
 
 PostgreSQL takes as many connections as it is told to; each is a process. Many connections write
 batches of 100 points straight to it and through a PgBouncer that shares ten by transaction, by
-turns: as fast as they can, and 50 batches a second together, which is what idle pools of many
-servers do. Told are batches a second, their time, who was refused and PostgreSQL's memory. Then our
-own server writes through it.
+turns that are first in half of them: as fast as they can, and 50 batches a second together, which
+is what idle pools of many servers do. Told are batches a second and the memory that PostgreSQL's
+processes have for themselves, without what they share, which only grows. Then more connect than
+PostgreSQL allows, and at last our own server writes through it.
 """
 
 import contextlib
 import os
 import pwd
 import shutil
+import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,9 +25,9 @@ from urllib.parse import urlsplit
 import psutil
 import psycopg2
 
-from benchmarks.figures import Figure, percentile
+from benchmarks.figures import Figure
 from benchmarks.processes import Worker
-from benchmarks.scaling_load import listening, together_mb
+from benchmarks.scaling_load import listening, own_mb
 from benchmarks.scaling_pool_clients import TABLE
 from benchmarks.scaling_servers import OURS, stand
 from tests.databases import PASSWORD, postgres
@@ -32,10 +35,12 @@ from tests.servers import free_port
 
 PART = "scaling_pools"
 PEER = "straight to PostgreSQL"
-CONNECTIONS, QUICK_CONNECTIONS = (10, 50, 200, 400), (10, 50)
+CONNECTIONS, QUICK_CONNECTIONS = (10, 200), (10,)
+TOO_MANY = 400
+CLIENTS, ROWS = 16, 100
 A_SECOND = 50
 MOST, SHARED = 300, 10
-WAIT_S, QUICK_WAIT_S = 5.0, 1.5
+TURNS, WAIT_S, QUICK_WAIT_S = 2, 3.0, 1.0
 CONFIG = """[databases]
 * = host=127.0.0.1 port={database}
 [pgbouncer]
@@ -110,47 +115,62 @@ def _by_connections(folder: Path, quick: bool) -> list[Figure]:
         with connection, connection.cursor() as cursor:
             cursor.execute(TABLE)
         connection.close()
-        server = listening(urlsplit(uri).port or 0)
+        site = _Site(worker, listening(urlsplit(uri).port or 0), {"pool": through, "straight": uri})
         for a_second in (0, A_SECOND):
             for connections in QUICK_CONNECTIONS if quick else CONNECTIONS:
-                ways = {
-                    way: _asked(worker, server, place, connections, a_second, quick)
-                    for way, place in (("pool", through), ("straight", uri))
-                }
-                found += _figures(connections, a_second, ways)
+                found += site.by_turns(connections, a_second, QUICK_WAIT_S if quick else WAIT_S)
+        found.append(site.refused())
     return found
 
 
-def _asked(
-    worker: Worker, server: psutil.Process, uri: str, connections: int, a_second: int, quick: bool
-) -> dict[str, Any]:
-    wait_s = QUICK_WAIT_S if quick else WAIT_S
-    worker.send(uri=_plain(uri), connections=connections, a_second=a_second, wait_s=wait_s)
-    time.sleep(wait_s * 0.7)
-    memory_mb = together_mb(server)
-    return {**worker.answer(), "memory_mb": memory_mb}
+@dataclass(frozen=True)
+class _Site:
+    """Who writes, PostgreSQL's process, and the ways there."""
+
+    worker: Worker
+    server: psutil.Process
+    ways: Mapping[str, str]
+
+    def by_turns(self, connections: int, a_second: int, wait_s: float) -> list[Figure]:
+        """Both ways, each first in half of the turns."""
+        told: dict[str, list[_Told]] = {way: [] for way in self.ways}
+        for turn in range(TURNS):
+            for way in sorted(told, reverse=bool(turn % 2)):
+                told[way].append(self._asked(way, connections, a_second, wait_s))
+        how = f"{a_second} batches/s" if a_second else "as fast as they can"
+        what = f"{connections} connections, {how}"
+        names = {what: ("a_second", "batches/s"), f"{what}: memory": ("memory_mb", "MB")}
+        return [_beside(what, told, name, unit) for what, (name, unit) in names.items()]
+
+    def refused(self) -> Figure:
+        """How many of too many were refused."""
+        counts = [self._asked(way, TOO_MANY, A_SECOND, 1.0)["refused"] for way in self.ways]
+        return Figure(
+            part=PART, what=f"refused of {TOO_MANY} where {MOST} are allowed", unit="connections",
+            ours=counts[0], peer=PEER, theirs=counts[1],
+        )  # fmt: skip
+
+    def _asked(self, way: str, connections: int, a_second: int, wait_s: float) -> "_Told":
+        uri = _plain(self.ways[way])
+        self.worker.send(uri=uri, connections=connections, a_second=a_second, wait_s=wait_s)
+        # They connect first; by then all write.
+        time.sleep(wait_s * 0.9)
+        memory_mb = own_mb(self.server)
+        return {**self.worker.answer(), "memory_mb": memory_mb}
 
 
-def _figures(connections: int, a_second: int, ways: dict[str, dict[str, Any]]) -> list[Figure]:
-    pool, straight = ways["pool"], ways["straight"]
-    how = f"{a_second} batches/s" if a_second else "as fast as they can"
-    what = f"{connections} connections, {how}"
-    refused = f"{pool['refused']} and {straight['refused']} refused"
-    rate = Figure(
-        part=PART, what=what, ours=pool["a_second"], unit="batches/s", peer=PEER,
-        theirs=straight["a_second"],
-        note=f"p99 {percentile(pool['took_ms'], 99):.0f} and "
-        f"{percentile(straight['took_ms'], 99):.0f} ms; {refused}",
-    )  # fmt: skip
-    memory = Figure(
-        part=PART, what=f"{what}: PostgreSQL's memory", ours=pool["memory_mb"], unit="MB",
-        peer=PEER, theirs=straight["memory_mb"],
-    )  # fmt: skip
-    return [rate, memory]
+_Told = dict[str, Any]
+
+
+def _beside(what: str, told: Mapping[str, Sequence[_Told]], name: str, unit: str) -> Figure:
+    mean = {way: statistics.mean(one[name] for one in each) for way, each in told.items()}
+    return Figure(
+        part=PART, what=what, ours=mean["pool"], unit=unit, peer=PEER, theirs=mean["straight"]
+    )
 
 
 def _our_server(folder: Path, quick: bool) -> list[Figure]:
-    """The points of clients that go through our server, and whether all arrived."""
+    """The points of clients that go through our server."""
     wait_s = QUICK_WAIT_S if quick else WAIT_S
     with (
         stand(folder) as one,
@@ -158,20 +178,13 @@ def _our_server(folder: Path, quick: bool) -> list[Figure]:
         one.servers(OURS, workers=2) as straight,
         one.servers(OURS, workers=2, database=through) as pooled,
     ):
-        rates = [each.pressed(16, 100, wait_s).rows_a_second for each in (pooled, straight)]
-        held = _held(one.database_of(OURS))
-    return [
-        Figure(
-            part=PART, what="our server, 2 workers, 16 clients x 100 rows", ours=rates[0],
-            unit="points/s", peer=PEER, theirs=rates[1], note=f"{held} connections by both",
-        )
-    ]  # fmt: skip
-
-
-def _held(uri: str) -> int:
-    connection = psycopg2.connect(_plain(uri))
-    with connection, connection.cursor() as cursor:
-        cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE datname = 'ours'")
-        count = int(cursor.fetchone()[0])
-    connection.close()
-    return count - 1
+        order = [pooled, straight, straight, pooled]
+        told = [each.pressed(CLIENTS, ROWS, wait_s) for each in order]
+    what = f"our server, 2 workers, {CLIENTS} clients x {ROWS} rows"
+    rates = [one.rows_a_second for one in told]
+    speed = Figure(
+        part=PART, what=what, ours=(rates[0] + rates[3]) / 2, unit="points/s", peer=PEER,
+        theirs=(rates[1] + rates[2]) / 2,
+    )  # fmt: skip
+    errors = sum(one.errors for one in told)
+    return [speed, Figure(part=PART, what=f"{what}: errors", ours=errors, unit="")]

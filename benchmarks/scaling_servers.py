@@ -3,15 +3,16 @@
 The database is a PostgreSQL that waits for the disk, as one in production does; all is on one
 machine. Clients send batches of points one after the other; told are points a second, the time of a
 request, and the processor time that servers, database and clients took for one, which says what is
-short. MLflow's own server takes turns with ours on the same database server. At the end nodes that
-have so many points a second each, below, at and above what a server takes, are measured for the
-simulation to be held against.
+short. No server is measured before all of its workers have started. Nodes that have so many points
+a second each, below, at and above what a server takes, are there for the simulation to be held
+against. MLflow's own server is asked on the same PostgreSQL, after ours.
 """
 
 import contextlib
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,13 @@ from tests.servers import BIN, free_port, running
 
 PART = "scaling_servers"
 ROWS = (10, 100, 1000)
-CLIENTS = (1, 2, 8, 32)
-WAIT_S, QUICK_WAIT_S = 3.0, 1.5
-ARRANGEMENTS = ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2))
-TURNS, TURN_S = 3, 2.0
-NODES, EVERY_S, LIVE_S, QUICK_LIVE_S = 20, 1.0, 20.0, 4.0
+CLIENTS, STOCK_CLIENTS = (1, 2, 8, 32), (8,)
+WARM_S, WAIT_S, QUICK_WAIT_S = 0.5, 3.5, 1.0
+ARRANGEMENTS = ((1, 1), (1, 2), (2, 1), (2, 2))
+TURNS, TURN_CLIENTS = 2, 16
+NODES, EVERY_S, LIVE_S, QUICK_LIVE_S = 20, 1.0, 18.0, 4.0
+LIVE_WARM_S = 2.0
+SETTLED_S, IDLE_CORES = 60.0, 0.1
 LOADS = (0.5, 0.9, 1.5)
 DURABLE = (
     "max_connections=200",
@@ -38,39 +41,33 @@ DURABLE = (
     "track_wal_io_timing=on",
 )
 OURS, STOCK = "ours", "MLflow's server"
-POOL = 15
+TIMES = ("server_ms", "database_ms", "client_ms", "sync_ms")
 
 
 @dataclass(frozen=True)
 class Point:
-    """One load on one arrangement, and what came of it."""
+    """One load on one arrangement, and what came of it. Times are of one request."""
 
     rows_a_second: float
-    requests_a_second: float
     p50_ms: float
-    p99_ms: float
     server_ms: float
     database_ms: float
     client_ms: float
     others_cores: float
-    syncs_a_request: float
     sync_ms: float
     errors: int
     first_error: str
 
-    @property
-    def note(self) -> str:
-        """What stands beside its rate."""
-        spent = f"{self.server_ms:.2f} + {self.database_ms:.2f} + {self.client_ms:.2f}"
-        parts = (
-            f"{self.requests_a_second:.1f} requests/s",
-            f"p50 {self.p50_ms:.1f} p99 {self.p99_ms:.1f} ms",
-            f"processor ms a request, server + database + client: {spent}",
-            f"{self.syncs_a_request:.2f} syncs a request of {self.sync_ms:.2f} ms",
-            f"others took {self.others_cores:.1f} cores",
-            *([f"{self.errors} errors: {self.first_error}"] if self.errors else ()),
-        )
-        return "; ".join(parts)
+    def figures(self, what: str, *names: str) -> list[Figure]:
+        """Its rate, then what else is asked for."""
+        told = f"{self.errors} errors: {self.first_error}" if self.errors else ""
+        rate = Figure(part=PART, what=what, ours=self.rows_a_second, unit="points/s", note=told)
+        return [rate, *(_named(f"{what}: {name}", getattr(self, name), name) for name in names)]
+
+
+def _named(what: str, value: float, name: str) -> Figure:
+    unit = name.rpartition("_")[2] if "_" in name else ""
+    return Figure(part=PART, what=what, ours=value, unit=unit)
 
 
 class Stand:
@@ -102,7 +99,9 @@ class Stand:
                 server = stack.enter_context(running(argv, env, f"{url}/health", cwd=self._folder))
                 urls.append(url)
                 trees.append(psutil.Process(server.pid))
-            yield Servers(self._worker, urls, trees, self._postgres, self.database_of(kind))
+            found = Servers(self._worker, urls, trees, self._postgres, self.database_of(kind))
+            found.settle()
+            yield found
 
     def database_of(self, kind: str) -> str:
         """The URI of the database of a kind of server."""
@@ -126,44 +125,50 @@ class Servers:
     trees: Sequence[psutil.Process]
     postgres: psutil.Process
     database: str
+    made: list[tuple[str, str]] = field(default_factory=list)
 
     def runs(self, count: int) -> list[tuple[str, str]]:
-        """So many new runs, each with the server that its points go to."""
+        """So many runs, each with the server that its points go to."""
         from mlflow import MlflowClient
 
-        clients = [MlflowClient(url) for url in self.urls]
-        return [
-            (self.urls[n % len(clients)], clients[n % len(clients)].create_run("0").info.run_id)
-            for n in range(count)
-        ]
+        for n in range(len(self.made), count):
+            url = self.urls[n % len(self.urls)]
+            self.made.append((url, MlflowClient(url).create_run("0").info.run_id))
+        return self.made[:count]
+
+    def settle(self) -> None:
+        """Wait until all workers have started, not only the one that said so."""
+        deadline_s = time.monotonic() + SETTLED_S
+        while time.monotonic() < deadline_s:
+            with watched(self.trees) as load:
+                time.sleep(0.5)
+            if load.cores() < IDLE_CORES:
+                return
 
     def pressed(self, clients: int, rows: int, wait_s: float) -> Point:
         """Clients that send without a pause."""
-        runs = self.runs(clients)
-        self.worker.ask(runs=runs, rows=rows, wait_s=0.3)
-        return self._measured({"runs": runs, "rows": rows, "wait_s": wait_s})[0]
+        ask = {"runs": self.runs(clients), "rows": rows}
+        return self._measured({**ask, "warm_s": WARM_S, "wait_s": WARM_S + wait_s})[0]
 
     def live(self, nodes: int, rate: float, wait_s: float) -> tuple[Point, dict[str, Any]]:
         """Nodes that have so many points a second each."""
-        ask = {"runs": self.runs(nodes), "rate": rate, "every_s": EVERY_S, "wait_s": wait_s}
-        return self._measured(ask)
+        ask = {"runs": self.runs(nodes), "rate": rate, "every_s": EVERY_S}
+        return self._measured({**ask, "warm_s": LIVE_WARM_S, "wait_s": LIVE_WARM_S + wait_s})
 
     def _measured(self, ask: dict[str, Any]) -> tuple[Point, dict[str, Any]]:
         syncs = _syncs(self.database)
         with watched(self.trees, (self.postgres,)) as load:
             seen = self.worker.ask(**ask)
-        count = max(1, seen["requests"])
+        # What they took is for all requests, what came for those of the time that counts.
+        count = max(1, seen["all_requests"])
         made, took_ms = (now - was for now, was in zip(_syncs(self.database), syncs, strict=True))
         point = Point(
-            rows_a_second=seen["points"] / seen["wall_s"],
-            requests_a_second=seen["requests"] / seen["wall_s"],
+            rows_a_second=seen["points"] / seen["counted_s"],
             p50_ms=percentile(seen["took_ms"] or [float("nan")], 50),
-            p99_ms=percentile(seen["took_ms"] or [float("nan")], 99),
             server_ms=load.trees_s[0] * 1000 / count,
             database_ms=load.trees_s[1] * 1000 / count,
             client_ms=seen["cpu_s"] * 1000 / count,
             others_cores=max(0.0, load.others_cores - seen["cpu_s"] / load.wall_s),
-            syncs_a_request=made / count,
             sync_ms=took_ms / max(1, made),
             errors=seen["errors"],
             first_error=seen["first_error"],
@@ -173,8 +178,13 @@ class Servers:
 
 def measure(folder: Path, *, quick: bool) -> list[Figure]:
     """Measure the servers one arrangement after the other."""
+    wait_s = QUICK_WAIT_S if quick else WAIT_S
     with stand(folder) as one:
-        return [*_side_by_side(one, quick), *_by_arrangement(one, quick), *_live(one, quick)]
+        with one.servers(OURS) as ours:
+            found = _one_worker(ours, wait_s)
+            found += _live(ours, wait_s, QUICK_LIVE_S if quick else LIVE_S)
+        found += _by_arrangement(one, wait_s, 1 if quick else TURNS)
+        return found + _stock(one, wait_s)
 
 
 @contextlib.contextmanager
@@ -191,116 +201,87 @@ def stand(folder: Path) -> Iterator[Stand]:
         yield Stand(folder, uri, worker)
 
 
-def _side_by_side(one: Stand, quick: bool) -> list[Figure]:
+def _one_worker(ours: Servers, wait_s: float) -> list[Figure]:
     found = []
-    with one.servers(OURS) as ours, one.servers(STOCK) as stock:
-        for rows in ROWS:
-            points = []
-            for clients in CLIENTS:
-                mine = ours.pressed(clients, rows, QUICK_WAIT_S if quick else WAIT_S)
-                points.append(mine)
-                # One that has more clients than connections stands still for half a minute.
-                is_too_many = clients > POOL and rows != ROWS[1]
-                other = None if is_too_many else stock.pressed(clients, rows, TURN_S)
-                found.append(_compared(clients, rows, mine, other))
-            found += _spent(rows, points)
+    told = ("p50_ms", "server_ms", "database_ms", "client_ms", "others_cores")
+    for rows in ROWS:
+        points = []
+        for clients in CLIENTS:
+            points.append(ours.pressed(clients, rows, wait_s))
+            found += points[-1].figures(f"1 worker, {clients} clients x {rows} rows", *told)
+        found += _spent(rows, points)
     return found
 
 
-def _compared(clients: int, rows: int, mine: Point, other: Point | None) -> Figure:
-    return Figure(
-        part=PART,
-        what=f"1 worker, {clients} clients x {rows} rows",
-        ours=mine.rows_a_second,
-        unit="points/s",
-        peer=STOCK if other else "",
-        theirs=other.rows_a_second if other else None,
-        note=f"{mine.note}; {STOCK}: {other.note}" if other else mine.note,
-    )
+def _stock(one: Stand, wait_s: float) -> list[Figure]:
+    """MLflow's own server on the same PostgreSQL."""
+    with one.servers(STOCK) as stock:
+        return [
+            figure
+            for rows in ROWS
+            for clients in STOCK_CLIENTS
+            for figure in stock.pressed(clients, rows, wait_s).figures(
+                f"{STOCK}, {clients} clients x {rows} rows", "others_cores"
+            )
+        ]
 
 
 def _spent(rows: int, points: Sequence[Point]) -> list[Figure]:
     """What a request of so many rows takes, for the simulation."""
     return [
-        Figure(
-            part=PART,
-            what=f"{name} of {rows} rows",
-            ours=statistics.median(getattr(one, name) for one in points),
-            unit="ms",
-        )
-        for name in ("server_ms", "database_ms", "client_ms", "sync_ms")
+        _named(f"{name} of {rows} rows", statistics.median(getattr(p, name) for p in points), name)
+        for name in TIMES
     ]
 
 
-def _by_arrangement(one: Stand, quick: bool) -> list[Figure]:
+def _by_arrangement(one: Stand, wait_s: float, turns: int) -> list[Figure]:
     """The same clients at more workers and at more servers, by turns."""
-    turns = 1 if quick else TURNS
     with contextlib.ExitStack() as stack:
         ways = {
             way: stack.enter_context(one.servers(OURS, count=way[0], workers=way[1]))
             for way in ARRANGEMENTS
         }
-        return [
-            figure
-            for rows in ROWS
-            for figure in _beside_one(
-                {
-                    way: [each.pressed(16, rows, TURN_S) for _ in range(turns)]
-                    for way, each in ways.items()
-                },
-                rows,
-            )
-        ]
+        return [figure for rows in ROWS for figure in _in_turns(ways, rows, wait_s, turns)]
 
 
-def _beside_one(points: dict[tuple[int, int], list[Point]], rows: int) -> list[Figure]:
-    rates = {way: [one.rows_a_second for one in each] for way, each in points.items()}
-    return [
-        Figure(
-            part=PART,
-            what=f"{servers} servers x {workers} workers, 16 clients x {rows} rows",
-            ours=statistics.median(rates[servers, workers]),
-            unit="points/s",
-            peer="1 x 1",
-            theirs=statistics.median(rates[1, 1]),
-            note=points[servers, workers][-1].note,
-        )
-        for servers, workers in points
-    ]
+def _in_turns(
+    ways: Mapping[tuple[int, int], Servers], rows: int, wait_s: float, turns: int
+) -> Iterator[Figure]:
+    points: dict[tuple[int, int], list[Point]] = {way: [] for way in ways}
+    for turn in range(turns):
+        for way in sorted(ways, reverse=bool(turn % 2)):
+            points[way].append(ways[way].pressed(TURN_CLIENTS, rows, wait_s))
+    for (servers, workers), each in points.items():
+        what = f"{servers} servers x {workers} workers, {TURN_CLIENTS} clients x {rows} rows"
+        yield from _middle(each).figures(what, "others_cores")
 
 
-def _alone(what: str, point: Point) -> Figure:
-    return Figure(part=PART, what=what, ours=point.rows_a_second, unit="points/s", note=point.note)
+def _middle(points: Sequence[Point]) -> Point:
+    """The mean of their rates, and of what others took."""
+    means = {
+        name: statistics.mean(getattr(point, name) for point in points)
+        for name in ("rows_a_second", "others_cores")
+    }
+    return replace(points[0], **means)
 
 
-def _live(one: Stand, quick: bool) -> list[Figure]:
+def _live(ours: Servers, wait_s: float, live_s: float) -> list[Figure]:
     """Nodes below, at and above what one worker takes in its largest batches."""
-    found = []
-    with one.servers(OURS) as servers:
-        most = servers.pressed(NODES, ROWS[-1], QUICK_WAIT_S if quick else WAIT_S)
-        found.append(_alone(f"1 worker, {NODES} clients x {ROWS[-1]} rows", most))
-        for load in LOADS:
-            rate = round(load * most.rows_a_second / NODES)
-            point, seen = servers.live(NODES, rate, QUICK_LIVE_S if quick else LIVE_S)
-            found += _lived(rate, point, seen)
+    most = ours.pressed(NODES, ROWS[-1], wait_s)
+    found = most.figures(f"1 worker, {NODES} clients x {ROWS[-1]} rows", "others_cores")
+    for load in LOADS:
+        rate = round(load * most.rows_a_second / NODES)
+        point, seen = ours.live(NODES, rate, live_s)
+        found += _lived(rate, point, seen["lags_s"])
     return found
 
 
-def _lived(rate: float, point: Point, seen: dict[str, Any]) -> list[Figure]:
+def _lived(rate: float, point: Point, lags_s: Sequence[float]) -> list[Figure]:
     what = f"1 worker, {NODES} nodes x {rate} points/s"
-    lags, left = seen["lags_s"], seen["left"]
-    told = f"{seen['points'] / max(1, seen['requests']):.0f} rows a request, {left} points left"
-    values = {
-        "lag, median": (statistics.median(lags), "s", told),
-        "lag, 99 of 100": (percentile(lags, 99), "s", ""),
-        "others took": (point.others_cores, "cores", ""),
-    }
     return [
-        _alone(what, point),
-        *(
-            Figure(part=PART, what=f"{what}: {name}", ours=value, unit=unit, note=note)
-            for name, (value, unit, note) in values.items()
-        ),
+        *point.figures(what, "others_cores"),
+        Figure(part=PART, what=f"{what}: lag, median", ours=percentile(lags_s, 50), unit="s"),
+        Figure(part=PART, what=f"{what}: lag, 99 of 100", ours=percentile(lags_s, 99), unit="s"),
     ]
 
 

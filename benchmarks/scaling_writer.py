@@ -3,7 +3,7 @@
     python scaling_writer.py <run folder> <ranks>
 
 Asked for a rate, it tells when it begins, logs ten values for each rank so many times a second, and
-tells at the end how many calls it made.
+tells at the end how many calls it made, and in which time.
 """
 
 import os
@@ -31,7 +31,8 @@ def main(path: str, ranks: int) -> None:
     answers.tell()
     for ask in requests():
         answers.tell(began_s=time.time())
-        answers.tell(calls=_logged(journals, ask))
+        began_s = time.monotonic()
+        answers.tell(calls=_logged(journals, ask), took_s=time.monotonic() - began_s)
 
 
 def _begun(folder: RunFolder, rank: int, ranks: int) -> Journal:
@@ -53,13 +54,14 @@ def _begun(folder: RunFolder, rank: int, ranks: int) -> Journal:
 
 
 def _logged(journals: list[Journal], ask: dict[str, Any]) -> int:
-    """Log as often as asked; a step that is late is logged at once."""
+    """Log as often and for as long as asked; a step that is late is logged at once."""
     began_s, steps = time.monotonic(), int(ask["hz"] * ask["wait_s"])
     for step in range(steps):
         time.sleep(max(0.0, began_s + step / ask["hz"] - time.monotonic()))
         now_ms = time.time_ns() // 1_000_000
         for rank, journal in enumerate(journals):
             journal.append(_call(now_ms, step, rank, len(journals), ask["reduce"]))
+    time.sleep(max(0.0, began_s + ask["wait_s"] - time.monotonic()))
     return steps * len(journals)
 
 

@@ -9,6 +9,7 @@ import mlflow
 from mlflow.tracking import MlflowClient
 
 from opusclip_mlops.errors import RegistryError
+from opusclip_mlops.new_store import alone_in_store
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.refusals import asking_faults, reason_of
 
@@ -32,7 +33,10 @@ def client_of(tracking_uri: str | None, registry_uri: str | None) -> MlflowClien
     Raises:
         RegistryError: MLflow knows no such place.
     """
-    with told_in_one_line("cannot reach MLflow"):
+    with (
+        told_in_one_line("cannot reach MLflow"),
+        alone_in_store(tracking_uri or mlflow.get_tracking_uri()),
+    ):
         return MlflowClient(tracking_uri=tracking_uri, registry_uri=registry_uri)
 
 

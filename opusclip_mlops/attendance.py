@@ -26,6 +26,11 @@ _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.05, 2.0
 _KEPT = 8
 """How many notices of one process nobody may have read yet."""
 
+_IN_VAIN = (
+    "nothing was saved of what this rank called save_checkpoint for: the owner has not called it, "
+    "or is gone"
+)
+
 
 class Attendance:
     """Which processes are there, as far as they save.
@@ -134,14 +139,15 @@ class Courier:
             self._thread = threading.Thread(target=self._go, name="opusclip-courier", daemon=True)
             self._thread.start()
 
-    def close(self, *, wait_s: float) -> None:
-        """Wait until all is put up, and end."""
+    def close(self, *, wait_s: float) -> list[str]:
+        """Wait until all is put up, and end; a line of what nobody ever came to read."""
         with self._changed:
             self._is_over = True
             self._changed.notify()
         if self._thread is not None:
             self._thread.join(wait_s)
         self._is_abandoned = True
+        return [_IN_VAIN] if self._waiting else []
 
     def _go(self) -> None:
         while self._is_wanted():

@@ -6,7 +6,6 @@ taken for nothing. Large files go to S3 in parts, past MLflow's server where tha
 
 import os
 import posixpath
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,13 +21,11 @@ from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepositor
 
 from opusclip_mlops import checkpoints, layout, object_storage
 from opusclip_mlops.begun_uploads import BegunUploads, WatchedProxy
-from opusclip_mlops.errors import CheckpointError, DeliveryError
-from opusclip_mlops.faults import attempted
+from opusclip_mlops.errors import CheckpointError
+from opusclip_mlops.faults import AwaitsOthers, attempted
 from opusclip_mlops.folder import RunFolder
 from opusclip_mlops.metadata import CheckpointMetadata
-
-_OTHERS_WAIT_S = 3600.0
-"""How long other machines have to send what they have of a checkpoint."""
+from opusclip_mlops.shares_elsewhere import SharesElsewhere
 
 
 class CheckpointUploads:
@@ -55,8 +52,8 @@ class CheckpointUploads:
         self._run_id, self._owns_run = run_id, owns_run
         self._begun = BegunUploads(folder.path / "uploads")
         self._repository = _repository(artifact_uri, tracking_uri, self._begun)
-        self._arrived: set[tuple[str, str]] = set()
-        self._waiting_since_s: dict[str, float] = {}
+        self._arrived: set[tuple[str, ...]] = set()
+        self._shares = SharesElsewhere(folder)
         self.abandon()
 
     def abandon(self) -> None:
@@ -71,7 +68,7 @@ class CheckpointUploads:
 
         Raises:
             CheckpointError: it is none, or torn: then nothing of it stays there.
-            DeliveryError: another machine has not sent yet what it has of it.
+            AwaitsOthers: another machine has not sent yet what it has of it.
             Any fault of the artifact store.
         """
         if not self._owns_run:
@@ -87,7 +84,8 @@ class CheckpointUploads:
         if fault:
             raise fault
         if awaited := self._elsewhere(source, about):
-            self._wait_for(source, ", ".join(awaited[:4]))
+            self._wait_for(source, about, awaited)
+        self._shares.forget(source.name)
         self._send(source, source / checkpoints.METADATA)
         self._arrived = {one for one in self._arrived if one[0] != source.name}
         return about
@@ -97,12 +95,13 @@ class CheckpointUploads:
             self.abandon()
             self._send_data(source)
 
-    def _wait_for(self, source: Path, awaited: str) -> NoReturn:
-        since_s = self._waiting_since_s.setdefault(source.name, time.monotonic())
-        if time.monotonic() - since_s < _OTHERS_WAIT_S:
-            raise DeliveryError(f"{source.name} waits for other machines' {awaited}")
+    def _wait_for(self, source: Path, about: CheckpointMetadata, absent: list[str]) -> NoReturn:
+        named, sizes = ", ".join(absent[:4]), {one: about.files[one].size_bytes for one in absent}
+        if not self._shares.is_vain(source.name, about.created_ms, sizes):
+            raise AwaitsOthers(f"{source.name} waits for other machines' {named}")
         attempted(lambda: self._repository.delete_artifacts(_place(source)))
-        raise CheckpointError(f"{source.name} is not whole: no machine has sent {awaited}")
+        self._shares.forget(source.name)
+        raise CheckpointError(f"{source.name} is not whole: no machine has sent {named}")
 
     def _elsewhere(self, source: Path, about: CheckpointMetadata) -> list[str]:
         """What other machines have of a checkpoint, and have not sent yet."""
@@ -126,7 +125,9 @@ class CheckpointUploads:
 
     def _send_data(self, source: Path) -> None:
         for path in _data_files(source):
-            mark = source.name, str(path)
+            # Another attempt may have put another of that name there.
+            about = path.stat()
+            mark = source.name, str(path), f"{about.st_ino} {about.st_mtime_ns}"
             if mark not in self._arrived:
                 self._send(source, path)
                 self._arrived.add(mark)

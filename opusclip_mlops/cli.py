@@ -73,12 +73,14 @@ def status(runs: tuple[str, ...], journal_dir: Path | None, as_json: bool) -> No
     """Show what is on its way from this machine, and how far each sink is.
 
     RUN is a local id, an MLflow run id, a run name or a unique beginning of one; all runs that
-    still have a journal here by default.
+    still have a journal here by default. Sweeps that were cut off are named too.
     """
     from opusclip_mlops import console, operating
 
     found = operating.status(runs, journal_dir=journal_dir)
     console.print_status(found, operating.configured_journal_dir(journal_dir), as_json=as_json)
+    if not runs:
+        sweep_cli.tell_cut_off()
 
 
 @opusclip.command()
@@ -110,7 +112,8 @@ def recover(
     """Deliver what crashed or offline processes left, then clean up.
 
     RUN is a local id, an MLflow run id, a run name or a unique beginning of one. The exit code is 0
-    when everything was delivered and 1 when something remains.
+    when everything was delivered and 1 when something remains. With --all the runs of sweeps that
+    were cut off are ended too.
     """
     from opusclip_mlops import console, operating
 
@@ -129,7 +132,8 @@ def recover(
         sys.exit(130)
     where = operating.configured_journal_dir(journal_dir)
     console.print_recoveries(found, where, as_json=as_json)
-    sys.exit(0 if all(one.is_settled for one in found) else 1)
+    is_settled = sweep_cli.settle_cut_off() if every else True
+    sys.exit(0 if is_settled and all(one.is_settled for one in found) else 1)
 
 
 _RUN_IDS = click.argument("run_ids", metavar="[RUN_ID]...", nargs=-1)

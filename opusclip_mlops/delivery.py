@@ -5,21 +5,22 @@ given again in the same batches, so that a sink can find out which of its rows a
 """
 
 import contextlib
+import os
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 
-from opusclip_mlops import journal, rewinding
+from opusclip_mlops import rewinding
 from opusclip_mlops.faults import attempted
 from opusclip_mlops.folder import Position, Progress, Rejection, RunFolder
-from opusclip_mlops.records import Batch, Record, RunEnded, last_training_step
+from opusclip_mlops.gathering import Amount, Gathered, gather, gather_again
+from opusclip_mlops.records import Batch, RunEnded, last_training_step
 from opusclip_mlops.redaction import one_line, redacted
-from opusclip_mlops.sessions import all_ended, final_end
+from opusclip_mlops.sessions import RANKS, RELAY, all_ended, final_end
 from opusclip_mlops.sinks import (
     NEEDS_NEW_PROCESS,
     Refusal,
@@ -34,10 +35,25 @@ BATCH_RECORDS = 2000
 BATCH_BYTES = 4 * 1024 * 1024
 BATCHES_AHEAD = 8
 POLL_S = 0.1
-SETTLED_S = 2.0
-LINGER_S = 0.9
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 10.0
 HEARS_ALERTS_S = 10.0
+_MERGING = frozenset((RANKS, RELAY))
+_MOST_INTERVAL_S = 300.0
+
+
+def send_interval_s(environment: Mapping[str, str]) -> float:
+    """How long what is logged waits for more to go with it: OPUSCLIP_SEND_INTERVAL_S, in seconds.
+
+    From 0 to 300, 0.9 where it is not set or no number. Neither a backlog nor the end of a run
+    waits.
+    """
+    try:
+        return min(max(0.0, float(environment["OPUSCLIP_SEND_INTERVAL_S"])), _MOST_INTERVAL_S)
+    except (KeyError, ValueError):
+        return 0.9
+
+
+LINGER_S = send_interval_s(os.environ)
 
 
 def is_caught_up(folder: RunFolder, progress: Progress) -> bool:
@@ -177,11 +193,20 @@ class _Delivery:
         stop = self._repeats.popleft() if self._repeats else None
         if stop is None and len(self._ahead) >= BATCHES_AHEAD:
             return Batch(records=()), self._given_until
+        found = self._gathered(stop, ended=ended)
+        if found.damaged_bytes:
+            self._keep(damaged_bytes=self._progress.damaged_bytes + found.damaged_bytes)
+        return Batch(records=tuple(found.records), first_row=self._next_row), found.position
+
+    def _gathered(self, stop: Position | None, *, ended: bool) -> Gathered:
+        """What was logged behind all that was given: up to `stop`, or as much as makes a batch."""
         since = self._given_until
-        records, position, damaged_bytes = _unread(self._folder, since, stop, ended=ended)
-        if damaged_bytes:
-            self._keep(damaged_bytes=self._progress.damaged_bytes + damaged_bytes)
-        return Batch(records=tuple(records), first_row=self._next_row), position
+        if stop is not None:
+            return gather_again(self._folder, since, stop, ended=ended)
+        most = Amount(BATCH_RECORDS, BATCH_BYTES)
+        # What is to be merged goes together: no rank is to be far ahead of another.
+        together = self._name in _MERGING
+        return gather(self._folder, since, most, ended=ended, by_time_alone=together)
 
     def _give(self, batch: Batch, position: Position) -> None:
         end_row = batch.first_row + batch.row_count
@@ -243,52 +268,6 @@ class _Delivery:
 
 def _is_safe(given: _Given, written: Written) -> bool:
     return written.safe_rows is None or given.end_row <= written.safe_rows
-
-
-def _unread(
-    folder: RunFolder, since: Position, stop: Position | None, *, ended: bool
-) -> tuple[list[Record], Position, int]:
-    """Records behind a position, up to `stop` or as many as make a batch; and bytes of damage."""
-    records: list[Record] = []
-    position, size_bytes, damaged_bytes = dict(since), 0, 0
-    for path in folder.segments():
-        if stop is None and _is_full(records, size_bytes):
-            # Later segments wait, so that records keep their order.
-            break
-        start = position.get(path.name, 0)
-        end = None if stop is None else stop.get(path.name, 0)
-        for item in _items(path, start, end, ended=ended):
-            if isinstance(item, journal.Entry):
-                records.append(item.record)
-            else:
-                damaged = f"bytes {item.start_bytes:,} to {item.end_bytes:,} of {path.name}"
-                print(f"damage passed over: {damaged}", flush=True)
-                damaged_bytes += item.end_bytes - item.start_bytes
-            position[path.name] = item.end_bytes
-            if stop is None and _is_full(records, size_bytes + item.end_bytes - start):
-                break
-        size_bytes += position.setdefault(path.name, 0) - start
-    return records, position, damaged_bytes
-
-
-def _is_full(records: list[Record], size_bytes: int) -> bool:
-    return len(records) >= BATCH_RECORDS or size_bytes >= BATCH_BYTES
-
-
-def _items(
-    path: Path, start: int, stop: int | None, *, ended: bool
-) -> Iterator[journal.Entry | journal.Damage]:
-    if start >= (path.stat().st_size if stop is None else stop):
-        return
-    for item in journal.read(path, start, ended=ended and _is_settled(path)):
-        if stop is not None and item.end_bytes > stop:
-            return
-        yield item
-
-
-def _is_settled(path: Path) -> bool:
-    """Whether nobody is in the midst of a write: a child may outlive the process that ended."""
-    return abs(time.time() - path.stat().st_mtime) > SETTLED_S
 
 
 def _rejection(sink: str, refusal: Refusal) -> Rejection:

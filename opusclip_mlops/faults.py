@@ -20,6 +20,10 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Record).decode
 
 
+class AwaitsOthers(DeliveryError):
+    """What waits for other machines to send their part; what is behind it does not."""
+
+
 def attempted(action: Callable[[], object]) -> Exception | None:
     """Do something with a backend, which may fail in any way: the fault, or None if it is done."""
     try:
@@ -32,7 +36,8 @@ def attempted(action: Callable[[], object]) -> Exception | None:
 class PutOff:
     """Records that could not be sent when their turn came, so that they hold up no other.
 
-    They are tried again in their order, one at a time, after waits that grow to a minute.
+    They are tried again in their order, one at a time, after waits that grow to a minute. What
+    `AwaitsOthers` is looked at as often, and holds up nothing.
 
     Args:
         encoded: What `encoded` gave, when this goes on after a restart.
@@ -50,28 +55,33 @@ class PutOff:
         self._encoded = deque(encoded)
         self._wait_s = FIRST_RETRY_S
         self._not_before_s = 0.0
+        self._aside: list[tuple[Record, str]] = []
+        self._look_wait_s, self._look_s = FIRST_RETRY_S, 0.0
         self.faults = 0
         self._fault = ""
 
     @property
     def is_empty(self) -> bool:
         """Whether everything was sent."""
-        return not self._records
+        return not self._records and not self._aside
 
     @property
     def fault(self) -> str:
         """Why something waits, on one line without a secret; empty when nothing does."""
         if self.is_empty or not self._fault:
             return ""
-        count = len(self._records)
+        count = len(self._records) + len(self._aside)
         return f"{count} file{' waits' if count == 1 else 's wait'}: {self._fault}"
 
     def encoded(self) -> list[str]:
         """What is put off, as JSON can hold it."""
-        return list(self._encoded)
+        return [one for _, one in self._aside] + list(self._encoded)
 
     def send_or_keep(self, record: Record, send: Callable[[Record], None]) -> None:
-        """Send a record, or put it off; a checkpoint never overtakes one before it."""
+        """Send a record, or put it off.
+
+        A checkpoint never overtakes one before it, but for one that waits for other machines.
+        """
         overtakes = isinstance(record, Checkpoint) and any(
             isinstance(one, Checkpoint) for one in self._records
         )
@@ -81,14 +91,21 @@ class PutOff:
         elif fault := attempted(lambda: send(record)):
             self._tell(record, fault)
             self._keep(record)
-            self._not_before_s = time.monotonic() + self._wait_s
+            if isinstance(fault, AwaitsOthers):
+                self._put_aside(len(self._records) - 1)
+            else:
+                self._not_before_s = time.monotonic() + self._wait_s
 
     def try_again(self, send: Callable[[Record], None]) -> None:
         """Send what was put off, as long as it can be sent and the wait is over."""
+        self._take_back()
         while self._records and time.monotonic() >= self._not_before_s:
             record = self._records[0]
             if fault := attempted(functools.partial(send, record)):
                 self._tell(record, fault)
+                if isinstance(fault, AwaitsOthers):
+                    self._put_aside(0)
+                    continue
                 self._wait_s = min(2 * self._wait_s, LAST_RETRY_S)
                 self._not_before_s = time.monotonic() + self._wait_s
                 # The others have their turn: one bad file must not hold them up either.
@@ -98,11 +115,29 @@ class PutOff:
             self._encoded.popleft()
             self._wait_s = FIRST_RETRY_S
 
+    def _put_aside(self, place: int) -> None:
+        """Have a record wait where it is in nobody's way, until all of these are looked at."""
+        if not self._aside:
+            self._look_s = time.monotonic() + self._look_wait_s
+            self._look_wait_s = min(2 * self._look_wait_s, LAST_RETRY_S)
+        self._aside.append((self._records[place], self._encoded[place]))
+        del self._records[place], self._encoded[place]
+
+    def _take_back(self) -> None:
+        """Give those that were put aside their turn, in their order, once it is time."""
+        if not self._aside:
+            self._look_wait_s = FIRST_RETRY_S
+        elif time.monotonic() >= max(self._look_s, self._not_before_s):
+            self._records.extendleft(record for record, _ in reversed(self._aside))
+            self._encoded.extendleft(encoded for _, encoded in reversed(self._aside))
+            self._aside.clear()
+
     def _keep(self, record: Record) -> None:
         record = self._slim(record)
         encoded = base64.b64encode(_encode(record)).decode()
-        if self._records and sum(map(len, self._encoded)) + len(encoded) > MAX_BYTES:
-            raise DeliveryError(f"{len(self._records)} files wait for MLflow's artifact store")
+        known = self.encoded()
+        if known and sum(map(len, known)) + len(encoded) > MAX_BYTES:
+            raise DeliveryError(f"{len(known)} files wait for MLflow's artifact store")
         self._records.append(record)
         self._encoded.append(encoded)
 
@@ -128,6 +163,8 @@ class PutOff:
 
 def _called(fault: Exception) -> str:
     """The kind of a fault, with S3's code for it; its text may hold what is secret."""
+    if isinstance(fault, AwaitsOthers):
+        return "for what other machines have not sent"
     for one in (fault, fault.__cause__ or fault.__context__):
         if code := code_of(one):
             return f"{type(fault).__name__} ({code})"

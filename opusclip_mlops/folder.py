@@ -171,13 +171,23 @@ class RunFolder:
     def _arrival(self, checkpoint: str) -> Path:
         return self.path / "sinks" / f"{Path(checkpoint).name}.arrived"
 
+    def entries(self) -> "list[os.DirEntry[str]]":
+        """The journal segments, sorted: what a session starts with first.
+
+        All are listed before any is asked for its size: one that another follows is whole by then.
+        """
+        found: list[os.DirEntry[str]] = []
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.path) as d:
+            found += (one for one in d if one.name.endswith(".journal"))
+        return sorted(found, key=lambda one: (CONTROL not in one.name, one.name))
+
     def segments(self) -> list[Path]:
         """Journal segments in the order they are read in: what a session starts with first."""
-        return sorted(self.path.glob("*.journal"), key=lambda p: (CONTROL not in p.name, p.name))
+        return [self.path / one.name for one in self.entries()]
 
     def size_bytes(self) -> Position:
         """How long each segment is now."""
-        return {path.name: path.stat().st_size for path in self.segments()}
+        return {one.name: one.stat().st_size for one in self.entries()}
 
     @contextlib.contextmanager
     def sinking(self, sink: str) -> Iterator[None]:

@@ -13,9 +13,11 @@ import msgspec
 from opusclip_mlops import rendezvous
 from opusclip_mlops.config import TrackingConfig
 from opusclip_mlops.errors import ConfigError
+from opusclip_mlops.flight import boot_id
 from opusclip_mlops.folder import Manifest, RunFolder
-from opusclip_mlops.ranks import Place, place_in
-from opusclip_mlops.rendezvous import Board, FileBoard, Meeting
+from opusclip_mlops.meeting import Answering, Asking, Meeting, folder_of, said, seen_here
+from opusclip_mlops.ranks import Place, place_in, rank_in, world_size_in
+from opusclip_mlops.rendezvous import Board, FileBoard
 from opusclip_mlops.sessions import RANKS, RELAY, sessions
 
 PROCESS_VARIABLE = "OPUSCLIP_RANK_PROCESS"
@@ -25,20 +27,34 @@ RANK_TAG = "opusclip.rank"
 """The tag that says which rank a run is of, where each has its own."""
 
 _POLL_FIRST_S, _POLL_LAST_S, _TELL_AFTER_S = 0.02, 0.5, 10.0
-_OLD_AFTER_S = 20.0
-_SKEW_MS = 1000
 _HOST_CHARACTERS = 60
 _joined_here: list[str] = []
 
 
 def place_of(config: TrackingConfig) -> Place | None:
-    """Where this process stands among those of its run; None for one whose run is its own."""
-    place = place_in(os.environ)
+    """Where this process stands among those of its run; None for one whose run is its own.
+
+    Raises:
+        ConfigError: RANK and WORLD_SIZE contradict each other.
+    """
     own = str(os.getpid())
-    if place is None or config.ranks == "own" or os.environ.get(PROCESS_VARIABLE, own) != own:
+    if config.ranks == "own" or os.environ.get(PROCESS_VARIABLE, own) != own:
+        return None
+    place = place_in(os.environ)
+    if place is None:
+        _check_numbers(rank_in(os.environ) or 0, world_size_in(os.environ))
         return None
     # One that torchrun may start anew goes on in its run, too.
     return place if place.world_size > 1 or "TORCHELASTIC_RUN_ID" in os.environ else None
+
+
+def _check_numbers(rank: int, world_size: int) -> None:
+    """A batch script of Slurm is rank 0; a rank without a number of ranks is alone."""
+    if world_size > 1 and rank >= world_size:
+        raise ConfigError(
+            f"RANK is {rank} and WORLD_SIZE {world_size}: ranks are numbered from 0 to"
+            f" {world_size - 1}; unset both for a process that is alone"
+        )
 
 
 def is_owner(config: TrackingConfig, place: Place | None) -> bool:
@@ -93,13 +109,19 @@ def earlier_run(config: TrackingConfig) -> EarlierRun | None:
     place = place_of(config)
     if place is None or not is_owner(config, place):
         return None
-    found = Joining(config, place).earlier()
-    if found is None:
+    joining = Joining(config, place)
+    found = joining.earlier()
+    folder = joining.begun_here(found) if found else None
+    if found is None or folder is None:
         return None
-    folder = RunFolder(Path(found.journal_dir) / found.local_id)
+    return EarlierRun(folder=folder, run_id=_known_run(folder, found))
+
+
+def _known_run(folder: RunFolder, earlier: Meeting) -> str | None:
+    """The MLflow run that ranks had before they were started anew, where that is known here."""
     identity = folder.identity()
     known = identity.run_id if identity else ""
-    return EarlierRun(folder=folder, run_id=known or found.run_id or rendezvous.noted_run(folder))
+    return known or rendezvous.noted_run(folder) or earlier.run_id
 
 
 class Joining:
@@ -121,7 +143,7 @@ class Joining:
         """Where the process stands; once it has `agreed`, with the `attempt` that all count."""
         self.goes_on = False
         """Whether the run had begun before the launcher started its ranks anew."""
-        self._launched = place.attempt
+        self._launched, self._ranks_before = place.attempt, 1
         self._wait_s = rendezvous.WAIT_S if wait_s is None else wait_s
         self._journal_dir = Path(config.journal_dir).absolute()
         self._owner, self._asked_owner = _owner_of(config, place), config.metric_rank
@@ -129,7 +151,10 @@ class Joining:
         self._board: Board = rendezvous.board_of(
             place, os.environ, self._journal_dir, wait_s=self._wait_s
         )
+        self._memory = rendezvous.memory_of(place, os.environ, self._journal_dir, self._board)
         self._told: Meeting | None = None
+        self._seen: Path | None = None
+        self._answers: Answering | None = None
 
     @property
     def is_owner(self) -> bool:
@@ -163,17 +188,16 @@ class Joining:
     @property
     def journal_dir(self) -> Path:
         """Where the run's folder lies: on the owner's machine, where the owner has it."""
-        told = self._told
-        if told and (told.host, told.node) == (socket.gethostname(), self.place.node):
-            return Path(told.journal_dir)
-        return self._journal_dir
+        return self._seen or self._journal_dir
 
     def folder_name(self, local_id: str) -> str:
         """What the run's folder is called: each machine has its own, though they share a disk."""
-        if self._told is None or self._is_here(self._told):
+        if self._told is None or self._seen:
             return local_id
-        host = re.sub(r"[^A-Za-z0-9.\-]", "-", socket.gethostname())
-        return f"{local_id}+{host[:_HOST_CHARACTERS]}"
+        host = re.sub(r"[^A-Za-z0-9.\-]", "-", socket.gethostname())[:_HOST_CHARACTERS]
+        # Of machines that have one name only the kernels differ.
+        mark = f"-{boot_id()[:8]}" if self._told.host == socket.gethostname() else ""
+        return f"{local_id}+{host}{mark}"
 
     def found(self, folder: RunFolder, manifest: Manifest) -> Manifest:
         """What the held folder is to remember: it may be gone with what it delivered, and new."""
@@ -199,11 +223,32 @@ class Joining:
                 few = f"there is no rank {self._asked_owner} among {self.place.world_size}"
                 print(f"opusclip: {few}: the metrics are rank 0's", file=sys.stderr, flush=True)
             rendezvous.keep_in_mind(folder)
-            said = msgspec.json.encode(self._meeting(folder, manifest))
-            for board in (self._board, *self._memory()):
-                board.write(self._name, said)
+            self._say(folder, self._meeting(folder, manifest))
         os.environ[PROCESS_VARIABLE] = str(os.getpid())
         _joined_here.append(folder.path.name)
+
+    def leave(self) -> None:
+        """Tell no further rank of the run."""
+        if self._answers:
+            self._answers.leave()
+
+    def _say(self, folder: RunFolder, meeting: Meeting) -> None:
+        """Say it for those of a later attempt, and from now on to each that asks."""
+        self._board.write(self._name, msgspec.json.encode(meeting))
+        self._remember(meeting)
+
+        def keep() -> None:
+            rendezvous.keep_for_longer(folder)
+            if self._memory:
+                self._memory.touch(self._name)
+
+        self._answers = Answering(
+            self._board, self._name, meeting, may_ask=self.place.world_size > 1, keep=keep
+        )
+
+    def _remember(self, meeting: Meeting) -> None:
+        if self._memory:
+            self._memory.write(self._name, msgspec.json.encode(meeting))
 
     def _meeting(self, folder: RunFolder, manifest: Manifest) -> Meeting:
         return Meeting(
@@ -214,26 +259,28 @@ class Joining:
             experiment_id=manifest.experiment_id,
             start_time_ms=manifest.start_time_ms,
             host=socket.gethostname(),
-            node=self.place.node,
             journal_dir=str(folder.path.parent),
             attempt=self.place.attempt,
             launched=self._launched,
-            said_ms=int(time.time() * 1000),
+            ranks=max(self.place.world_size, self._ranks_before),
+            boot=boot_id(),
+            folder=folder_of(folder.path.parent),
         )
-
-    def _memory(self) -> list[Board]:
-        """What outlasts a store that goes with its processes; a job without a name has none."""
-        is_file = isinstance(self._board, FileBoard)
-        named = rendezvous.has_name(self.place)
-        return [FileBoard(self._journal_dir)] if named and not is_file else []
 
     def _as_owner(self, manifest: Manifest) -> Manifest:
         earlier = self.earlier()
         self.place = replace(self.place, attempt=0)
-        if earlier is None or earlier.run_id not in (None, manifest.run_id):
+        folder = self.begun_here(earlier) if earlier else None
+        if earlier is None or folder is None:
+            self._tell_of_two(earlier)
+            return manifest
+        known = _known_run(folder, earlier)
+        if known and manifest.run_id not in (None, known):
             return manifest
         self.goes_on = True
-        self.place = replace(self.place, attempt=earlier.attempt + 1)
+        self._ranks_before = earlier.ranks
+        was_many = self.place.world_size == 1 < earlier.ranks
+        self.place = replace(self.place, attempt=earlier.attempt + 1, was_many=was_many)
         return msgspec.structs.replace(
             manifest,
             local_id=earlier.local_id,
@@ -241,22 +288,37 @@ class Joining:
             start_time_ms=earlier.start_time_ms,
         )
 
+    def begun_here(self, earlier: Meeting) -> RunFolder | None:
+        """The folder of a run that was begun in this journal; no other has what its owner had."""
+        journal_dir = seen_here(earlier, self._journal_dir) or self._journal_dir
+        folder = RunFolder(journal_dir / earlier.local_id)
+        return folder if rendezvous.is_in_mind(folder) else None
+
+    def _tell_of_two(self, earlier: Meeting | None) -> None:
+        """Say that this run is not that of the ranks before they were started anew."""
+        if earlier:
+            before = f"run {earlier.run_name}, which was begun on {earlier.host}"
+            now = f"{socket.gethostname()}, where rank {self.place.rank} makes the run now"
+            self._tell(f"{before}, is not gone on with: {now}, has no journal of it")
+
     def earlier(self) -> Meeting | None:
         """What was said before the launcher started all anew; None for nothing."""
-        if found := rendezvous.said(self._board, self._name):
+        if found := said(self._board, self._name):
             is_files = isinstance(self._board, FileBoard)
             # A store ends with its job; a file may be of another job of that name.
             return None if is_files and found.launched >= self._launched else found
-        if not self._launched:
-            return None
-        known = (rendezvous.said(board, self._name) for board in self._memory())
-        return next(filter(None, known), None)
+        # An agent counts no restart for which another machine is the cause.
+        if self._memory and (self._launched or rendezvous.is_elastic(os.environ)):
+            return said(self._memory, self._name)
+        return None
 
     def _as_told(self, manifest: Manifest) -> Manifest:
         told = self._told = self._wait()
+        self._seen = seen_here(told, self._journal_dir)
+        self._tell_of_other(told)
         self.place = replace(self.place, attempt=told.attempt)
         self.goes_on = told.attempt > 0
-        is_here = self._is_here(told)
+        is_here = self._seen is not None
         if not is_here:
             # The mirrors, and what watches the run, belong to the owner's machine.
             manifest = msgspec.structs.replace(manifest, sinks=["mlflow"], alerts={})
@@ -271,45 +333,58 @@ class Joining:
             owns_run=is_here,
         )
 
-    def _is_here(self, told: Meeting) -> bool:
-        """Whether the owner's folder is this machine's, too."""
-        return (told.host, told.journal_dir) == (socket.gethostname(), str(self.journal_dir))
+    def _tell_of_other(self, told: Meeting) -> None:
+        """Say that this machine's ranks had another run before; and remember this one."""
+        if self._memory is None or not rendezvous.is_elastic(os.environ):
+            return
+        before = said(self._memory, self._name)
+        if before and before.local_id != told.local_id:
+            self._tell(
+                f"the run of this job is {told.run_name} on {told.host} now, and not"
+                f" {before.run_name}, which was begun on {before.host}: another machine has the"
+                f" owner, rank {self._owner}"
+            )
+        if self.place.local_rank == 0:
+            self._remember(told)
 
     def _wait(self) -> Meeting:
-        """What the owner says, once it has begun with this process and not with one before."""
+        """What the owner answers to this process."""
         began_s, pause_s, is_told = time.monotonic(), _POLL_FIRST_S, False
-        while True:
+        asking = Asking(self._board, self._name)
+        while (found := asking.look()) is None:
             waited_s = time.monotonic() - began_s
-            found = rendezvous.said(self._board, self._name)
-            if found and self._is_ours(found, waited_s=waited_s):
-                return found
             if waited_s >= self._wait_s:
-                raise self._unmet()
+                raise self._unmet(asking)
             if waited_s >= _TELL_AFTER_S and not is_told:
                 is_told = True
-                self._tell()
+                self._tell(f"rank {self.place.rank} waits until {self._awaited(asking)}")
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _POLL_LAST_S)
+        return found
 
-    def _is_ours(self, found: Meeting, *, waited_s: float) -> bool:
-        """Whether this is what the owner said to this process, and not to one that is gone.
+    def _tell(self, what: str) -> None:
+        print(f"opusclip: {what}", file=sys.stderr, flush=True)
 
-        That has claimed it, unless it died before: then it was said before this process began. So
-        it was to a rank that began late: that takes it once no other has come for a while.
-        """
-        skew_ms = 0 if found.host == socket.gethostname() else _SKEW_MS
-        is_old = found.said_ms < rendezvous.began_ms() - skew_ms
-        if is_old and waited_s < min(_OLD_AFTER_S, self._wait_s):
-            return False
-        return self._board.claim(f"{self._name}/{found.local_id}/{found.attempt}/{self.place.rank}")
+    def _awaited(self, asking: Asking) -> str:
+        """What is waited for: a run that has ended, or whose owner is gone, is not answered for."""
+        before = self._before(asking)
+        return f"rank {self._owner} begins {f'another run: {before}' if before else 'the run'}"
 
-    def _tell(self) -> None:
-        waits = f"rank {self.place.rank} waits until rank {self._owner} begins the run"
-        print(f"opusclip: {waits}", file=sys.stderr, flush=True)
+    def _before(self, asking: Asking) -> str:
+        """What became of the run that the owner had begun; empty where it had begun none."""
+        if left := asking.left():
+            return f"{left.run_name} had ended before this rank asked for it"
+        found = said(self._board, self._name)
+        return f"nobody answers for {found.run_name}, its owner may be gone" if found else ""
 
-    def _unmet(self) -> ConfigError:
+    def _unmet(self, asking: Asking) -> ConfigError:
+        waited, own = f"within {self._wait_s:g} s", "set OPUSCLIP_RANKS to own for a run of each"
+        if before := self._before(asking):
+            return ConfigError(
+                f"rank {self._owner} has begun no other run {waited}, and {before}: start all ranks"
+                f" together, or {own} process"
+            )
         return ConfigError(
-            f"rank {self._owner} has begun no run within {self._wait_s:g} s: make its"
-            " ExperimentTracker too, name the rank that does by OPUSCLIP_METRIC_RANK, or set"
-            " OPUSCLIP_RANKS to own for a run of each process"
+            f"rank {self._owner} has begun no run {waited}: make its ExperimentTracker too, name"
+            f" the rank that does by OPUSCLIP_METRIC_RANK, or {own} process"
         )

@@ -10,7 +10,7 @@ import hashlib
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -62,17 +62,16 @@ class JointLoad:
             CheckpointError: it could not choose, or has not come.
         """
         if self._rank == _FIRST:
-            with self._board.faults_told("chosen"):
-                found = _Chosen(choose(), [*map(self._machine_of, range(self._world_size))])
+            found = _Chosen(choose(), [*map(self._machine_of, range(self._world_size))])
             self._board.post("chosen", msgspec.json.encode(found))
         else:
-            told = self._board.wait("chosen", awaited=f"the checkpoint that rank {_FIRST} chooses")
+            told = self._wait("chosen", "the checkpoint that rank 0 chooses", of=_FIRST)
             found = msgspec.json.decode(told, type=_Chosen)
         self._crew = [rank for rank, one in enumerate(found.machines) if one == self._machine]
         return found.name
 
     def _machine_of(self, rank: int) -> str:
-        return self._board.wait(f"came/{rank}", awaited=f"rank {rank}: load_checkpoint").decode()
+        return self._wait(f"came/{rank}", f"rank {rank}: load_checkpoint", of=rank).decode()
 
     def check_same(self, metadata: CheckpointMetadata) -> None:
         """Check that this process has found the same checkpoint as the first.
@@ -83,39 +82,34 @@ class JointLoad:
         found = _fingerprint(metadata)
         if self._rank == _FIRST:
             self._board.post("fingerprint", found)
-        elif self._board.wait("fingerprint", awaited=f"what rank {_FIRST} has found") != found:
+        elif self._wait("fingerprint", "what rank 0 has found", of=_FIRST) != found:
             raise CheckpointError(
                 f"rank {self._rank} has found another checkpoint {metadata.name} than rank "
                 f"{_FIRST}: give all of them the same source"
             )
-
-    def lending(self) -> AbstractContextManager[None]:
-        """Tell the other processes of this machine if it comes to no `lent`."""
-        return self._board.faults_told(f"lent/{self._machine}")
 
     @contextmanager
     def lent(self, folder: Path) -> Iterator[None]:
         """Let the other processes of this machine read a folder, and wait until they have."""
         self._board.post(f"lent/{self._machine}", str(folder).encode())
         try:
-            with self._board.faults_told(f"kept/{self._machine}"):
+            # Who waits for this process ends its reading.
+            with self._board.faults_told(str(self._rank)):
                 yield
         finally:
             for rank in self._crew[1:]:
                 with suppress(CheckpointError):
                     self._wait_until_read(rank)
 
-    @contextmanager
-    def borrowed(self) -> Iterator[Path]:
+    def borrowed(self) -> Path:
         """The folder that the first process of this machine lends.
 
         Raises:
             CheckpointError: it could not fetch one, or has not come.
         """
-        lender = f"rank {self._crew[0]}, which fetches the checkpoint"
-        told = self._board.wait(f"lent/{self._machine}", awaited=lender)
-        with self._board.faults_told(f"read/{self._rank}"):
-            yield Path(told.decode())
+        lender = self._crew[0]
+        fetches = f"rank {lender}, which fetches the checkpoint"
+        return Path(self._wait(f"lent/{self._machine}", fetches, of=lender).decode())
 
     def kept(self, keep: Callable[[], Path | None]) -> Path | None:
         """Where the folder stays once all of this machine have read it: what the first has done.
@@ -125,8 +119,9 @@ class JointLoad:
         """
         if not self.is_first_here:
             self._board.post(f"read/{self._rank}", b"")
-            lender = f"rank {self._crew[0]}, which has fetched the checkpoint"
-            told = self._board.wait(f"kept/{self._machine}", awaited=lender)
+            lender = self._crew[0]
+            fetched = f"rank {lender}, which has fetched the checkpoint"
+            told = self._wait(f"kept/{self._machine}", fetched, of=lender)
             return Path(told.decode()) if told else None
         for rank in self._crew[1:]:
             self._wait_until_read(rank)
@@ -135,7 +130,11 @@ class JointLoad:
         return place
 
     def _wait_until_read(self, rank: int) -> None:
-        self._board.wait(f"read/{rank}", awaited=f"rank {rank}, which reads the checkpoint")
+        self._wait(f"read/{rank}", f"rank {rank}, which reads the checkpoint", of=rank)
+
+    def _wait(self, key: str, awaited: str, *, of: int) -> bytes:
+        """A notice of another process, or the fault with which that one has left."""
+        return self._board.wait(key, awaited=awaited, of=of)
 
 
 def _here() -> str:

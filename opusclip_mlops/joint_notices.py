@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from opusclip_mlops.keeping import Planned
-from opusclip_mlops.records import Checkpoint
+from opusclip_mlops.records import Checkpoint, now_ms
 from opusclip_mlops.staged_training import Staged, Training
 
 
@@ -21,6 +21,10 @@ class Begun(msgspec.Struct):
     folder: str
     epoch: int
     step: int
+
+    def done(self) -> Done:
+        """What is known of it that is there, without the owner's word."""
+        return Done(Checkpoint(now_ms(), self.step, self.epoch, self.name), [])
 
 
 class Done(msgspec.Struct):
@@ -38,9 +42,10 @@ class Came(msgspec.Struct):
 
 
 class Written(msgspec.Struct):
-    """What another process says of the files it has written."""
+    """What another process says of the files it has written, and how many values they hold."""
 
     files: dict[str, tuple[str, int]]
+    values: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,3 +96,8 @@ class Calls:
             return f"call-{self.whole}"
         self.last = place, self.last[1] + 1 if self.last[0] == place else 1
         return f"at-{place}-{self.last[1]}"
+
+
+def named(ranks: set[int]) -> str:
+    """What some ranks are called: ranks 1, 3."""
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, sorted(ranks)))}"

@@ -9,11 +9,12 @@ wait for nobody.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,13 +26,12 @@ from opusclip_mlops.attendance import OWNER, Attendance, Courier
 from opusclip_mlops.errors import CheckpointError
 from opusclip_mlops.faults import attempted
 from opusclip_mlops.folder import RunFolder
-from opusclip_mlops.joint_notices import Begun, Calls, Came, Done, Ending, Save, Written
+from opusclip_mlops.joint_notices import Begun, Calls, Came, Done, Ending, Save, Written, named
 from opusclip_mlops.keeping import Planned
 from opusclip_mlops.metadata import StoredFile
-from opusclip_mlops.noticeboard import PATIENCE_S, Noticeboard, ToldFault, pauses
+from opusclip_mlops.noticeboard import PATIENCE_S, Noticeboard, ToldFault, pauses, unless_told
 from opusclip_mlops.rank_generators import GENERATORS, packed_generators, write_generators
 from opusclip_mlops.ranks import Place
-from opusclip_mlops.records import Checkpoint, now_ms
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.sharded_state import is_sharded
 from opusclip_mlops.staged_training import Staged, Training
@@ -174,19 +174,15 @@ class JointSaves:
         plan: Callable[[], AbstractContextManager[Planned]],  # noqa: ARG002
         held: ExitStack,
     ) -> Save:
-        mine = f"rank {self._rank} at epoch {training.epoch}, step {training.step}"
-        awaited = f"the owner's call of save_checkpoint, called on {mine}"
+        mine = f"called on rank {self._rank} at epoch {training.epoch}, step {training.step}"
+        awaited = f"the owner's call of save_checkpoint, {mine}"
         key = self._shared_key(wait_s=PATIENCE_S, awaited=awaited)
         staged, generators = self._staged(training), packed_generators()
         came = Came(staged.names, generators)
         self._board.post(f"{key}/came/{self._rank}", msgspec.msgpack.encode(came))
         told = self._board.wait(f"{key}/begun", awaited=awaited)
         begun = msgspec.json.decode(told, type=Begun)
-        if training.is_elsewhere(begun.epoch, begun.step):
-            raise CheckpointError(
-                f"save_checkpoint was called on {mine}, and by the owner at epoch {begun.epoch}, "
-                f"step {begun.step}: call it on every rank alike"
-            )
+        training.check_at(begun.epoch, begun.step, mine=mine)
         folder = Path(begun.folder)
         # On a disk that machines share it is seen from all of them.
         if not (is_seen := folder.parent == self._folder and folder.is_dir()):
@@ -206,10 +202,7 @@ class JointSaves:
     def _where_awaited(self) -> str:
         """Where the others look for what this process has to say."""
         key = self._shared_key(wait_s=_GENERATORS_WAIT_S)
-        return f"{key}/begun" if self._is_owner else self._part(key)
-
-    def _part(self, key: str) -> str:
-        return f"{key}/part/{self._rank}"
+        return f"{key}/begun" if self._is_owner else f"{key}/part/{self._rank}"
 
     def settle(self, *, wait_s: float) -> bool:
         """Wait until what was begun is written; False at the deadline."""
@@ -225,11 +218,20 @@ class JointSaves:
         saved, as lines.
         """
         self._ending = Ending(time.monotonic(), _FAILING_S if has_failed else _COMING_S)
-        self._courier.close(wait_s=_FAILING_S if has_failed else _GENERATORS_WAIT_S)
-        if not self.settle(wait_s=_WRITING_S):
+        wait_s = _FAILING_S if has_failed else _GENERATORS_WAIT_S
+        self.faults += self._courier.close(wait_s=wait_s)
+        if self.settle(wait_s=_WRITING_S):
+            self._wait_for_owner()
+        else:
             self._give_up()
         self._attendance.close()
         return self.faults
+
+    def _wait_for_owner(self) -> None:
+        """Stay until the owner has made a checkpoint of what was written: the store may go too."""
+        if self._saving is not None and self._saving.plan is None and not self._saving.is_apart:
+            with suppress(CheckpointError):
+                self._heard(self._saving)
 
     def _give_up(self) -> None:
         assert self._saving is not None
@@ -253,15 +255,16 @@ class JointSaves:
         if fault is not None:
             line = f"checkpoint {save.begun.name} was not saved: {one_line(str(fault))}"
             self.faults.append(line)
-            print(f"opusclip: {line}", file=sys.stderr, flush=True)
+            _say(line)
             self._failed(save.begun.name)
 
     def _share(self, save: Save) -> None:
         """Write what this process has, and say so to the owner."""
-        with self._board.faults_told(self._part(save.key)), as_writer(save.folder.parent):
+        part = f"{save.key}/part/{self._rank}"
+        with self._board.faults_told(part), as_writer(save.folder.parent):
             files = save.staged.write(save.folder)
         said = {name: (one.sha256, one.size_bytes) for name, one in files.items()}
-        self._board.post(self._part(save.key), msgspec.json.encode(Written(said)))
+        self._board.post(part, msgspec.json.encode(Written(said, save.staged.values)))
         if save.is_apart:
             done = self._heard(save)
             add_to_checkpoint(save.folder, self._folder / save.begun.name)
@@ -275,51 +278,60 @@ class JointSaves:
         Raises:
             ToldFault: there is no checkpoint.
         """
-        with _suppressed_unless_told():
+        with unless_told():
             for _ in pauses(2 * PATIENCE_S):
                 if (told := self._board.look(f"{save.key}/done")) is not None:
                     return msgspec.json.decode(told, type=Done)
                 if self._ending and self._attendance.silent_s(OWNER) > _SILENT_S:
                     break
-        about = save.begun
-        return Done(Checkpoint(now_ms(), about.step, about.epoch, about.name, {}, False), [])
+        return save.begun.done()
 
     def _finish(self, save: Save) -> None:
         """Write what the owner has, and when all others have written too make it a checkpoint."""
-        if not save.staged.is_sharded:
-            self._finished(save)
-            return
-        with self._board.faults_told(f"{save.key}/done"):
-            done = self._finished(save)
-        # Whatever becomes of these, the checkpoint is there.
-        with suppress(CheckpointError):
-            self._board.post(f"{save.key}/done", msgspec.json.encode(done))
-            self._take_down(save)
-
-    def _finished(self, save: Save) -> Done:
         assert save.plan is not None
-        files = save.staged.write(save.folder)
-        if save.staged.is_sharded:
-            files |= self._parts(save)
+        with self._told(save):
+            files = self._files(save)
+        with self._committing:
+            with self._told(save):
+                if save.given_up.is_set():
+                    raise CheckpointError("the process has ended before all was written")
+                about = replace(save.plan.about, files=files)
+                checkpoints.finish(save.folder, save.plan.folder, about)
+            self._commit(save, save.plan)
+
+    def _told(self, save: Save) -> AbstractContextManager[None]:
+        """Tell those that have written shares if there will be no checkpoint."""
+        is_shared = save.staged.is_sharded
+        return self._board.faults_told(f"{save.key}/done") if is_shared else nullcontext()
+
+    def _commit(self, save: Save, plan: Planned) -> None:
+        """Say that there is a checkpoint; whatever becomes of that, it is there."""
+        done = save.begun.done()
+        try:
+            done = self._committed(plan)
+        finally:
+            if save.staged.is_sharded:
+                with suppress(CheckpointError):
+                    self._board.post(f"{save.key}/done", msgspec.json.encode(done))
+                    self._take_down(save)
+
+    def _files(self, save: Save) -> dict[str, StoredFile]:
+        files, values = save.staged.write(save.folder), save.staged.values
+        for written in self._parts(save) if save.staged.is_sharded else ():
+            files |= {name: StoredFile(*one) for name, one in written.files.items()}
+            values += written.values
         if self._world_size > 1:
             write_generators(save.folder / GENERATORS, self._generators(save))
             files[GENERATORS] = checkpoints.flushed(save.folder / GENERATORS)
-        with self._committing:
-            if save.given_up.is_set():
-                raise CheckpointError("the process has ended before all was written")
-            about = replace(save.plan.about, files=files)
-            checkpoints.finish(save.folder, save.plan.folder, about)
-            return self._committed(save.plan)
-
-    def _parts(self, save: Save) -> dict[str, StoredFile]:
-        """Wait for the files of all others."""
-        files: dict[str, StoredFile] = {}
-        for _, told in self._notices(save, "part", PATIENCE_S):
-            written = msgspec.json.decode(told, type=Written)
-            files |= {name: StoredFile(*one) for name, one in written.files.items()}
-        if self._awaited:
-            raise CheckpointError(f"{_named(self._awaited)} has not written its share")
+        save.staged.check_whole(values)
         return files
+
+    def _parts(self, save: Save) -> Iterator[Written]:
+        """Wait for what all others have written."""
+        for _, told in self._notices(save, "part", PATIENCE_S):
+            yield msgspec.json.decode(told, type=Written)
+        if self._awaited:
+            raise CheckpointError(f"{named(self._awaited)} has not written its share")
 
     def _generators(self, save: Save) -> dict[int, bytes]:
         """The generators of all that have come; of a process that never comes there are none."""
@@ -332,11 +344,8 @@ class JointSaves:
                 )
             found[rank] = came.generators
         if missing := self._awaited - self._absent:
-            print(
-                f"opusclip: the random generators of {_named(missing)} are not in checkpoint "
-                f"{save.begun.name}: call save_checkpoint on every rank", file=sys.stderr,
-                flush=True,
-            )  # fmt: skip
+            _say(f"the random generators of {named(missing)} are not in checkpoint "
+                 f"{save.begun.name}: call save_checkpoint on every rank")  # fmt: skip
         self._absent = set(self._awaited)
         return found
 
@@ -357,6 +366,10 @@ class JointSaves:
             return self._board.look(f"{save.key}/{kind}/{rank}")
         except ToldFault as error:
             raise CheckpointError(f"rank {rank}: {error}") from None
+        except CheckpointError:
+            if kind == "came":
+                return None
+            raise
 
     def _is_vain(self, save: Save, kind: str, waited_s: float) -> bool:
         """Whether it makes no sense to wait for the others any longer."""
@@ -366,8 +379,7 @@ class JointSaves:
         if kind == "came":
             is_usual = waited_s > _KNOWN_ABSENT_S and self._awaited <= self._absent
             return is_usual or (ending is not None and ending.is_over())
-        gone = [one for one in self._awaited if ending is not None and self._is_gone(save, one)]
-        return bool(gone)
+        return ending is not None and any(self._is_gone(save, one) for one in self._awaited)
 
     def _is_gone(self, save: Save, rank: int) -> bool:
         """Whether a process that is waited for has not come, or shows no life, as this one ends."""
@@ -378,21 +390,9 @@ class JointSaves:
 
     def _take_down(self, save: Save) -> None:
         """Remove what only the owner reads; a late process still finds the name."""
-        for rank in range(self._world_size):
-            for kind in ("came", "part"):
-                self._board.take_down(f"{save.key}/{kind}/{rank}")
+        for rank, kind in itertools.product(range(self._world_size), ("came", "part")):
+            self._board.take_down(f"{save.key}/{kind}/{rank}")
 
 
-@contextmanager
-def _suppressed_unless_told() -> Iterator[None]:
-    """Go on where the store is gone, but not where another process has put up a fault."""
-    try:
-        yield
-    except ToldFault:
-        raise
-    except CheckpointError:
-        pass
-
-
-def _named(ranks: set[int]) -> str:
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, sorted(ranks)))}"
+def _say(line: str) -> None:
+    print(f"opusclip: {line}", file=sys.stderr, flush=True)

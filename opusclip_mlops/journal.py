@@ -12,7 +12,6 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,12 @@ from opusclip_mlops.records import Metrics, RankMetrics, Record
 SUFFIX = ".journal"
 SEGMENT_BYTES = 64 * 1024 * 1024
 MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
+CHUNK_BYTES = 1024 * 1024
+"""How much of a segment is read at once; more where a record is larger."""
 
+_MOST_CHUNK_BYTES = 16 * 1024 * 1024
 _MAGIC = b"\xf5OpJ"
 _HEADER = struct.Struct("<4sII")
-_READ_BYTES = 1024 * 1024
 
 _decode = msgspec.msgpack.Decoder(Record).decode
 
@@ -181,48 +182,54 @@ def _escaped(value: Any) -> Any:
     return [_escaped(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """A record, and the offset in bytes just behind its frame."""
 
     record: Record
     end_bytes: int
 
 
-@dataclass(frozen=True)
-class Damage:
+class Damage(msgspec.Struct, frozen=True):
     """Bytes that hold no whole frame and were passed over."""
 
     start_bytes: int
     end_bytes: int
 
 
-def read(path: Path, start_bytes: int = 0, *, ended: bool = False) -> Iterator[Entry | Damage]:
-    """Read a segment from an offset, whole frames only.
+def read(
+    path: Path, start_bytes: int = 0, *, ended: bool = False, chunk_bytes: int = CHUNK_BYTES
+) -> Iterator[Entry | Damage]:
+    """Read a segment from an offset, whole frames only; the file is open only to read a chunk.
 
     A torn frame at the end is taken for one being written, and reading stops before it; with
     `ended` it is reported as `Damage`. Damage between whole frames is always reported.
     """
-    with path.open("rb") as file:
-        file.seek(start_bytes)
-        buffer, base_bytes, bad_from = b"", start_bytes, -1
-        while True:
-            chunk = file.read(_READ_BYTES)
-            buffer += chunk
-            at = 0
-            for record, begin, end in _whole_frames(buffer):
-                if begin > at or bad_from >= 0:
-                    yield Damage(base_bytes + at if bad_from < 0 else bad_from, base_bytes + begin)
-                yield Entry(record, base_bytes + end)
-                at, bad_from = end, -1
-            keep = _next_possible_frame(buffer, at)
-            if keep > at and bad_from < 0:
-                bad_from = base_bytes + at
-            buffer, base_bytes = buffer[keep:], base_bytes + keep
-            if not chunk:
-                break
+    buffer, base_bytes, bad_from = b"", start_bytes, -1
+    while True:
+        # A record larger than a chunk takes few turns: each reads as much as those before.
+        size_bytes = max(chunk_bytes, min(len(buffer), _MOST_CHUNK_BYTES))
+        chunk = _chunk(path, base_bytes + len(buffer), size_bytes)
+        buffer += chunk
+        at = 0
+        for record, begin, end in _whole_frames(buffer):
+            if begin > at or bad_from >= 0:
+                yield Damage(base_bytes + at if bad_from < 0 else bad_from, base_bytes + begin)
+            yield Entry(record, base_bytes + end)
+            at, bad_from = end, -1
+        keep = _next_possible_frame(buffer, at)
+        if keep > at and bad_from < 0:
+            bad_from = base_bytes + at
+        buffer, base_bytes = buffer[keep:], base_bytes + keep
+        if not chunk:
+            break
     if ended and (buffer or bad_from >= 0):
         yield Damage(base_bytes if bad_from < 0 else bad_from, base_bytes + len(buffer))
+
+
+def _chunk(path: Path, start_bytes: int, size_bytes: int) -> bytes:
+    with path.open("rb", buffering=0) as file:
+        file.seek(start_bytes)
+        return file.read(size_bytes)
 
 
 def _whole_frames(buffer: bytes) -> Iterator[tuple[Record, int, int]]:

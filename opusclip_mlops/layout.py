@@ -16,6 +16,7 @@
     crash/<session>/                                             how a process died
     reports/<name>.html and .md                                  a report of the run, or of several
     opusclip/ranks/<machine>/<block>/<number>-<crc32>.bin        what ranks log on other machines
+    opusclip/ranks/<machine>/alive.bin                           that a machine lives
 
 In folders a key is exact: `:` is written `~`, and a part too long for a file system goes on in the
 folder inside, after a `+`. Under `images/` names are MLflow's own, and a key is what they can hold.
@@ -209,7 +210,7 @@ def is_sources(path: str) -> bool:
 
 
 def is_relayed(path: str) -> bool:
-    """Whether it is what ranks have logged on another machine: its points are the run's."""
+    """Whether machines of a run tell one another by it what ranks log, and that they live."""
     return path.startswith(f"{RANKS}/") and path.endswith(".bin")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from opusclip_mlops import checkpoints
 from opusclip_mlops.checkpoints import METADATA, WEIGHTS, place_of
 from opusclip_mlops.errors import CheckpointError
+from opusclip_mlops.folder import RunFolder
 from opusclip_mlops.joint_loads import JointLoad
 from opusclip_mlops.metadata import CheckpointMetadata
 from opusclip_mlops.putting_back import Asked
@@ -160,18 +162,19 @@ class _Origin:
             return
         chosen = replace(self, which=joint.chosen(self._name) or self.which)
         if self.is_local:
-            yield _Found(_chosen(Path(self.source), chosen.which))
+            with self._here(chosen.which) as found:
+                yield found
         elif joint.is_first_here:
-            with joint.lending(), chosen._own(into) as own, joint.lent(own.folder):
+            with chosen._own(into) as own, joint.lent(own.folder):
                 yield replace(own, joint=joint)
         else:
-            with joint.borrowed() as folder:
-                yield _Found(folder, joint=joint)
+            yield _Found(joint.borrowed(), joint=joint)
 
     @contextlib.contextmanager
     def _own(self, into: Path | None) -> Iterator[_Found]:
         if self.is_local:
-            yield _Found(_chosen(Path(self.source), self.which))
+            with self._here(self.which) as found:
+                yield found
             return
         place = None if into else self._fetch(None)
         if place is not None:
@@ -181,6 +184,13 @@ class _Origin:
             fetched = self._fetch(folder)
             assert fetched is not None
             yield _Found(fetched, is_fetched=True)
+
+    @contextlib.contextmanager
+    def _here(self, which: str | int) -> Iterator[_Found]:
+        """One of this disk; the run's folder that it lies in is not removed meanwhile."""
+        place = _chosen(Path(self.source), which)
+        with kept_here(RunFolder(place.absolute().parent.parent)):
+            yield _Found(place)
 
     def _name(self) -> str:
         """The name of the checkpoint that is meant; empty where its source names one only."""
@@ -201,6 +211,17 @@ class _Origin:
             return fetching.fetch_from_run(str(self.source), self.which, into, **uris)
         uris["registry_uri"] = self.registry_uri
         return fetching.fetch_registered(str(self.source), into, **uris)
+
+
+@contextlib.contextmanager
+def kept_here(folder: RunFolder) -> Iterator[None]:
+    """Keep a run's shipper from removing the folder meanwhile, if that is one."""
+    with contextlib.ExitStack() as held:
+        # Where nothing can be written nothing is removed either.
+        with contextlib.suppress(OSError):
+            if (folder.path / "manifest.json").exists():
+                held.callback(os.close, folder.hold())
+        yield
 
 
 def _check(which: object) -> None:

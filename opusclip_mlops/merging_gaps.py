@@ -10,6 +10,9 @@ KEY = "opusclip/ranks"
 LACKING_TAG = "opusclip.ranks.lacking"
 """The tag that counts the points that were merged without all ranks, where there are any."""
 
+UNHEARD_TAG = "opusclip.ranks.unheard"
+"""The tag that names the ranks that never began, or whose end never came."""
+
 MOST_KEYS = 500
 _MOST_RANKS = 100
 _OTHERS = "(other keys)"

@@ -24,7 +24,7 @@ if __name__ == "__main__":
     # Before anything here imports MLflow by itself.
     load_mlflow()
 
-from mlflow import MlflowClient
+from mlflow import MlflowClient, get_tracking_uri
 from mlflow.entities import Run
 
 from opusclip_mlops.differences import Difference, LastingError
@@ -43,6 +43,7 @@ from opusclip_mlops.mirror_work import (
 )
 from opusclip_mlops.mirror_writer import remove_left_work
 from opusclip_mlops.mirroring import RunMirror, Sent, Source
+from opusclip_mlops.new_store import alone_in_store
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.run_history import RunGoneError, open_history
 from opusclip_mlops.signatures import is_long_over
@@ -62,7 +63,8 @@ class MirrorWorker:
 
     def __init__(self, work: Work, out: IO[bytes]) -> None:
         self._work, self._out = work, out
-        client = MlflowClient(work.tracking_uri, work.registry_uri)
+        with alone_in_store(work.tracking_uri or get_tracking_uri()):
+            client = MlflowClient(work.tracking_uri, work.registry_uri)
         self._client = client
         history = open_history(client, database_uri=work.database_uri)
         self._source = Source(client=client, history=history, state=MirrorState())

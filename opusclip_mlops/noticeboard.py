@@ -82,16 +82,25 @@ class Noticeboard:
         with _answering():
             self._store.delete_key(key)
 
-    def wait(self, key: str, *, awaited: str, wait_s: float = PATIENCE_S) -> bytes:
+    def wait(
+        self, key: str, *, awaited: str, wait_s: float = PATIENCE_S, of: int | None = None
+    ) -> bytes:
         """Wait for a notice; a long wait is told on stderr once.
 
+        Args:
+            key: The notice's.
+            awaited: What it is, for people.
+            wait_s: For how long.
+            of: The rank that is to put it up, where all are `agreed`: if it fails, this fails too.
+
         Raises:
-            CheckpointError: it has not come within `wait_s` seconds; the message says what was
-                `awaited`.
+            CheckpointError: it has not come; the message says what was `awaited`.
         """
         for _ in pauses(wait_s, told=f"waiting for {awaited}"):
             if (found := self.look(key)) is not None:
                 return found
+            if of is not None:
+                self.look(str(of))
         raise CheckpointError(f"{awaited}: has not come within {wait_s:.0f} s")
 
     @contextmanager
@@ -106,6 +115,17 @@ class Noticeboard:
                 fault = _fault_text()
                 with suppress(CheckpointError):
                     self.post_fault(key if isinstance(key, str) else key(), fault)
+
+
+@contextmanager
+def unless_told() -> Iterator[None]:
+    """Go on where the store is gone, but not where another process has put up a fault."""
+    try:
+        yield
+    except ToldFault:
+        raise
+    except CheckpointError:
+        pass
 
 
 @contextmanager
@@ -239,8 +259,8 @@ def _next_vote(rank: int, world_size: int) -> str:
 def agreed(rank: int, world_size: int, *, what: str) -> Iterator[Noticeboard]:
     """Do something in all processes, or raise in all of them what went wrong in one.
 
-    Gives a board for what they tell each other meanwhile. Every process comes by here, in the same
-    order.
+    Gives a board for what they tell each other meanwhile: who waits there for a notice of a rank
+    learns, under its number, that this has failed. Every process comes by here, in the same order.
 
     Raises:
         CheckpointError: it failed in another process, or one has not come.

@@ -130,6 +130,21 @@ def recover(
             work.release()
 
 
+def see_through(
+    run: str, *, journal_dir: str | os.PathLike[str] | None = None, timeout_s: float = 600.0
+) -> None:
+    """Deliver what a run left on this machine, where it left anything: others wait for it.
+
+    Args:
+        run: Its id in MLflow.
+        journal_dir: Where the runs' folders lie; as configured otherwise.
+        timeout_s: How long to wait; what has not arrived by then goes on being delivered.
+    """
+    # It was delivered long ago, was on another machine, or waits for an operator.
+    with contextlib.suppress(OpusclipError):
+        recover([run], journal_dir=journal_dir, timeout_s=timeout_s)
+
+
 def _holds_anything(folder: RunFolder) -> bool:
     """Whether there is something to deliver; a folder that was never finished has nothing."""
     try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow.models import ModelSignature, infer_signature
 
-from opusclip_mlops.errors import RegistryError
+from opusclip_mlops.errors import ConfigError, RegistryError
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.refusals import reason_of
 
@@ -75,6 +75,22 @@ def packing(python_model: Path, *, input_example: Path, requirements: Path) -> P
         signature=infer_signature(table),
         pip_requirements=[line for line in lines if line],
     )
+
+
+def chosen(
+    python_model: Path | None, input_example: Path | None, requirements: Path | None
+) -> Packing:
+    """What serves a model of the user's own, where its files are given; see `packing`.
+
+    Raises:
+        ConfigError: One is missing.
+        RegistryError: One cannot be read, or does not hold what it should.
+    """
+    if python_model and input_example and requirements:
+        return packing(python_model, input_example=input_example, requirements=requirements)
+    if python_model or input_example or requirements:
+        raise ConfigError("--model-file, --input-example and --requirements go together")
+    return clip_generator()
 
 
 _ROWS = '[{"prompt": "a kite"}]'

@@ -1,6 +1,7 @@
 """What a process says as its part in a run ends: what it left out, and how it failed."""
 
 import sys
+from pathlib import Path
 
 from opusclip_mlops.accounting import Totals, totals
 from opusclip_mlops.crash_report import Case, report
@@ -11,7 +12,6 @@ from opusclip_mlops.folder import Manifest, RunFolder
 from opusclip_mlops.ranks import Place
 from opusclip_mlops.records import Record, RunEnded, RunStarted
 from opusclip_mlops.redaction import one_line
-from opusclip_mlops.sessions import others_live_here
 
 NOTHING_LEFT_OUT = Totals(skipped={}, shed={})
 """What a run left out that nothing is known of."""
@@ -45,13 +45,20 @@ def speaks_for_all(manifest: Manifest, place: Place | None, *, is_owner: bool) -
     return is_owner or is_first_there
 
 
-def leaves_at_once(folder: RunFolder, start: RunStarted, status: str) -> bool:
-    """Whether who ends so is not to wait for delivery: the last on its machine does.
+def leaves_at_once(start: RunStarted, status: str) -> bool:
+    """Whether who ends so is not to wait for delivery.
 
-    As long as a rank that has failed is there, its launcher leaves the others waiting for it.
+    Its launcher lets the others wait, or begin again, only once it is gone, and may kill it.
     """
-    has_failed = start.world_size > 1 and status != "FINISHED"
-    return has_failed and others_live_here(folder, start.session)
+    return start.world_size > 1 and status != "FINISHED"
+
+
+def going_on(lines: list[str], log: Path, *, leaves_at_once: bool) -> list[str]:
+    """What has not arrived, with who goes on with it; one line where it was not waited for."""
+    goes_on = f"; the shipper goes on, its log is {log}"
+    if lines and leaves_at_once:
+        return [f"what was logged is not waited for{goes_on}"]
+    return [line if "refused" in line else f"{line}{goes_on}" for line in lines]
 
 
 def report_of(

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
-from mlflow import MlflowClient
+from mlflow import MlflowClient, get_tracking_uri
 from mlflow.exceptions import MlflowException
 
 from opusclip_mlops.errors import RegistryError
+from opusclip_mlops.new_store import alone_in_store
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.refusals import asking_faults, is_for_good, is_shut_out, reason_of
 
@@ -62,8 +63,11 @@ def connected(
     Raises:
         RegistryError: MLflow knows no such place, or lacks what it needs to go there.
     """
+    if client is not None:
+        return client
     try:
-        return client or MlflowClient(tracking_uri=tracking_uri, registry_uri=registry_uri)
+        with alone_in_store(tracking_uri or get_tracking_uri()):
+            return MlflowClient(tracking_uri=tracking_uri, registry_uri=registry_uri)
     except _place_faults() as error:
         raise RegistryError(f"cannot reach MLflow: {reason_of(error)}") from error
 

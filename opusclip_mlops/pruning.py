@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -10,6 +11,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from opusclip_mlops.checkpoints import read_metadata
 from opusclip_mlops.errors import CheckpointError, DeliveryError
 from opusclip_mlops.faults import attempted
 from opusclip_mlops.fetching import checkpoint_names, is_there
@@ -116,14 +118,25 @@ class Marks:
             return self._folder.has_arrived(name)
         return False
 
+    def _made_ms(self, name: str) -> int:
+        """When a checkpoint was made, in Unix milliseconds; 0 for one that is not here."""
+        # A name from elsewhere may be none that the disk can have.
+        with contextlib.suppress(CheckpointError, OSError, ValueError):
+            return read_metadata(self._folder.checkpoints / Path(name).name).created_ms
+        return 0
+
     def at_arrival(self, record: Checkpoint, about: CheckpointMetadata) -> dict[str, str]:
-        """What a checkpoint is that has arrived; an earlier generation's is the last no more.
+        """What a checkpoint is that has arrived.
+
+        The last no more is one of an earlier generation, or one that a later one has overtaken.
 
         Raises:
             Any fault of MLflow or the artifact store.
         """
-        known = generations_of(self._client.get_run(self._run_id).data.tags)
+        tags = self._client.get_run(self._run_id).data.tags
+        known = generations_of(tags)
         is_last = generation_of(known, record.timestamp_ms) == len(known)
+        is_last &= not 0 < about.created_ms < self._made_ms(tags.get(LAST_TAG, ""))
         is_best = record.best and self.look().is_beaten_by(about)
         marks = {LAST_TAG: is_last, BEST_TAG: is_best}
         return {tag: record.name for tag, is_so in marks.items() if is_so}

@@ -211,7 +211,7 @@ class Inbox:
     def __init__(
         self, folder: RunFolder, repository: ArtifactRepository, taken: dict[str, Taken]
     ) -> None:
-        self._folder, self._repository = folder, repository
+        self._folder, self.repository = folder, repository
         self.taken = taken
         self.unreadable: dict[str, str] = {}
         """By the name of a machine: which of its files cannot be read now, and why."""
@@ -305,7 +305,7 @@ class Inbox:
 
     def _listed(self, folder: str) -> dict[str, int]:
         """What lies in a folder of the run's artifacts: sizes by name, 0 where that is unknown."""
-        entries = self._repository.list_artifacts(folder)
+        entries = self.repository.list_artifacts(folder)
         known = [one for one in entries if not problem_with(one, folder)]
         return {one.path.rpartition("/")[2]: int(one.file_size or 0) for one in known}
 
@@ -317,7 +317,7 @@ class Inbox:
         """
         path, local = sent.path, self._folder.path / "relay.fetched"
         _check_size(path, sent.size_bytes)
-        download(self._repository, path, local)
+        download(self.repository, path, local)
         try:
             # What it has come to since, or where its size was not told.
             _check_size(path, local.stat().st_size)

@@ -50,7 +50,7 @@ class RankShare:
         self, part: Part, folder: RunFolder, selection: Selection, *, interval_s: float
     ) -> None:
         place = part.place
-        self._place = place if place and place.world_size > 1 else None
+        self._place = place if place and (place.world_size > 1 or place.was_many) else None
         self._take, self._folder, self._selection = part.append, folder, selection
         self._interval_s, self._is_told = interval_s, False
         self.is_owner = part.is_owner
@@ -58,7 +58,7 @@ class RankShare:
 
     @property
     def is_one_of_many(self) -> bool:
-        """Whether other processes log to the run beside this one."""
+        """Whether other processes log to the run beside this one, or did before a restart."""
         return self._place is not None
 
     def check(self, reduce: str | None, keys: Mapping[str, float]) -> None:

@@ -28,6 +28,7 @@ class Place:
             machines may count otherwise. In a run that it has joined, how often the run's owner
             has begun anew, the same for all.
         is_one_machine: Whether all of them are known to be on one machine.
+        was_many: Whether this is the last of many that its run had before.
         job: What the launcher calls them together, the same in all of them; empty where it has no
             name for them.
     """
@@ -39,6 +40,7 @@ class Place:
     nodes: int = 1
     attempt: int = 0
     is_one_machine: bool = False
+    was_many: bool = False
     job: str = ""
 
 

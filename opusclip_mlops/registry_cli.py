@@ -65,12 +65,7 @@ def register(
     """
     from opusclip_mlops import packing, registry, registry_console
 
-    if model_file and input_example and requirements:
-        packed = packing.packing(model_file, input_example=input_example, requirements=requirements)
-    elif model_file or input_example or requirements:
-        raise click.UsageError("--model-file, --input-example and --requirements go together")
-    else:
-        packed = packing.clip_generator()
+    packed = packing.chosen(model_file, input_example, requirements)
     made = registry.register(
         run_id,
         name=name,

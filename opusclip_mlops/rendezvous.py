@@ -16,9 +16,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import msgspec
-
 from opusclip_mlops.errors import ConfigError
+from opusclip_mlops.flight import boot_id
 from opusclip_mlops.folder import RunFolder, write_whole
 from opusclip_mlops.ranks import Place
 from opusclip_mlops.redaction import one_line
@@ -36,29 +35,8 @@ _ANSWER_S = 20.0
 _FIRST_POLL_S, _LAST_POLL_S = 0.02, 0.5
 _KEPT_S = 30 * 24 * 3600.0
 _UNNAMED = ("", "none")
+_ELASTIC = "TORCHELASTIC_RUN_ID"
 _hosted: list[Any] = []
-
-
-class Meeting(msgspec.Struct, frozen=True, kw_only=True):
-    """What the owner of a run says of it; nothing in it is secret.
-
-    `journal_dir` and `node` are the owner's; `attempt` counts how often it began anew, and
-    `launched` is how often its launcher says so. `said_ms` is when it was said by the owner's
-    clock, in Unix milliseconds.
-    """
-
-    local_id: str
-    run_id: str | None
-    run_name: str | None
-    experiment_name: str | None
-    experiment_id: str | None
-    start_time_ms: int
-    host: str
-    node: int
-    journal_dir: str
-    attempt: int
-    launched: int = 0
-    said_ms: int = 0
 
 
 class Board(Protocol):
@@ -67,11 +45,11 @@ class Board(Protocol):
     def read(self, name: str) -> bytes | None:
         """What was written last by this name; None for nothing."""
 
-    def write(self, name: str, content: bytes) -> None:
-        """Write it for all to see."""
+    def write(self, name: str, content: bytes | None) -> None:
+        """Write it for all to see; None removes what is there."""
 
-    def claim(self, name: str) -> bool:
-        """Whether no other process has claimed this name; who asks has it from then on."""
+    def append(self, name: str, content: bytes) -> None:
+        """Write it behind what others have written there, at once."""
 
 
 class FileBoard:
@@ -86,23 +64,26 @@ class FileBoard:
             return self._file(name).read_bytes()
         return None
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes | None) -> None:
         """Write the file whole, and remove what is a month old."""
+        if content is None:
+            self._file(name).unlink(missing_ok=True)
+            return
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_whole(self._file(name), content)
         self._tidy()
 
-    def claim(self, name: str) -> bool:
-        """Whether no other process has a file of this name."""
-        owner = _own_word().encode()
+    def append(self, name: str, content: bytes) -> None:
+        """Write it behind what the file holds."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(self._file(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return self.read(name) == owner
-        with open(descriptor, "wb") as file:
-            file.write(owner)
-        return True
+        how = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        with open(os.open(self._file(name), how, 0o600), "wb", buffering=0) as file:
+            file.write(content)
+
+    def touch(self, name: str) -> None:
+        """Keep what is there for another month."""
+        with contextlib.suppress(OSError):
+            os.utime(self._file(name))
 
     def _file(self, name: str) -> Path:
         # A job's name may hold anything.
@@ -172,14 +153,17 @@ class StoreBoard:
         found = self._answered(lambda: store.get(name) if store.check([name]) else None)
         return None if found is None else bytes(found)
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes | None) -> None:
         """Put it under the job's key of this name."""
-        self._answered(lambda: self._store.set(name, content.decode()))
+        store = self._store
+        if content is None:
+            self._answered(lambda: store.delete_key(name))
+        else:
+            self._answered(lambda: store.set(name, content.decode()))
 
-    def claim(self, name: str) -> bool:
-        """Whether no other process stands under the job's key of this name."""
-        own = _own_word()
-        return bool(self._answered(lambda: self._store.compare_set(name, "", own)) == own.encode())
+    def append(self, name: str, content: bytes) -> None:
+        """Put it behind what stands under the job's key of this name."""
+        self._answered(lambda: self._store.append(name, content.decode()))
 
     def _silent(self, why: str) -> ConfigError:
         said = one_line(why.partition("\n")[0])[:200]
@@ -200,22 +184,43 @@ def board_of(
     """
     address, port = environment.get("MASTER_ADDR"), environment.get("MASTER_PORT", "")
     if address and port.isdecimal() and importlib.util.find_spec("torch"):
-        is_agents = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        hosts = place.rank == 0 and not is_agents
+        hosts = place.rank == 0 and not _is_agents(environment)
         return StoreBoard(address, int(port), hosts=hosts, wait_s=wait_s)
     return FileBoard(journal_dir, mark="" if has_name(place) else _parent())
 
 
-def _own_word() -> str:
-    """What tells this process from any other, also from one that had its number before."""
-    pid = os.getpid()
-    return f"{socket.gethostname()}-{pid}-{process_started_s(pid)}"
+def memory_of(
+    place: Place, environment: Mapping[str, str], journal_dir: Path, board: Board
+) -> FileBoard | None:
+    """What outlasts a store that goes with its processes; None for a board that does so itself.
+
+    An agent of torchrun outlives the ranks that it starts anew, and its job's name may be that of
+    any other job. One of Slurm, which has no such agent, has its number alone.
+    """
+    if isinstance(board, FileBoard) or _is_agents(environment):
+        return None
+    if name := environment.get(_ELASTIC):
+        return FileBoard(journal_dir, mark=_agent(name))
+    return FileBoard(journal_dir) if has_name(place) else None
 
 
-def began_ms() -> int:
-    """When this process began, by the machine's clock, in Unix milliseconds."""
-    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - process_started_s(os.getpid())
-    return int(1000 * (time.time() - age_s))
+def _is_agents(environment: Mapping[str, str]) -> bool:
+    """Whether the store is that of torchrun's agents, which is the job's and outlasts its ranks."""
+    return environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def is_elastic(environment: Mapping[str, str]) -> bool:
+    """Whether an agent of torchrun has started this process."""
+    return _ELASTIC in environment
+
+
+def _agent(name: str) -> str:
+    """The agent of torchrun that started this process, maybe by way of a script."""
+    pid, told = os.getppid(), f"{_ELASTIC}={name}".encode(errors="surrogateescape")
+    with contextlib.suppress(OSError):
+        while told in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return f"{boot_id()}-{_process(pid)}"
 
 
 def has_name(place: Place) -> bool:
@@ -225,20 +230,14 @@ def has_name(place: Place) -> bool:
 
 def _parent() -> str:
     """Who started this process, for ranks that have nothing else in common."""
+    return _process(os.getppid())
+
+
+def _process(pid: int) -> str:
+    """What tells a process from another that has its number later."""
     with contextlib.suppress(ProcessLookupError):
-        return f"{os.getppid()}-{process_started_s(os.getppid())}"
-    return str(os.getppid())
-
-
-def said(board: Board, name: str) -> Meeting | None:
-    """What was said last under a name; None for nothing, or what is none of ours."""
-    content = board.read(name)
-    if content is None:
-        return None
-    try:
-        return msgspec.json.decode(content, type=Meeting)
-    except (msgspec.DecodeError, UnicodeError):
-        return None
+        return f"{pid}-{process_started_s(pid)}"
+    return str(pid)
 
 
 def keep_in_mind(folder: RunFolder) -> None:
@@ -257,6 +256,16 @@ def noted_run(folder: RunFolder) -> str | None:
     """The id of a run whose folder is gone; None where it is not known."""
     found = FileBoard(folder.path.parent).read(_run_name(folder))
     return found.decode() if found else None
+
+
+def is_in_mind(folder: RunFolder) -> bool:
+    """Whether the run was begun in this journal."""
+    return FileBoard(folder.path.parent).read(_run_name(folder)) is not None
+
+
+def keep_for_longer(folder: RunFolder) -> None:
+    """Have what is kept in mind of a run outlast another month."""
+    FileBoard(folder.path.parent).touch(_run_name(folder))
 
 
 def _run_name(folder: RunFolder) -> str:

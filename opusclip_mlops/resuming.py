@@ -21,7 +21,7 @@ from opusclip_mlops.errors import CheckpointError, ConfigError
 from opusclip_mlops.folder import RunFolder
 from opusclip_mlops.joining import earlier_run, place_of
 from opusclip_mlops.layout import LAST_TAG
-from opusclip_mlops.loading import LoadedCheckpoint, load_checkpoint
+from opusclip_mlops.loading import LoadedCheckpoint, kept_here, load_checkpoint
 from opusclip_mlops.metadata import CheckpointMetadata
 from opusclip_mlops.noticeboard import agreed, process_group_place
 
@@ -70,17 +70,18 @@ def last_checkpoint(
     config = TrackingConfig()
     place = place_of(config)
     is_here = place is None or place.nodes == 1
-    told = _of_owner(config, lambda: msgspec.json.encode(_last(config, on_disk=is_here)))
-    if (last := msgspec.json.decode(told, type=_Last | None)) is None:
-        return None
-    return load_checkpoint(
-        last.source,
-        which=last.name,
-        model=model,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        tracking_uri=config.tracking_uri,
-    )
+    with contextlib.ExitStack() as held:
+        told = _of_owner(config, lambda: msgspec.json.encode(_last(config, held, on_disk=is_here)))
+        if (last := msgspec.json.decode(told, type=_Last | None)) is None:
+            return None
+        return load_checkpoint(
+            last.source,
+            which=last.name,
+            model=model,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            tracking_uri=config.tracking_uri,
+        )
 
 
 def last_verified(config: TrackingConfig) -> LoadedCheckpoint | None:
@@ -115,26 +116,28 @@ def _of_owner(config: TrackingConfig, find: Callable[[], bytes]) -> bytes:
     owner = config.metric_rank if config.metric_rank < world_size else 0
     with agreed(rank, world_size, what="finding the last checkpoint") as board:
         if rank != owner:
-            return board.wait("last", awaited=f"the last checkpoint, which rank {owner} finds")
-        with board.faults_told("last"):
-            found = find()
+            awaited = f"the last checkpoint, which rank {owner} finds"
+            return board.wait("last", awaited=awaited, of=owner)
+        found = find()
         board.post("last", found)
         return found
 
 
 def _verified(config: TrackingConfig) -> _Verified | None:
-    if (last := _last(config, on_disk=True)) is None:
-        return None
-    found = load_checkpoint(last.source, which=last.name, tracking_uri=config.tracking_uri)
+    with contextlib.ExitStack() as held:
+        if (last := _last(config, held, on_disk=True)) is None:
+            return None
+        found = load_checkpoint(last.source, which=last.name, tracking_uri=config.tracking_uri)
     return _Verified(str(found.folder) if found.folder else None, found.metadata.to_dict())
 
 
-def _last(config: TrackingConfig, *, on_disk: bool) -> _Last | None:
-    """The last checkpoint of the run that this job goes on with."""
+def _last(config: TrackingConfig, held: contextlib.ExitStack, *, on_disk: bool) -> _Last | None:
+    """The last checkpoint of the run that this job goes on with; its folder stays while `held`."""
     earlier = earlier_run(config)
     run_id = (earlier.run_id if earlier else None) or config.run_id
     if on_disk and (earlier or run_id):
         folder = earlier.folder if earlier else RunFolder(Path(config.journal_dir, str(run_id)))
+        held.enter_context(kept_here(folder))
         for place in _newest_first(folder):
             if _is_whole(place, run_id):
                 return _Last(str(place.absolute()), place.name)

@@ -86,6 +86,7 @@ class Session:
             if joining:
                 # Before its shipper, which outlives a start that fails.
                 joining.announce(self.folder, self._manifest)
+                self._files.callback(joining.leave)
                 self._is_announced = True
             self._start_shipper()
         except ConfigError:
@@ -108,8 +109,7 @@ class Session:
             name = joining.folder_name(self._manifest.local_id)
         self.folder = RunFolder(journal_dir / name)
         self._resumed = run_id is not None or goes_on
-        wanted = run_id if self.is_owner else None
-        self.folder, hold = held_folder(journal_dir, name, wanted)
+        self.folder, hold = held_folder(journal_dir, name, run_id if self.is_owner else None)
         self._presence.callback(os.close, hold)
         if joining:
             self._manifest = joining.found(self.folder, self._manifest)
@@ -285,8 +285,8 @@ class Session:
             self._say(*parting.report_of(self.folder, self._start, end, traceback=traceback))
         self._say(end)
         is_spokesman = parting.speaks_for_all(self._manifest, self.place, is_owner=self.is_owner)
-        self._is_quiet = status == "FINISHED" and not is_spokesman
-        self._leaves_at_once = parting.leaves_at_once(self.folder, self._start, status)
+        self._is_quiet = not is_spokesman
+        self._leaves_at_once = parting.leaves_at_once(self._start, status)
 
     def _say(self, *said: Record) -> None:
         for record in said:
@@ -300,8 +300,8 @@ class Session:
     def wait_until_ended(self, *, wait_s: float) -> bool:
         """Wait until every sink has everything and knows the end; False at the deadline.
 
-        A webhook of alerts that is away is not waited for; and a rank that failed, while others
-        are here, waits for nothing.
+        A webhook of alerts that is away is not waited for; and one of many ranks that failed, or
+        was told to end, waits for nothing.
         """
         if self._leaves_at_once:
             return False
@@ -333,18 +333,16 @@ class Session:
     def missing(self) -> list[str]:
         """What has not arrived, was refused or could not be kept: one line each.
 
-        Of many ranks one on each machine says it: the owner, or who was the last to fail.
+        Of many ranks one on each machine says it: the owner, elsewhere the first.
         """
         fault = self._journal.fault or self._control.fault
-        if (self._is_quiet or self._leaves_at_once) and not fault:
+        if self._is_quiet and not fault:
             return []
         log = self.folder.path / "shipper.log"
         # What other processes log since is theirs to wait for.
         goal = None if final_end(self.folder) else self._goal or self.folder.size_bytes()
-        lines = [
-            line if "refused" in line else f"{line}; the shipper goes on, its log is {log}"
-            for line in waiting.undelivered(self.folder, self.sinks, goal=goal)
-        ]
+        lines = waiting.undelivered(self.folder, self.sinks, goal=goal)
+        lines = parting.going_on(lines, log, leaves_at_once=self._leaves_at_once)
         return [*lines, *parting.left_out_lines(self._left_out, fault)]
 
     def release(self, *, is_last_word: bool = True) -> None:

@@ -7,6 +7,7 @@ host name, nor another pid namespace is mistaken for anything.
 
 import errno
 import fcntl
+import functools
 import os
 import socket
 import struct
@@ -51,28 +52,53 @@ class Session:
 
 def sessions(folder: RunFolder) -> list[Session]:
     """All processes that logged to this run."""
+    return list(_sessions(folder.path, _control_key(folder)))
+
+
+_ControlKey = tuple[tuple[str, int, int, int], ...]
+
+
+def _control_key(folder: RunFolder) -> _ControlKey:
+    """What any start or end changes.
+
+    It is asked for before they are read: what is read then is at least as new as it says.
+    """
+    found = ((one.name, one.stat()) for one in folder.entries() if CONTROL in one.name)
+    return tuple((name, is_.st_ino, is_.st_size, is_.st_mtime_ns) for name, is_ in found)
+
+
+@functools.lru_cache(maxsize=8)
+def _sessions(path: Path, key: _ControlKey) -> tuple[Session, ...]:
+    """All processes, by their starts and ends; read once, since sinks ask ten times a second."""
+    names = [name for name, *_ in key]
     starts: dict[str, RunStarted] = {}
     own: dict[str, RunEnded] = {}
     told: dict[str, RunEnded] = {}
     reported: set[str] = set()
     elsewhere: set[str] = set()
-    for path, record in _control_records(folder):
+    heard: set[str] = set()
+    for name, record in _control_records(path, names):
         if isinstance(record, RunStarted):
             starts[record.session] = record
-            if path.name.startswith(ELSEWHERE):
+            if name.startswith(ELSEWHERE):
                 elsewhere.add(record.session)
         elif isinstance(record, Crash):
             reported.add(record.session)
+        elif record.session in heard and not name.startswith(ELSEWHERE):
+            # Its own machine's word goes before what was said of its silence.
+            continue
         else:
-            by = own if path.name.startswith(record.session) else told
+            by = own if name.startswith(record.session) else told
             by[record.session] = record
-    return [
+            if name.startswith(ELSEWHERE):
+                heard.add(record.session)
+    return tuple(
         replace(
             _session(start, own.get(name), told.get(name), has_report=name in reported),
             is_elsewhere=name in elsewhere,
         )
         for name, start in starts.items()
-    ]
+    )
 
 
 def _session(
@@ -86,14 +112,6 @@ def _session(
 def ended_here(folder: RunFolder) -> bool:
     """Whether every process on this machine that logged to the run has ended."""
     return all(one.end for one in sessions(folder) if not one.is_elsewhere)
-
-
-def others_live_here(folder: RunFolder, session: str) -> bool:
-    """Whether another process on this machine still logs to the run."""
-    others = (one for one in sessions(folder) if one.start.session != session)
-    return any(
-        one.end is None and not one.is_elsewhere and is_alive(folder, one.start) for one in others
-    )
 
 
 def all_ended(folder: RunFolder) -> bool:
@@ -129,14 +147,14 @@ def _is_merged(folder: RunFolder, every: list[Session]) -> bool:
     return bool(folder.progress(RANKS).state.get("merged") == len(every))
 
 
-def _control_records(folder: RunFolder) -> Iterator[tuple[Path, RunStarted | RunEnded | Crash]]:
-    for path in folder.segments():
-        if CONTROL not in path.name:
-            continue
-        for item in journal.read(path):
+def _control_records(
+    path: Path, names: list[str]
+) -> Iterator[tuple[str, RunStarted | RunEnded | Crash]]:
+    for name in names:
+        for item in journal.read(path / name):
             record = item.record if isinstance(item, journal.Entry) else None
             if isinstance(record, RunStarted | RunEnded | Crash):
-                yield path, record
+                yield name, record
 
 
 def exit_code_decides(end: RunEnded) -> bool:

@@ -58,11 +58,13 @@ class Share:
         optimizer: Slices of its state by "<parameter>/<name of the state>".
         settings: What else there is of the optimizer's state, the same in all processes; None
             without one.
+        values: How many values the whole model has.
     """
 
     weights: dict[str, Slice]
     optimizer: dict[str, Slice]
     settings: Mapping[str, Any] | None
+    values: int
 
 
 def share_of(model: torch.nn.Module, optimizer: Optimizer | None, *, is_first: bool) -> Share:
@@ -71,13 +73,15 @@ def share_of(model: torch.nn.Module, optimizer: Optimizer | None, *, is_first: b
     Raises:
         CheckpointError: a value that is no dense tensor, or a parameter that is not the model's.
     """
-    weights = {name: _slice(name, value, is_first) for name, value in _weights(model).items()}
+    held = _weights(model)
+    weights = {name: _slice(name, value, is_first) for name, value in held.items()}
     state, settings = {}, None
     if optimizer is not None:
         settings = _settings(model, optimizer)
         found = _tensors(model, optimizer)
         state = {name: _slice(name, value, is_first) for name, value in found}
-    return Share(_there(weights), _there(state), settings)
+    values = sum(value.numel() for value in held.values())
+    return Share(_there(weights), _there(state), settings, values)
 
 
 def weights_for(stored: Slices, model: torch.nn.Module) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from opusclip_mlops.lean_mlflow import load_mlflow
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.rendezvous import note_run
 from opusclip_mlops.sessions import final_end
+from opusclip_mlops.vain_waiting import has_waited_in_vain, wait_anew
 from opusclip_mlops.watching import Watch
 
 POLL_S = 0.1
@@ -70,10 +71,11 @@ class _Supervisor:
         self._told = ""
 
     def run(self) -> None:
-        """Return when everything is delivered, or the folder is gone."""
+        """Return when everything is delivered, the folder is gone, or its run was never made."""
         if not any(self._folder.size_bytes().values()) and self._folder.remove_empty():
             # Left by a process that died before its first record.
             return
+        wait_anew(self._folder)
         watched_s = 0.0
         while self._folder.path.exists():
             if time.monotonic() - watched_s >= WATCH_EVERY_S:
@@ -81,7 +83,7 @@ class _Supervisor:
                 self._outlast(self._watch.look)
             for child in self._children:
                 self._outlast(functools.partial(self._keep_running, child))
-            if self._outlast(self._is_over):
+            if self._outlast(self._is_over) or self._is_in_vain():
                 return
             time.sleep(POLL_S)
 
@@ -109,6 +111,16 @@ class _Supervisor:
         refused = any(progress.rejected for progress in every)
         note_run(self._folder)
         return refused or self._folder.remove_unless_held()
+
+    def _is_in_vain(self) -> bool:
+        """End all sinks once nobody waits any longer for the run to be made; whether that is so."""
+        if not has_waited_in_vain(self._folder):
+            return False
+        for child in self._children:
+            if child.process:
+                end_with_children(child.process.pid)
+                child.process.wait()
+        return True
 
     def _keep_running(self, child: _Child) -> None:
         now_s = time.monotonic()

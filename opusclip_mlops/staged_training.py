@@ -30,11 +30,27 @@ class Staged:
         is_sharded: Whether every process has files of its own; otherwise the owner has all.
         names: Digest of the names and shapes of all tensors: the same in every process.
         writers: What writes each file.
+        values: How many values of the model this process writes, where it is shared out.
+        all_values: How many it has.
     """
 
     is_sharded: bool
     names: str = ""
     writers: dict[str, Callable[[Path], object]] = field(default_factory=dict)
+    values: int = 0
+    all_values: int = 0
+
+    def check_whole(self, values: int) -> None:
+        """Check that all processes together write each value once.
+
+        Raises:
+            CheckpointError: they write fewer or more.
+        """
+        if values != self.all_values:
+            raise CheckpointError(
+                f"the ranks hold {values} values of a model of {self.all_values}: give all "
+                "`fully_shard` one mesh of all ranks"
+            )
 
     def write(self, folder: Path) -> dict[str, StoredFile]:
         """Write the files, bring them to the disk and hash them.
@@ -73,10 +89,18 @@ class Training:
     step: int
     is_sure: tuple[bool, bool] = (True, True)
 
-    def is_elsewhere(self, epoch: int, step: int) -> bool:
-        """Whether this process was told that it stands elsewhere than there."""
+    def check_at(self, epoch: int, step: int, *, mine: str) -> None:
+        """Check that this process was not told that it stands elsewhere than the owner.
+
+        Raises:
+            CheckpointError: it was.
+        """
         knows_epoch, knows_step = self.is_sure
-        return (knows_epoch and self.epoch != epoch) or (knows_step and self.step != step)
+        if (knows_epoch and self.epoch != epoch) or (knows_step and self.step != step):
+            raise CheckpointError(
+                f"save_checkpoint was {mine}, and by the owner at epoch {epoch}, step {step}: "
+                "call it on every rank alike"
+            )
 
     def check_names(self) -> None:
         """Check that several processes can save the model.
@@ -119,10 +143,12 @@ class Training:
         return hashlib.sha256(listed.encode()).hexdigest()
 
     def _share(self, rank: int, world_size: int, *, is_owner: bool) -> Staged:
-        if (count := sharded_state.processes_of(self.model)) > world_size:
+        if (count := sharded_state.processes_of(self.model)) != world_size:
+            more = "launch them together, as by torchrun, and leave `ranks` at its default"
+            fewer = "give `fully_shard` a mesh of all, as (replicas, shares)"
             raise CheckpointError(
                 f"the model is shared out over {count} processes, and the run is of {world_size}: "
-                "launch them together, as by torchrun, and leave `ranks` at its default"
+                f"{more if count > world_size else fewer}"
             )
         share = sharded_state.share_of(self.model, self.optimizer, is_first=rank == 0)
         parts = {"weights": share.weights, "optimizer": share.optimizer}
@@ -133,7 +159,11 @@ class Training:
         }
         if is_owner:
             writers[STATE] = self._state(share.settings)
-        return Staged(is_sharded=True, names=self.names, writers=writers)
+        held = sum(one.tensor.numel() for one in share.weights.values())
+        return Staged(
+            is_sharded=True, names=self.names, writers=writers,
+            values=held, all_values=share.values,
+        )  # fmt: skip
 
     def _state(self, optimizer: object) -> Callable[[Path], object]:
         file = BytesIO()

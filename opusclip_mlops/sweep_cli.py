@@ -1,16 +1,22 @@
 """The verb that runs many trials: one verb, one call of the library."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from opusclip_mlops.errors import OpusclipError
+from opusclip_mlops.errors import ConfigError, OpusclipError
 
 if TYPE_CHECKING:
+    from opusclip_mlops.open_sweeps import OpenSweep
+    from opusclip_mlops.packing import Packing
     from opusclip_mlops.sweeps import SweepResult
+
+_Files = tuple[Path | None, Path | None, Path | None]
+_FILE = click.Path(path_type=Path)
 
 
 @click.command()
@@ -45,6 +51,9 @@ if TYPE_CHECKING:
     help="Of a new sweep.",
 )
 @click.option("--register-best", metavar="NAME", help="Register the best trial's checkpoint.")
+@click.option("--model-file", type=_FILE, help="With it: what serves a model of your own.")
+@click.option("--input-example", type=_FILE, help="With it: rows of a request, in JSON.")
+@click.option("--requirements", type=_FILE, help="With it: what serving needs, as pip reads it.")
 @click.option("--tracking-uri", help="The MLflow server or store.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 def sweep(
@@ -56,6 +65,9 @@ def sweep(
     storage: str | None,
     experiment: str,
     register_best: str | None,
+    model_file: Path | None,
+    input_example: Path | None,
+    requirements: Path | None,
     tracking_uri: str | None,
     as_json: bool,
 ) -> None:
@@ -65,25 +77,34 @@ def sweep(
     that is tried again. The exit code is 1 when no trial ended well, or something is left to do.
     """
     from opusclip_mlops import samples_console, sweeps
-    from opusclip_mlops.sweeps.telling import is_well, lines
+    from opusclip_mlops.sweeps.telling import is_well, lines, say_begun
 
     if (file is None) == (resume is None):
         raise click.UsageError("give FILE or --resume SWEEP, one of both")
-    with samples_console.progress_shown() as show:
-        found = sweeps.sweep(
-            file,
-            engine=engine,
-            count=count,
-            workers=workers,
-            resume=resume,
-            storage=storage,
-            experiment=experiment,
-            tracking_uri=tracking_uri,
-            show=show,
-        )
+    own = _own_model(register_best, (model_file, input_example, requirements))
+    try:
+        with samples_console.progress_shown() as show:
+            found = sweeps.sweep(
+                file,
+                engine=engine,
+                count=count,
+                workers=workers,
+                resume=resume,
+                storage=storage,
+                experiment=experiment,
+                tracking_uri=tracking_uri,
+                show=show,
+                say=say_begun,
+            )
+    except ConfigError:
+        raise
+    except OpusclipError as error:
+        # No wrong use: there is something left to do.
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
     version, fault = None, ""
     if register_best:
-        version, fault = _registered(found, register_best, tracking_uri)
+        version, fault = _registered(found, register_best, tracking_uri, own)
     if as_json:
         click.echo(json.dumps(_content(found, version), indent=2, ensure_ascii=False, default=vars))
     else:
@@ -93,17 +114,29 @@ def sweep(
     sys.exit(0 if is_well(found) and not fault else 1)
 
 
+def _own_model(name: str | None, files: _Files) -> "Packing | None":
+    """What serves a model of the user's own, read before the first trial; None for none."""
+    from opusclip_mlops import packing
+
+    if not any(files):
+        return None
+    if not name:
+        raise click.UsageError("--model-file is for --register-best NAME")
+    return packing.chosen(*files)
+
+
 def _registered(
-    found: "SweepResult", name: str, tracking_uri: str | None
+    found: "SweepResult", name: str, tracking_uri: str | None, own: "Packing | None" = None
 ) -> tuple[str | None, str]:
     """Register the checkpoint of the best trial; the version's URI, or why there is none."""
-    from opusclip_mlops import packing, registry
+    from opusclip_mlops import operating, packing, registry
 
     if not found.is_over:
         return None, "the sweep is not over"
     if found.best is None:
         return None, "no trial is the best"
-    packed = packing.clip_generator()
+    packed = own or packing.clip_generator()
+    operating.see_through(found.best.run_id)
     try:
         made = registry.register(
             found.best.run_id,
@@ -116,8 +149,47 @@ def _registered(
             tracking_uri=tracking_uri,
         )
     except OpusclipError as error:
-        return None, f"{error}; later: opusclip register {found.best.run_id} --as {name}"
+        files = ", with the same files" if own else ""
+        return None, f"{error}; later: opusclip register {found.best.run_id} --as {name}{files}"
     return made.uri, ""
+
+
+def tell_cut_off() -> None:
+    """Name the sweeps of this folder whose command was killed, and what goes on with each."""
+    from opusclip_mlops import console, open_sweeps
+
+    for one in open_sweeps.cut_off():
+        console.tell(
+            f"sweep {one.name} (run {one.run_id}) was cut off before it was over: {one.resuming} "
+            "goes on, opusclip recover --all ends its run"
+        )
+
+
+def settle_cut_off() -> bool:
+    """Have MLflow know how those sweeps stand; whether all could be settled."""
+    from opusclip_mlops import console, open_sweeps
+
+    faults = [(one, _settled(one)) for one in open_sweeps.cut_off()]
+    for one, fault in faults:
+        said = fault or "its run is ended"
+        console.tell(f"sweep {one.name} was cut off: {said}; go on: {one.resuming}")
+    return not any(fault for _, fault in faults)
+
+
+def _settled(one: "OpenSweep") -> str:
+    """End the run of a sweep that was cut off; why not, "" where it is ended."""
+    from opusclip_mlops import sweeps
+
+    storage = os.environ.get("OPUSCLIP_SWEEP_STORAGE")
+    if one.is_shared and not storage:
+        return "its run goes on, for others may work at it: set OPUSCLIP_SWEEP_STORAGE to see"
+    try:
+        is_settled = sweeps.settle(
+            one.name, storage=storage if one.is_shared else None, tracking_uri=one.tracking_uri
+        )
+    except OpusclipError as error:
+        return f"its run goes on: {error}"
+    return "" if is_settled else "its run goes on, for others work at it"
 
 
 def _content(found: "SweepResult", version: str | None) -> dict[str, object]:

@@ -4,7 +4,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
-from opusclip_mlops.folder import Position, RunFolder
+from opusclip_mlops.folder import Position, Progress, RunFolder
 
 _CALLED = {"ranks": "the merged points", "relay": "the owner's machine"}
 """What sinks are called that no user has named."""
@@ -49,15 +49,21 @@ def _is_terminal(stream: object) -> bool:
 def has_ended(folder: RunFolder, sinks: list[str]) -> bool:
     """Whether every sink has everything and knows the run's end.
 
-    Alerts that are judged, and only wait for a webhook that is away, hold nobody up.
+    Alerts that are judged, and only wait for a webhook that is away, hold nobody up; nor does the
+    machine that owns the run, once it was told all.
     """
     every = {sink: folder.progress(sink) for sink in sinks}
     # Behind the positions: what alerts say in between is lacking then.
     sizes = folder.size_bytes()
     return all(
-        progress.has_all(sizes) and (progress.done or (sink == "alerts" and progress.error != ""))
+        progress.has_all(sizes) and (progress.done or _is_as_good(sink, progress))
         for sink, progress in every.items()
     )
+
+
+def _is_as_good(sink: str, progress: Progress) -> bool:
+    """Whether nobody need wait for the rest of what a sink does."""
+    return (sink == "alerts" and progress.error != "") or bool(progress.state.get("told_all"))
 
 
 def undelivered(folder: RunFolder, sinks: list[str], *, goal: Position | None = None) -> list[str]:
@@ -74,7 +80,10 @@ def undelivered(folder: RunFolder, sinks: list[str], *, goal: Position | None = 
         progress, called = folder.progress(sink), _CALLED.get(sink, sink)
         done = progress.position
         left = sum(max(0, size - done.get(name, 0)) for name, size in wanted.items())
-        if left > 0 or (goal is None and not progress.done):
+        if silence := progress.state.get("owner_is_silent"):
+            lines.append(silence)
+        is_over = progress.done or progress.state.get("told_all")
+        if left > 0 or (goal is None and not is_over):
             what = (
                 f"{left:,} bytes are still on their"
                 if left > 0

@@ -37,6 +37,7 @@ from opusclip_mlops.sessions import (
 )
 from opusclip_mlops.stopping import reason_to_stop
 from opusclip_mlops.system_metrics import SystemMeter
+from opusclip_mlops.unrecorded import unrecorded
 
 _OWN_NAME = "supervisor"
 _BURIAL_LOOKS = 3
@@ -208,8 +209,12 @@ class Watch:
                 self._say(Tags({TRACEBACK_TAG: death.traceback}))
             if death.status != "FINISHED":
                 self._report(start, death, end_time_ms)
-        if not self._say(end):
+        whole = list(unrecorded(self._folder))
+        if not self._say(*(record for record, _ in whole), end):
             raise OSError(f"the end of {start.session} cannot be written down")
+        for _, mark in whole:
+            with contextlib.suppress(OSError):
+                mark.rmdir()
 
     def _say(self, *said: Record) -> bool:
         """Append to the supervisor's own journal, one for its whole life; False if that is full."""

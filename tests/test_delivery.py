@@ -210,6 +210,34 @@ def test_the_end_is_declared_after_everything_else(folder: RunFolder, memory: Me
     assert not is_caught_up(folder, folder.progress("memory"))
 
 
+@pytest.mark.parametrize(
+    ("said", "wait_s"),
+    [("12.5", 12.5), ("0", 0), ("-1", 0), ("nan", 0), ("1e9", 300), ("soon", 0.9), ("", 0.9)],
+)
+def test_how_long_records_wait_for_others_can_be_said(said: str, wait_s: float) -> None:
+    """Seconds within bounds; what is no number changes nothing, for no shipper may fail of it."""
+    assert delivery.send_interval_s({"OPUSCLIP_SEND_INTERVAL_S": said}) == wait_s
+    assert delivery.send_interval_s({}) == 0.9
+
+
+def test_the_end_waits_for_no_interval(
+    folder: RunFolder, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes between two sendings goes together, and a run that has ended goes at once."""
+    monkeypatch.setattr(delivery, "LINGER_S", 1e6)
+    append(folder, metrics(1))
+    thread = threading.Thread(target=deliver, args=(folder, "memory"), daemon=True)
+    thread.start()
+    wait_until(lambda: len(memory.batches) == 1)
+    append(folder, metrics(1, first=1))
+    append(folder, metrics(1, first=2))
+    end(folder)
+    thread.join(60)
+    assert not thread.is_alive()
+    steps = [[r.step for r in b.records if isinstance(r, Metrics)] for b in memory.batches]
+    assert steps == [[0], [1, 2]]
+
+
 def watched(tmp_path: Path) -> RunFolder:
     """A run that has ended, and whose alerts have judged nothing of it yet."""
     folder = make_run(tmp_path, ["memory", "alerts"])
@@ -283,6 +311,25 @@ def test_records_keep_their_order_over_segments(folder: RunFolder, memory: Memor
     deliver(folder, "memory")
     steps = [r.step for b in memory.batches for r in b.records if isinstance(r, Metrics)]
     assert steps == list(range(count + 20))
+
+
+@pytest.mark.parametrize(
+    ("sink", "is_held_up"), [("memory", False), ("ranks", True), ("relay", True)]
+)
+def test_what_is_not_merged_waits_for_no_backlog(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, sink: str, is_held_up: bool
+) -> None:
+    """A rank's does, for the points it is needed for: none is to be made without the others."""
+    monkeypatch.setattr(delivery, "BATCH_RECORDS", 100)
+    for name in ("s1-a", "s1-b"):
+        append(folder, metrics(1), journal=name)
+    folder.write_progress(sink, Progress(number=1, position=folder.size_bytes()))
+    append(folder, metrics(500, first=1), journal="s1-a")
+    append(folder, metrics(3, first=9000), journal="s1-b")
+    found = delivery._Delivery(folder, sink)._gathered(None, ended=False).records
+    steps = [one.step for one in found if isinstance(one, Metrics)]
+    live = [] if is_held_up else [9000, 9001, 9002]
+    assert steps == [*range(1, 101 - len(live)), *live]
 
 
 def test_a_process_own_word_goes_before_the_guess(folder: RunFolder) -> None:

@@ -8,7 +8,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from opusclip_mlops import faults
-from opusclip_mlops.faults import PutOff, attempted
+from opusclip_mlops.faults import AwaitsOthers, PutOff, attempted
 from opusclip_mlops.records import Checkpoint, Record, Text, Video
 
 
@@ -174,6 +174,42 @@ def test_a_checkpoint_never_overtakes_another(store: Store, clock: Clock) -> Non
     drain(put_off, store, clock)
     assert [name for name in store.taken if name[0] == "c"] == ["c1", "c2", "c3"]
     assert sorted(store.taken) == ["a", "b", "c1", "c2", "c3"]
+
+
+def test_a_checkpoint_that_waits_for_other_machines_is_overtaken(
+    store: Store, clock: Clock
+) -> None:
+    """What is behind it is sent at once, and it is tried again, also by the next process."""
+    put_off = PutOff()
+
+    def send(record: Record) -> None:
+        if name_of(record) in away:
+            raise AwaitsOthers("no share yet")
+        store.send(record)
+
+    away = {"c1", "c2"}
+    for record in (checkpoint("c1"), checkpoint("c2"), checkpoint("c3"), text("a")):
+        put_off.send_or_keep(record, send)
+    assert store.taken == ["c3", "a"]
+    assert put_off.fault == "2 files wait: for what other machines have not sent"
+    for one in (put_off, PutOff(put_off.encoded())):
+        for _ in range(9):
+            clock.now_s += faults.LAST_RETRY_S
+            one.try_again(send)
+        one.send_or_keep(checkpoint("c4"), send)
+    assert store.taken == ["c3", "a", "c4", "c4"]
+    away = {"c1"}
+    clock.now_s += faults.LAST_RETRY_S
+    put_off.try_again(send)
+    # One that the backend does not take now still lets no other by.
+    store.away = {"c5"}
+    for record in (checkpoint("c5"), checkpoint("c6")):
+        put_off.send_or_keep(record, send)
+    assert store.taken[4:] == ["c2"]
+    away, store.away = set(), set()
+    drain(put_off, store, clock)
+    assert sorted(store.taken[5:]) == ["c1", "c5", "c6"]
+    assert put_off.is_empty
 
 
 def test_a_bad_checkpoint_holds_up_no_clip(store: Store, clock: Clock) -> None:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "opusclip_mlops"
 
 FLOORS = [
     {"errors", "redaction", "slots", "lean_mlflow", "amounts", "object_storage", "model_hooks"}
-    | {"ranks", "manifest"},
+    | {"ranks", "manifest", "new_store"},
     {"passports", "values", "setting_values", "confusion_counts"}
     | {"trace_events"}
     | {"downsampling", "page_text", "unread_output"},
@@ -61,7 +61,7 @@ FLOORS = [
     }
     | {"pictures", "repeats", "event_files", "policy", "retention", "chain", "generations"}
     | {"verdicts", "panels", "origins", "staging", "temporal", "drift", "significance"},
-    {"run_families", "merging_log"}
+    {"run_families", "merging_log", "gathering"}
     | {"noticeboard", "staged_training", "consolidating"}
     | {"mlflow_requests", "insight_documents", "operations", "exits"}
     | {"torch_traces", "shown_files"}
@@ -73,6 +73,7 @@ FLOORS = [
     | {"smoke", "smoke_worker", "version_page"}
     | {"patience", "fetching", "asking", "wall_page", "begun_uploads", "blind_votes"},
     {"table_cells", "loop_hooks", "posting", "stopping", "rendezvous", "joint_loads"}
+    | {"vain_waiting", "life_signs", "shares_elsewhere", "unrecorded"}
     | {"attendance", "joint_notices"}
     | {"mirror_names", "rewinding"}
     | {"wandb_artifacts"},
@@ -83,7 +84,7 @@ FLOORS = [
     | {"joint_saves", "putting_back"}
     | {"panel_steps", "wall_clips", "wall_measures", "named_runs", "frame_sources", "evaluations"}
     | {"blind_results", "blind_page", "blind_server"}
-    | {"deaths"}
+    | {"deaths", "meeting"}
     | {"insight_uploads", "insight_reading"},
     {
         "crash_report",
@@ -110,7 +111,7 @@ FLOORS = [
         "registry_rows",
     },
     {"contents", "settling", "touches", "wall_shipping", "wall_across"}
-    | {"rank_relay"}
+    | {"rank_relay", "owner_watch"}
     | {"bottleneck_report", "alerts", "metric_rows"},
     {"sinks", "holdings", "gates", "runs", "watching", "lookout", "comparing"}
     | {"compare_words"}
@@ -125,9 +126,9 @@ FLOORS = [
     {"shipper", "registry", "session", "mirroring", "gated"},
     {"replay", "mirror_worker", "saving", "sampling", "insights"},
     {"profiling", "resuming"},
-    {"tracker", "verifying", "server", "run_status", "descent"},
-    {"sweeps"},
-    {"operating", "projects", "doctor", "monitoring"} | {"reports"},
+    {"tracker", "verifying", "server", "run_status", "descent", "open_sweeps"},
+    {"sweeps"} | {"operating"},
+    {"projects", "doctor", "monitoring"} | {"reports"},
     {"server_console", "doctor_console", "webhooks_console"}
     | {"console", "mirror_console", "registry_console", "samples_console", "packing"}
     | {"scoring_console"}
@@ -194,6 +195,8 @@ OWNERS = {
         "sinks.mlflow",
         "sinks.relay",
         "rank_relay",
+        "life_signs",
+        "owner_watch",
         "smoke_worker",
         "standing",
         "version_files",

@@ -218,6 +218,18 @@ def test_segments_begin_with_what_sessions_start_with(folder: RunFolder) -> None
     assert set(sizes.values()) == {0}
 
 
+def test_a_segment_that_another_follows_is_seen_whole(folder: RunFolder) -> None:
+    """All are listed before any is measured: what was rolled in between is no shorter for it."""
+    entries = folder.entries()
+    sizes = folder.size_bytes()
+    append(folder)
+    with (folder.path / "s1-000000.journal").open("ab") as file:
+        file.write(b"more")
+    [entry] = entries
+    assert entry.stat().st_size == sizes[entry.name] + 4
+    assert RunFolder(folder.path / "gone").size_bytes() == {}
+
+
 # Whole files
 
 

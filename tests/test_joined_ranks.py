@@ -10,20 +10,26 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import msgspec
 import pytest
 from mlflow import MlflowClient
 
-from opusclip_mlops import TrackingConfig, rendezvous
+from opusclip_mlops import TrackingConfig
 from opusclip_mlops.delivery import deliver
 from opusclip_mlops.errors import ConfigError
-from opusclip_mlops.folder import RunFolder
+from opusclip_mlops.flight import boot_id
+from opusclip_mlops.folder import Manifest, RunFolder
 from opusclip_mlops.joining import PROCESS_VARIABLE, Joining, earlier_run, place_of
+from opusclip_mlops.meeting import Answering, Meeting, folder_of
 from opusclip_mlops.naming import manifest_of
+from opusclip_mlops.rank_share import RankShare
 from opusclip_mlops.ranks import Place
-from opusclip_mlops.records import now_ms
-from opusclip_mlops.rendezvous import FOLDER, Meeting, note_run
+from opusclip_mlops.records import RankMetrics, now_ms
+from opusclip_mlops.rendezvous import FOLDER, keep_in_mind, note_run
+from opusclip_mlops.selection import Selection
 from opusclip_mlops.session import Session as Part
 from opusclip_mlops.sessions import Session, final_end, sessions
 from opusclip_mlops.watching import Watch
@@ -41,7 +47,6 @@ class NoShipper:
 
 # What they leave in the journal is delivered by the test.
 opusclip_mlops.session.ShipperGuard = NoShipper
-opusclip_mlops.joining._OLD_AFTER_S = 1
 from opusclip_mlops import ExperimentTracker, TrackingConfig
 
 place, what = Path(sys.argv[1]), sys.argv[2]
@@ -50,6 +55,8 @@ config = TrackingConfig(
     journal_dir=str(place / "journal"), use_wandb=False, use_tensorboard=False,
     system_metrics=False, profile_operations=False, drain_timeout_s=0,
 )
+if "AWAITS_OWNER" in os.environ:
+    sys.stdin.readline()
 rank, attempt = os.environ["RANK"], os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 tracker = ExperimentTracker(config)
 tracker.log_metrics({"loss": float(rank) + 10 * int(attempt)}, step=int(attempt))
@@ -108,7 +115,13 @@ class Ranks:
         self._left = ExitStack()
 
     def start(
-        self, rank: int, what: str = "leave", *, size: int = 2, **environment: str
+        self,
+        rank: int,
+        what: str = "leave",
+        *,
+        size: int = 2,
+        errors: int | None = None,
+        **environment: str,
     ) -> subprocess.Popen[str]:
         """Start a rank."""
         numbers = {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
@@ -116,7 +129,7 @@ class Ranks:
         process = subprocess.Popen(
             [sys.executable, str(self._script), str(self.place), what],
             env={**_clean(os.environ), **numbers, "PYTHONPATH": os.getcwd(), **environment},
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
         )  # fmt: skip
         self._left.callback(process.communicate)
         self._left.callback(process.kill)
@@ -303,40 +316,42 @@ def _run_id(folder: RunFolder) -> str:
 def test_a_run_that_was_delivered_and_removed_goes_on(
     ranks: Ranks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The new attempt finds the MLflow run again, and ends it anew."""
+    """Each new attempt finds the MLflow run again, and ends it anew."""
     [first, _] = ranks.run(**JOB)
     folder = ranks.folder()
-    delivered(folder)
-    run_id = _run_id(folder)
-    note_run(folder)
-    assert folder.remove_unless_held()
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", **JOB}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    found = earlier_run(TrackingConfig(journal_dir=str(folder.path.parent)))
-    assert found is not None
-    assert (found.folder.path, found.run_id) == (folder.path, run_id)
-    assert ranks.run(attempt=1, **JOB)[0] == first
-    assert folder.manifest().run_id == run_id
+    for attempt in (1, 2):
+        delivered(folder)
+        run_id = _run_id(folder)
+        note_run(folder)
+        assert folder.remove_unless_held()
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(attempt))
+        found = earlier_run(TrackingConfig(journal_dir=str(folder.path.parent)))
+        assert found is not None
+        assert (found.folder.path, found.run_id) == (folder.path, run_id)
+        assert ranks.run(attempt=attempt, **JOB)[0] == first
+        assert folder.manifest().run_id == run_id
+        assert {one.start.attempt for one in sessions(folder)} == {attempt}
     delivered(folder)
-    assert ranks.runs() == [("FINISHED", {"loss": 10.0})]
+    assert ranks.runs() == [("FINISHED", {"loss": 20.0})]
 
 
-def test_a_rank_may_join_when_another_has_long_ended(
-    ranks: Ranks, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also when all the other had logged was delivered, and its folder is gone."""
-    monkeypatch.setattr("opusclip_mlops.sinks.ranks.BEGIN_WAIT_S", 0)
+def test_a_run_of_a_moment_is_joined_by_who_began_meanwhile(ranks: Ranks) -> None:
+    """Its owner has ended by the time they ask, and has left them an answer."""
+    late = ranks.start(1, AWAITS_OWNER="1", **JOB)
     early = ranks.start(0, **JOB).communicate(timeout=300)[0].split()
-    folder = ranks.folder()
-    delivered(folder)
-    note_run(folder)
-    assert folder.remove_unless_held()
-    late = ranks.start(1, **JOB).communicate(timeout=300)[0].split()
-    assert (late[0], late[1]) == (early[0], "False")
-    assert folder.manifest().owns_run
-    delivered(folder)
-    assert ranks.runs() == [("FINISHED", {"loss": 0.0})]
+    assert late.communicate("on\n", timeout=300)[0].split() == [early[0], "False"]
+    assert by_rank(ranks.folder()).keys() == {0, 1}
+
+
+def test_a_run_that_has_ended_is_not_joined_later(ranks: Ranks) -> None:
+    """One line says what became of it: what its store holds may be an attempt before's."""
+    ranks.run(**JOB)
+    late = ranks.start(1, errors=subprocess.PIPE, OPUSCLIP_RANKS_WAIT_S="1", **JOB)
+    said = late.communicate(timeout=300)[1]
+    assert "rank 0 has begun no other run within 1 s, and " in said
+    assert " had ended before this rank asked for it" in said
 
 
 def test_where_all_are_told_to_end_the_run_is_killed(ranks: Ranks) -> None:
@@ -379,45 +394,108 @@ def test_a_rank_that_waits_in_vain_says_for_whom(rank_one: TrackingConfig) -> No
     assert "\n" not in str(caught.value)
 
 
-def said_at(said_ms: int, *, host: str = HOST) -> Meeting:
-    """What an owner has said at a time."""
-    return Meeting(
-        local_id="abc", run_id=None, run_name="a run", experiment_name="films", experiment_id=None,
-        start_time_ms=said_ms, host=host, node=0, journal_dir="/elsewhere", attempt=3,
-        said_ms=said_ms,
-    )  # fmt: skip
-
-
-def told(config: TrackingConfig, meeting: Meeting, *, wait_s: float) -> Joining:
-    """The way of a rank whose owner has said this."""
+def told(config: TrackingConfig, meeting: Meeting) -> Joining:
+    """The way of a rank whose owner says this, and trains on."""
     place = place_of(config)
     assert place is not None
-    joining = Joining(config, place, wait_s=wait_s)
-    joining._board.write(joining._name, msgspec.json.encode(meeting))
+    joining = Joining(config, place, wait_s=60)
+    answers = Answering(joining._board, joining._name, meeting, may_ask=True, keep=lambda: None)
+    _owners.callback(answers.leave)
     return joining
 
 
-@pytest.mark.parametrize(("host", "age_ms", "is_old"), [
-    (HOST, 1, True), (HOST, -1, False), ("gpu-07", 5000, True), ("gpu-07", 500, False),
-])  # fmt: skip
-def test_what_was_said_before_a_rank_began_is_another_ones(
-    rank_one: TrackingConfig, host: str, age_ms: int, is_old: bool
-) -> None:
-    """It is waited for what comes next; the clock of another machine may differ by a second."""
-    joining = told(rank_one, said_at(rendezvous.began_ms() - age_ms, host=host), wait_s=60)
-    found = rendezvous.said(joining._board, joining._name)
-    assert found is not None
-    assert joining._is_ours(found, waited_s=19.9) is not is_old
-    assert joining._is_ours(found, waited_s=20)
+_owners = ExitStack()
+
+
+@pytest.fixture(autouse=True)
+def owners() -> Iterator[None]:
+    """All that were to answer have left."""
+    with _owners:
+        yield
+
+
+def said_by(host: str, *, attempt: int = 3, journal_dir: str = "/elsewhere") -> Meeting:
+    """What an owner says."""
+    return Meeting(
+        local_id="abc", run_id=None, run_name="a run", experiment_name="films", experiment_id=None,
+        start_time_ms=now_ms(), host=host, journal_dir=journal_dir, attempt=attempt,
+    )  # fmt: skip
 
 
 def test_a_rank_takes_its_attempt_from_the_owner(rank_one: TrackingConfig) -> None:
     """Whatever its own launcher says; on a machine that is not the owner's it relays."""
-    joining = told(rank_one, said_at(now_ms(), host="gpu-07"), wait_s=60)
+    joining = told(rank_one, said_by("gpu-07"))
     manifest = joining.agreed(manifest_of(rank_one, None))
     assert (joining.place.attempt, joining.goes_on) == (3, True)
     assert (manifest.sinks, manifest.nodes, manifest.owns_run) == (["mlflow", "relay"], 2, False)
     assert joining.folder_name(manifest.local_id) == f"abc+{HOST}"
+
+
+def test_machines_of_one_name_are_told_apart(rank_one: TrackingConfig) -> None:
+    """Images of a cloud may give all the same, and the journal the same path on each disk."""
+    Path(rank_one.journal_dir).mkdir()
+    joining = told(rank_one, said_by(HOST, journal_dir=rank_one.journal_dir))
+    manifest = joining.agreed(manifest_of(rank_one, None))
+    assert (manifest.sinks, manifest.owns_run) == (["mlflow", "relay"], False)
+    assert joining.folder_name("abc") == f"abc+{HOST}-{boot_id()[:8]}"
+    here = msgspec.structs.replace(
+        said_by(HOST, journal_dir=rank_one.journal_dir),
+        boot=boot_id(), folder=folder_of(Path(rank_one.journal_dir)),
+    )  # fmt: skip
+    _owners.close()
+    joining = told(rank_one, here)
+    assert joining.agreed(manifest_of(rank_one, None)).owns_run
+    assert joining.folder_name("abc") == "abc"
+
+
+def owner_after(
+    config: TrackingConfig, monkeypatch: pytest.MonkeyPatch, earlier: Meeting, *, size: int = 2
+) -> tuple[Joining, Manifest]:
+    """The owner of an attempt after the one in which this was said, and its run."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": str(size), **JOB}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    place = place_of(config)
+    assert place is not None
+    joining = Joining(config, place)
+    joining._board.write(joining._name, msgspec.json.encode(earlier))
+    return joining, joining.agreed(manifest_of(config, None))
+
+
+def test_a_run_is_gone_on_with_where_it_began(
+    rank_one: TrackingConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another machine has nothing of what the owner had merged: it begins one, and says why."""
+    earlier = said_by("gpu-07", journal_dir=rank_one.journal_dir)
+    joining, manifest = owner_after(rank_one, monkeypatch, earlier)
+    assert (manifest.local_id != "abc", joining.goes_on) == (True, False)
+    assert joining.earlier() == earlier
+    assert earlier_run(rank_one) is None
+    said = capsys.readouterr().err
+    assert said == (
+        "opusclip: run a run, which was begun on gpu-07, is not gone on with:"
+        f" {HOST}, where rank 0 makes the run now, has no journal of it\n"
+    )
+    keep_in_mind(RunFolder(Path(rank_one.journal_dir, "abc")))
+    joining, manifest = owner_after(rank_one, monkeypatch, earlier)
+    assert (manifest.local_id, joining.goes_on, joining.place.attempt) == ("abc", True, 4)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_last_of_many_keeps_the_keys_of_many(
+    rank_one: TrackingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started anew alone, what it logs by rank goes on under the names it had."""
+    keep_in_mind(RunFolder(Path(rank_one.journal_dir, "abc")))
+    earlier = msgspec.structs.replace(said_by(HOST), ranks=2)
+    joining, _ = owner_after(rank_one, monkeypatch, earlier, size=1)
+    assert joining.place.was_many
+    assert joining._meeting(RunFolder(Path(rank_one.journal_dir, "abc")), _).ranks == 2
+    part = SimpleNamespace(place=joining.place, is_owner=True, append=lambda _: None)
+    share = RankShare(part, RunFolder(Path("none")), cast(Selection, None), interval_s=1)
+    assert isinstance(share.record({"own": 1.0}, 1, 1, "each"), RankMetrics)
+    joining, _ = owner_after(rank_one, monkeypatch, said_by(HOST), size=1)
+    assert not joining.place.was_many
 
 
 def test_machines_that_share_a_disk_have_a_folder_each(
@@ -434,10 +512,7 @@ def test_machines_that_share_a_disk_have_a_folder_each(
     monkeypatch.setattr("opusclip_mlops.joining._joined_here", [])
     monkeypatch.setenv(PROCESS_VARIABLE, str(os.getpid()))
     owners = RunFolder(Path(rank_one.journal_dir, "abc"))
-    meeting = msgspec.structs.replace(
-        said_at(now_ms(), host="gpu-07"), journal_dir=rank_one.journal_dir
-    )
-    told(rank_one, meeting, wait_s=60)
+    told(rank_one, said_by("gpu-07", journal_dir=rank_one.journal_dir))
     part = Part(rank_one, tags={})
     assert part.folder.path == owners.path.with_name(f"abc+{HOST}")
     assert (part.local_id, part.folder.manifest().owns_run) == ("abc", False)
@@ -497,6 +572,16 @@ def test_one_process_is_a_rank_only_where_it_may_be_started_anew(
     assert place_of(rank_one) == Place(rank=0, local_rank=0, world_size=1, job="a-job")
 
 
+def test_a_number_that_no_rank_has_is_refused(
+    rank_one: TrackingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 5 of 2 would log alone, as if all were well, while the others wait for it."""
+    monkeypatch.setenv("RANK", "5")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="RANK is 5 and WORLD_SIZE 2"):
+        place_of(rank_one)
+
+
 def test_the_owner_of_too_few_ranks_is_rank_zero(rank_one: TrackingConfig) -> None:
     """Fewer may be left than there were when the owner was named."""
     config = TrackingConfig(journal_dir=rank_one.journal_dir, metric_rank=5)
@@ -523,6 +608,7 @@ def _failed_join(folder: RunFolder, *, journal_dir: Path) -> str:
     code = (
         "import sys; from pathlib import Path; from opusclip_mlops import joining, rendezvous\n"
         "from opusclip_mlops import TrackingConfig, ExperimentTracker\n"
+        "import socket; socket.gethostname = lambda: 'gpu-07'\n"
         "own = rendezvous.FileBoard\n"
         "rendezvous.board_of = lambda *_, **__: own(Path(sys.argv[1]))\n"
         "try: ExperimentTracker(TrackingConfig(journal_dir=sys.argv[2]))\n"

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,20 @@ def test_calls_that_name_no_step_are_counted_whatever_comes_of_them(folder: RunF
     assert sorted(packed) == [0, 1]
 
 
+def test_calls_that_the_owner_never_makes_are_told(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, as the rank ends: it alone knows that it has called."""
+    monkeypatch.setattr(joint_saves, "_FAILING_S", 0.05)
+    other = Rank(1, folder, HashStore())
+    other.save(1)
+    other.save(2)
+    assert other.saves.close(has_failed=True) == [
+        "nothing was saved of what this rank called save_checkpoint for: the owner has not called "
+        "it, or is gone"
+    ]
+
+
 def test_ranks_with_other_tensors_save_no_half_model(folder: RunFolder) -> None:
     """Of pipeline stages the owner's is not taken for the model; the name is told to be lost."""
     store = HashStore()
@@ -240,7 +255,67 @@ def test_on_a_disk_that_machines_share_all_write_into_one_folder(
 
 
 @pytest.mark.usefixtures("in_shares")
-@pytest.mark.parametrize("end", ["committed", "refused", "gone"])
+def test_shares_that_do_not_make_the_model_make_no_checkpoint(
+    folder: RunFolder, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They say how much they hold: what is lacking, or there twice, could never be loaded."""
+    store, staged = HashStore(), Training.staged
+
+    def of_half(self: Training, **place: Any) -> Staged:
+        return replace(staged(self, **place), values=3, all_values=5)
+
+    monkeypatch.setattr(Training, "staged", of_half)
+    owner, other = Rank(0, folder, store), Rank(1, folder, store)
+    name = both(pool, owner, other, 1).result(WAIT_S)
+    assert owner.saves.settle(wait_s=WAIT_S)
+    assert owner.saves.faults == [
+        f"checkpoint {name} was not saved: the ranks hold 6 values of a model of 5: give all "
+        "`fully_shard` one mesh of all ranks"
+    ]
+    assert (owner.committed, owner.lost) == ([], [name])
+
+
+@pytest.mark.usefixtures("in_shares")
+def test_who_has_written_its_share_stays_until_the_owner_has_its_own(
+    folder: RunFolder, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store may end with it: the owner would never learn that the share is there."""
+    store, order, has_left = HashStore(), list[str](), threading.Event()
+    owner, other = Rank(0, folder, store), Rank(1, folder, store)
+    committed = owner.saves._committed
+
+    def commit_late(plan: Planned) -> Done:
+        has_left.wait(1.0)
+        order.append("saved")
+        return committed(plan)
+
+    monkeypatch.setattr(owner.saves, "_committed", commit_late)
+    both(pool, owner, other, 1).result(WAIT_S)
+    assert other.saves.close(has_failed=False) == []
+    order.append("left")
+    has_left.set()
+    assert owner.saves.close(has_failed=False) == []
+    assert order == ["saved", "left"]
+
+
+def test_generators_that_went_with_the_store_cost_no_checkpoint(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner holds all else of the model, and says what is missing."""
+    monkeypatch.setattr(joint_saves, "_GENERATORS_WAIT_S", 0.1)
+    owner = Rank(0, folder, HashStore())
+
+    def gone(_key: str) -> bytes:
+        raise CheckpointError("the process group's store does not answer: Broken pipe")
+
+    monkeypatch.setattr(owner.saves._board, "look", gone)
+    name = owner.save(1)
+    assert owner.saves.close(has_failed=False) == []
+    assert owner.committed == [name]
+
+
+@pytest.mark.usefixtures("in_shares")
+@pytest.mark.parametrize("end", ["committed", "refused", "gone", "unsaid"])
 def test_what_another_machine_has_written_stays_if_there_may_be_a_checkpoint(
     end: str,
     tmp_path: Path,
@@ -255,8 +330,11 @@ def test_what_another_machine_has_written_stays_if_there_may_be_a_checkpoint(
     def fail(_save: object) -> Done:
         raise CheckpointError("refused")
 
-    if end != "committed":
-        monkeypatch.setattr(owner.saves, "_finished", fail)
+    if end == "unsaid":
+        # The checkpoint is there by then.
+        monkeypatch.setattr(owner.saves, "_committed", fail)
+    elif end != "committed":
+        monkeypatch.setattr(owner.saves, "_files", fail)
     if end == "gone":
         # As if it were killed behind its commit.
         monkeypatch.setattr(owner.saves._board, "post_fault", lambda *_told: None)

@@ -448,16 +448,15 @@ def test_a_torn_frame_is_damage_once_another_follows(tmp_path: Path) -> None:
 @pytest.mark.parametrize("chunk_bytes", [1, 7, 64, 10**6])
 @pytest.mark.parametrize("spoil", ["magic", "length", "checksum", "payload", "all"])
 def test_damage_in_the_middle_is_told_and_passed_over(
-    tmp_path: Path, spoil: str, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, spoil: str, chunk_bytes: int
 ) -> None:
     """Wherever a frame is damaged its neighbours are read, and its place is told exactly."""
-    monkeypatch.setattr(journal, "_READ_BYTES", chunk_bytes)
     whole = frames([metrics(step) for step in range(4)], tmp_path)
     places = {"magic": (0, 4), "length": (4, 8), "checksum": (8, 12), "payload": (12, 20)}
     begin, end = places.get(spoil, (0, len(whole[1])))
     damaged = whole[1][:begin] + bytes(end - begin) + whole[1][end:]
     path = segment(tmp_path, whole[0] + damaged + whole[2] + whole[3])
-    items = list(journal.read(path))
+    items = list(journal.read(path, chunk_bytes=chunk_bytes))
     assert steps(items) == [0, 2, 3]
     assert items[1] == Damage(len(whole[0]), len(whole[0]) + len(whole[1]))
 
@@ -488,14 +487,12 @@ def framed(fields: list[object]) -> bytes:
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 2, 3, 5, 11, 12, 13, 100, 1000])
-def test_chunks_may_end_anywhere(
-    tmp_path: Path, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_chunks_may_end_anywhere(tmp_path: Path, chunk_bytes: int) -> None:
     """How much is read from the file at a time does not show; a record may be many chunks."""
-    monkeypatch.setattr(journal, "_READ_BYTES", chunk_bytes)
     written = [metrics(0), text(1, "x" * 3000), metrics(2), text(3, ""), metrics(4)]
     whole = frames(written, tmp_path)
-    items = list(journal.read(segment(tmp_path, b"".join(whole))))
+    path = segment(tmp_path, b"".join(whole))
+    items = list(journal.read(path, chunk_bytes=chunk_bytes))
     assert found_records(items) == written
     assert items[-1].end_bytes == sum(map(len, whole))
 
@@ -508,6 +505,17 @@ def test_a_record_larger_than_a_chunk(tmp_path: Path) -> None:
         log.append(record)
     log.close()
     assert found_records(read(tmp_path)) == written
+
+
+def test_a_reading_holds_no_file_open(tmp_path: Path) -> None:
+    """So the journals of many ranks can be read side by side."""
+    log = Journal(tmp_path, "s")
+    log.append(metrics(0))
+    log.close()
+    files = len(os.listdir("/proc/self/fd"))
+    reading = [journal.read(tmp_path / "s-000000.journal") for _ in range(10)]
+    assert steps([next(one) for one in reading]) == [0] * 10
+    assert len(os.listdir("/proc/self/fd")) == files
 
 
 def test_reading_meets_what_is_appended_meanwhile(tmp_path: Path) -> None:
@@ -622,10 +630,8 @@ def test_no_damage_makes_a_record_that_was_not_written(
     """
     content = spoiled(b"".join(written_frames), spoils)
     spoiled_path.write_bytes(content)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal, "_READ_BYTES", chunk_bytes)
-        items = list(journal.read(spoiled_path, ended=True))
-        pending = list(journal.read(spoiled_path))
+    items = list(journal.read(spoiled_path, ended=True, chunk_bytes=chunk_bytes))
+    pending = list(journal.read(spoiled_path, chunk_bytes=chunk_bytes))
     begin = 0
     for item in items:
         if isinstance(item, Entry):

@@ -27,7 +27,7 @@ def test_a_dry_run_prints_a_script_and_launches_nothing(
     """A whole script, which bash can read, and no run in MLflow."""
     folder = project(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store(tmp_path))
-    (folder / "b.json").write_text(json.dumps({"kind": "slurm", "nodes": 2}))
+    (folder / "b.json").write_text(json.dumps({"kind": "slurm", "chain": 2}))
     words = ("launch", str(folder), "-c", str(folder / "b.json"), "-P", "note=a 'b'")
     assert code_of(*words, "--dry-run") == 0
     script = capfd.readouterr().out

@@ -18,9 +18,11 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from opusclip_mlops import checkpoints
 from opusclip_mlops.checkpoints import CheckpointMetadata, checkpoint_name
 from opusclip_mlops.errors import CheckpointError
+from opusclip_mlops.folder import RunFolder
 from opusclip_mlops.loading import LoadedCheckpoint, load_checkpoint
 from opusclip_mlops.metadata import BestValue
 from opusclip_mlops.staged_training import Training
+from tests.journeys import make_run
 from tests.rank_processes import run_ranks
 
 Parts = tuple[nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]
@@ -108,6 +110,25 @@ def test_one_of_a_folder_of_checkpoints_is_chosen(tmp_path: Path) -> None:
     assert load_checkpoint(str(tmp_path), which=checkpoint_name(1, 5)).folder == third
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 7; it has: .*000010"):
         load_checkpoint(tmp_path, which=7)
+
+
+def test_a_run_is_not_removed_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its shipper may have delivered all of it in this moment."""
+    run, given = make_run(tmp_path), parts()
+    save(run.checkpoints, given, 1)
+    verify, seen = checkpoints.verify, list[bool]()
+
+    def verified(*args: Any, **options: Any) -> Any:
+        seen.append(run.remove_empty())
+        return verify(*args, **options)
+
+    monkeypatch.setattr(checkpoints, "verify", verified)
+    monkeypatch.setattr(RunFolder, "size_bytes", lambda _self: {})
+    load_checkpoint(run.checkpoints, which="last", model=given[0])
+    assert seen == [False]
+    assert run.remove_empty()
 
 
 def test_what_a_crash_left_unsealed_is_passed_over(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from opusclip_mlops.folder import RunFolder
 from opusclip_mlops.layout import REASON_TAG
 from opusclip_mlops.sessions import ELSEWHERE
 from tests.journeys import store, wait_until
@@ -128,6 +129,12 @@ class Cluster:
                 return True
         return False
 
+    def faults(self, machine: Machine) -> int:
+        """How often the machine has tried in vain to send what its rank logs."""
+        folder = self.run_folder(machine)
+        assert folder is not None
+        return RunFolder(folder).progress("relay").faults
+
     def has_heard(self) -> bool:
         """Whether records of the other machine have come to the owner's."""
         folder = self.run_folder(self.training[0])
@@ -150,7 +157,8 @@ class Cluster:
     def _begun(self, command: list[str], log: str, **environment: str) -> "subprocess.Popen[bytes]":
         fixed = {"NO_PROXY": "*", "OMP_NUM_THREADS": "1", "OPUSCLIP_RANKS_INTERVAL_S": "1"}
         # On a slow machine a second of the network's is long.
-        fixed["OPUSCLIP_NODES_WAIT_S"] = "240"
+        fixed["OPUSCLIP_NODES_WAIT_S"] = fixed["OPUSCLIP_OWNER_WAIT_S"] = "1200"
+        fixed["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "10"
         with (self.folder / f"{log}.log").open("ab") as output:
             return subprocess.Popen(
                 command,
@@ -199,13 +207,24 @@ def test_two_machines_by_torchrun(cluster: Cluster) -> None:
 
 
 def test_a_rank_that_is_killed_on_another_machine_is_named(cluster: Cluster) -> None:
-    """The run's end says which rank died, where and of what; who was told to end is no reason."""
+    """The run's end says which rank died, where and of what; who was told to end is no reason.
+
+    It is told, and all that was logged before it, though MLflow was out of reach meanwhile.
+    """
     cluster.by_hand()
     wait_until(cluster.has_heard)
+    _, other = cluster.training
+    faults = cluster.faults(other)
+    other.unplug()
+    # The outage lasts until the other machine has felt it.
+    wait_until(lambda: cluster.faults(other) > faults)
     os.kill(cluster.pid(1), signal.SIGKILL)
+    other.plug_in()
     cluster.jobs[1].wait()
     os.kill(cluster.pid(0), signal.SIGTERM)
     run = cluster.wait()
     assert run.info.status == "FAILED"
     assert run.data.tags[REASON_TAG].startswith("rank 1 on node-b: process ")
     assert "SIGKILL" in run.data.tags[REASON_TAG]
+    points = cluster.points(run, "loss")
+    assert len({step for step, _ in points}) == len(points)

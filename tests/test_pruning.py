@@ -315,6 +315,21 @@ def test_a_marked_best_that_cannot_be_read_keeps_its_mark(tmp_path: Path) -> Non
     assert marks.at_arrival(later, about) == {LAST_TAG: "new", BEST_TAG: "new"}
 
 
+def test_the_last_is_never_one_that_was_overtaken(tmp_path: Path) -> None:
+    """One that had to wait for another machine's share arrives behind a later one."""
+    folder, (first, second) = delivered(tmp_path, 10, 20)
+    marks = Marks(client(), run_id(folder), folder, goes_on=False)
+    assert LAST_TAG not in marks.at_arrival(
+        first, checkpoints.read_metadata(folder.checkpoints / first.name)
+    )
+    assert (
+        marks.at_arrival(second, checkpoints.read_metadata(folder.checkpoints / second.name))[
+            LAST_TAG
+        ]
+        == second.name
+    )
+
+
 def test_the_mark_stays_with_what_an_earlier_part_did_better(tmp_path: Path) -> None:
     """A part that could not know calls its first checkpoint best; the tag is not moved."""
     folder, (best, *_) = delivered(tmp_path, 10, 20)

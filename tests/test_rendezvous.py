@@ -9,7 +9,6 @@ import threading
 import time
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from opusclip_mlops.errors import ConfigError
@@ -18,58 +17,37 @@ from opusclip_mlops.ranks import Place
 from opusclip_mlops.rendezvous import (
     FOLDER,
     FileBoard,
-    Meeting,
     StoreBoard,
-    began_ms,
     board_of,
+    is_in_mind,
+    keep_for_longer,
     keep_in_mind,
+    memory_of,
     note_run,
     noted_run,
-    said,
 )
 from tests.journeys import make_run, wait_until
 from tests.servers import free_port
 
 PLACE = Place(rank=1, local_rank=1, world_size=2)
-MEETING = Meeting(
-    local_id="abc",
-    run_id=None,
-    run_name="a run",
-    experiment_name="films",
-    experiment_id=None,
-    start_time_ms=5,
-    host="gpu-07",
-    node=0,
-    journal_dir="/data/journal",
-    attempt=0,
-)
 
 
-def test_a_file_holds_what_was_said_last(tmp_path: Path) -> None:
+def test_a_file_holds_what_was_written_last(tmp_path: Path) -> None:
     """Names may hold anything: nothing leaves the folder, and only the user can read it."""
     board = FileBoard(tmp_path)
     name = "opusclip/../../job \udcff/0"
-    assert said(board, name) is None
-    board.write(name, b"not ours")
-    assert said(board, name) is None
-    board.write(name, msgspec.json.encode(MEETING))
-    assert said(FileBoard(tmp_path), name) == MEETING
+    board.write(name, None)
+    assert board.read(name) is None
+    board.append(name, b"a")
+    board.append(name, b"b")
+    assert FileBoard(tmp_path).read(name) == b"ab"
+    board.write(name, b"c")
+    assert board.read(name) == b"c"
     [path] = (tmp_path / FOLDER).iterdir()
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
-
-
-def test_a_name_is_claimed_by_one_process(tmp_path: Path) -> None:
-    """Who has claimed it may ask again; any other process is told no."""
-    board = FileBoard(tmp_path)
-    board.write("run", b"")
-    assert board.claim("run/1")
-    assert board.claim("run/1")
-    code = (
-        "import sys; from pathlib import Path; from opusclip_mlops.rendezvous import FileBoard\n"
-        "sys.exit(FileBoard(Path(sys.argv[1])).claim('run/1'))"
-    )
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 0
+    board.write(name, None)
+    assert list(path.parent.iterdir()) == []
 
 
 def test_what_is_a_month_old_is_removed(tmp_path: Path) -> None:
@@ -81,6 +59,64 @@ def test_what_is_a_month_old_is_removed(tmp_path: Path) -> None:
     board.write("new", b"2")
     assert board.read("old") is None
     assert board.read("new") == b"2"
+
+
+def test_what_a_run_needs_is_kept_while_it_trains(tmp_path: Path) -> None:
+    """Also for months: its owner renews it."""
+    folder = make_run(tmp_path)
+    keep_in_mind(folder)
+    [path] = (folder.path.parent / FOLDER).iterdir()
+    os.utime(path, (time.time() - 31 * 24 * 3600,) * 2)
+    keep_for_longer(folder)
+    FileBoard(folder.path.parent).write("another", b"")
+    assert is_in_mind(folder)
+
+
+MEMORY = """
+import os, sys
+from pathlib import Path
+from opusclip_mlops.ranks import place_in
+from opusclip_mlops.rendezvous import StoreBoard, memory_of
+
+store = StoreBoard.__new__(StoreBoard)
+board = memory_of(place_in(os.environ), os.environ, Path(sys.argv[1]), store)
+print(None if board is None else board.read("run"))
+if board is not None:
+    board.write("run", sys.argv[2].encode())
+"""
+AGENT = """
+import os, subprocess, sys
+place, *names = sys.argv[2:]
+for name in names:
+    numbers = dict(RANK="0", WORLD_SIZE="1", TORCHELASTIC_RUN_ID="myjob")
+    argv = [sys.executable, "-c", sys.argv[1], place, name]
+    # As a script between the agent and its rank would.
+    argv = ["sh", "-c", '"$@"; true', "x", *argv] if name == "by-script" else argv
+    subprocess.run(argv, env={**os.environ, **numbers}, check=True)
+"""
+
+
+def test_an_agent_remembers_its_own_job_and_no_other(tmp_path: Path) -> None:
+    """Another agent may have the same name for its job, at once or a week later."""
+    for expected in (["None", "b'one'", "b'by-script'"], ["None", "b'one'", "b'by-script'"]):
+        argv = [sys.executable, "-c", AGENT, MEMORY, str(tmp_path), "one", "by-script", "three"]
+        done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=120)
+        assert done.stdout.split() == expected
+
+
+def test_a_job_of_slurm_is_remembered_by_its_number(tmp_path: Path) -> None:
+    """It has it again when put back into the queue; no name is no memory, nor is any needed where
+    the store itself lasts."""
+    store = StoreBoard.__new__(StoreBoard)
+    job = Place(rank=0, local_rank=0, world_size=2, job="17.0")
+    memory = memory_of(job, {}, tmp_path, store)
+    assert memory is not None
+    memory.write("run", b"here")
+    assert FileBoard(tmp_path).read("run") == b"here"
+    assert memory_of(PLACE, {}, tmp_path, store) is None
+    assert memory_of(job, {}, tmp_path, memory) is None
+    agents = {"TORCHELASTIC_RUN_ID": "myjob", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    assert memory_of(PLACE, agents, tmp_path, store) is None
 
 
 def test_unnamed_jobs_of_two_parents_do_not_meet(tmp_path: Path) -> None:
@@ -108,14 +144,14 @@ def test_ranks_meet_at_a_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     host = board_of(owner, environment, tmp_path, wait_s=30)
     client = board_of(PLACE, environment, tmp_path, wait_s=30)
     assert isinstance(client, StoreBoard)
-    assert said(client, "run") is None
-    host.write("run", msgspec.json.encode(MEETING))
+    assert client.read("run") is None
+    host.write("run", b"1")
     # Who writes does not wait until it is there.
-    wait_until(lambda: said(client, "run") == MEETING)
-    later = msgspec.structs.replace(MEETING, attempt=1)
-    host.write("run", msgspec.json.encode(later))
-    wait_until(lambda: said(client, "run") == later)
-    assert client.claim("run/1")
+    wait_until(lambda: client.read("run") == b"1")
+    client.append("run", b"2")
+    wait_until(lambda: host.read("run") == b"12")
+    host.write("run", None)
+    wait_until(lambda: client.read("run") is None)
     from torch.distributed import TCPStore
 
     port = int(environment["MASTER_PORT"])
@@ -137,33 +173,26 @@ sys.stdin.read()
 def test_a_store_that_stops_answering_is_told_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PyTorch would listen for ever; a name there is claimed by one process as in files."""
+    """PyTorch would listen for ever."""
     argv = [sys.executable, "-c", STORE]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": other.stdout.readline().strip()}
         board = board_of(PLACE, environment, tmp_path, wait_s=30)
         assert isinstance(board, StoreBoard)
-        assert (board.claim("run/1"), board.claim("run/1")) == (True, True)
-        monkeypatch.setattr("opusclip_mlops.rendezvous._own_word", lambda: "another")
-        assert not board.claim("run/1")
         other.send_signal(signal.SIGSTOP)
         monkeypatch.setattr(board, "_answer_s", 0.2)
         for ask in (
             lambda: board.read("x"),
             lambda: board.write("x", b"1"),
-            lambda: board.claim("x"),
+            lambda: board.write("x", None),
+            lambda: board.append("x", b"1"),
         ):
             with pytest.raises(ConfigError, match=r"says nothing for 0\.2 s") as caught:
                 ask()
             assert "\n" not in str(caught.value)
         other.kill()
     wait_until(lambda: all(one.name != "opusclip-store" for one in threading.enumerate()))
-
-
-def test_a_process_knows_when_it_began() -> None:
-    """By the clock that it says the time by; it is older than what it does."""
-    assert 0 <= time.time() * 1000 - began_ms() < 3_600_000
 
 
 def test_a_store_that_is_not_there_is_named(tmp_path: Path) -> None:

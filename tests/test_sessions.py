@@ -1,4 +1,5 @@
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -7,6 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from opusclip_mlops import journal
+from opusclip_mlops import sessions as sessions_module
 from opusclip_mlops.folder import CONTROL, RunFolder
 from opusclip_mlops.records import RunEnded, RunStarted
 from opusclip_mlops.sessions import (
@@ -214,3 +217,39 @@ def test_one_rank_alone_is_not_named(shared: RunFolder) -> None:
     end = final_end(shared)
     assert end is not None
     assert end.reason == "a bad batch"
+
+
+def test_starts_and_ends_are_read_when_there_are_new_ones(
+    shared: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sinks ask ten times a second: 64 ranks open no file for that, and miss no end."""
+    names = [rank_part(shared, rank, start_ms=1, size=64) for rank in range(64)]
+    assert final_end(shared) is None
+    opened: list[Path] = []
+    read = journal.read
+    monkeypatch.setattr(
+        sessions_module.journal, "read", lambda path, *_: opened.append(path) or read(path)
+    )
+    for _ in range(10):
+        assert final_end(shared) is None
+    assert opened == []
+    for rank, name in enumerate(names):
+        rank_end(shared, name, "FINISHED", 10 + rank)
+    end = final_end(shared)
+    assert end is not None
+    assert end.end_time_ms == 73
+
+
+def test_who_logs_is_what_stands_there_after_every_start_and_end(shared: RunFolder) -> None:
+    """In any order, of any sessions; and a list that was given is nobody else's."""
+    chance = random.Random(3)
+    for turn in range(60):
+        name = f"rank{chance.randrange(5)}"
+        begins = RunStarted(name, "gpu-1", 1, 0.0, turn, rank=0, world_size=5)
+        ends = RunEnded(name, chance.choice(("FINISHED", "KILLED")), turn)
+        record = chance.choice((begins, ends))
+        append(shared, [record], journal=chance.choice((name, "supervisor")) + CONTROL)
+        found = sessions(shared)
+        key = sessions_module._control_key(shared)
+        assert found == list(sessions_module._sessions.__wrapped__(shared.path, key))
+        found.clear()

@@ -22,13 +22,14 @@ from torch.nn.parallel import DistributedDataParallel
 from opusclip_mlops import (
     ExperimentTracker,
     TrackingConfig,
-    checkpoint_uploads,
     checkpoints,
     joint_saves,
+    shares_elsewhere,
 )
 from opusclip_mlops.checkpoint_uploads import CheckpointUploads
 from opusclip_mlops.consolidating import consolidated
-from opusclip_mlops.errors import CheckpointError, DeliveryError
+from opusclip_mlops.errors import CheckpointError
+from opusclip_mlops.faults import AwaitsOthers
 from opusclip_mlops.folder import RunFolder
 from opusclip_mlops.joint_notices import Done
 from opusclip_mlops.joint_saves import JointSaves
@@ -230,21 +231,23 @@ def fail_to_load(_rank: int, folder: Path, said: str) -> None:
 
 
 def test_a_share_that_is_changed_or_missing_is_named_on_every_rank(folder: Path) -> None:
-    """One bit of one share is enough: nobody has loaded anything, be it one process or two."""
+    """One bit is enough, whichever rank hashes it: nobody has loaded anything, be it one or two."""
     run_ranks(2, save_trained, folder, "sharded")
-    share = at(folder) / "weights-00001-of-00002.safetensors"
-    stored = share.read_bytes()
-    for content_now, said in ((stored[:-1] + b"\xff", "was changed"), (None, "is missing")):
-        share.unlink()
-        if content_now is not None:
-            share.write_bytes(content_now)
-        named = f"weights-00001-of-00002.safetensors {said}"
-        run_ranks(2, fail_to_load, folder, named)
-        model, _ = prepared("plain")
-        before = content(model, torch.optim.SGD(model.parameters(), lr=1.0))
-        with pytest.raises(CheckpointError, match=named):
-            load_checkpoint(at(folder), model=model)
-        assert differing(model.state_dict(), before) == []
+    # The second rank hashes the last file, the first rank the first.
+    for name in ("weights-00001-of-00002.safetensors", "generators.pt"):
+        file = at(folder) / name
+        stored = file.read_bytes()
+        for content_now, said in ((stored[:-1] + b"\xff", "was changed"), (None, "is missing")):
+            file.unlink()
+            if content_now is not None:
+                file.write_bytes(content_now)
+            run_ranks(2, fail_to_load, folder, f"{name} {said}")
+            model, _ = prepared("plain")
+            before = content(model, torch.optim.SGD(model.parameters(), lr=1.0))
+            with pytest.raises(CheckpointError, match=f"{name} {said}"):
+                load_checkpoint(at(folder), model=model)
+            assert differing(model.state_dict(), before) == []
+        file.write_bytes(stored)
 
 
 def test_a_share_that_the_metadata_does_not_list_is_missed(folder: Path) -> None:
@@ -426,6 +429,24 @@ def test_replicas_of_a_sharded_model_are_written_once(folder: Path) -> None:
     load_and_compare(0, folder, "plain")
 
 
+def save_groups(_rank: int, folder: Path) -> None:
+    """Each rank is a group of its own, which holds the whole model: nothing says so."""
+    model = network()
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("by_hand", "shard"))
+    fully_shard(model, mesh=mesh["shard"])
+    saving = Saving(dist.get_rank(), folder)
+    with pytest.raises(CheckpointError, match="shared out over 1 processes, and the run is of 2"):
+        saving.save(model, None)
+    saving.settle()
+    assert saving.committed == []
+
+
+def test_a_model_that_groups_of_ranks_hold_by_hand_is_refused(folder: Path) -> None:
+    """Its shares would be there twice: what could not be loaded is not called a checkpoint."""
+    run_ranks(2, save_groups, folder)
+    assert list((folder / "run" / "checkpoints").glob("*/metadata.json")) == []
+
+
 def save_in_two_attempts(rank: int, folder: Path, store: str) -> None:
     """The second attempt's owner comes late: what the first has said is all that is there."""
     model, optimizer = prepared("sharded")
@@ -528,11 +549,11 @@ def test_each_machine_sends_what_it_has_and_the_metadata_goes_last(
         )
         for rank, place in ((0, artifacts), (1, artifacts), (0, tmp_path / "lonely"))
     )
-    monkeypatch.setattr(checkpoint_uploads, "_OTHERS_WAIT_S", 0.0)
+    monkeypatch.setattr(shares_elsewhere, "_WAIT_S", 0.0)
     with pytest.raises(CheckpointError, match="not whole: no machine has sent optimizer-00001"):
         lonely.send(at(tmp_path / "0"))
     monkeypatch.undo()
-    with pytest.raises(DeliveryError, match="waits for other machines' optimizer-00001-of-00002"):
+    with pytest.raises(AwaitsOthers, match="waits for other machines' optimizer-00001-of-00002"):
         first.send(at(tmp_path / "0"))
     sent = artifacts / "checkpoints" / at(tmp_path).name
     assert not (sent / "metadata.json").exists()

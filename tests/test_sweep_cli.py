@@ -3,14 +3,19 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
 
-from opusclip_mlops.sweep_cli import _registered
+from opusclip_mlops import operating, registry, sweeps
+from opusclip_mlops.errors import RegistryError
+from opusclip_mlops.sweep_cli import _own_model, _registered
 from opusclip_mlops.sweeps import SweepResult
+from opusclip_mlops.sweeps.outcome import TrialOutcome
 from tests.journeys import store
 from tests.sweeps.small_sweeps import LOGS, program
+from tests.sweeps.test_telling import outcome, result
 
 Said = Callable[..., tuple[int, str]]
 
@@ -47,6 +52,42 @@ def test_a_sweep_is_run_and_told_for_scripts(
     assert content["registered"] is None
 
 
+def test_mlflow_away_is_no_wrong_use(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line and exit code 1: something is left to do."""
+
+    def away(*_: object, **_more: object) -> SweepResult:
+        raise RegistryError("cannot end run r0: connection refused")
+
+    monkeypatch.setattr(sweeps, "sweep", away)
+    code, text = said("sweep", "a.yaml")
+    assert code == 1
+    assert text == "error: cannot end run r0: connection refused\n"
+
+
+def test_the_best_is_registered_once_its_checkpoint_has_arrived(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What its trainer left on this machine is delivered first."""
+    done: list[str] = []
+    monkeypatch.setattr(operating, "recover", lambda runs, **_: done.append(f"recovered {runs[0]}"))
+
+    def register(run_id: str, **_: object) -> object:
+        done.append(f"registered {run_id}")
+        return SimpleNamespace(uri="models:/clips/1")
+
+    monkeypatch.setattr(registry, "register", register)
+    best = TrialOutcome(
+        number=0, state="complete", value=1.0, values={}, run_id="r1", seconds=1.0, attempts=1,
+        reason="",
+    )  # fmt: skip
+    found = SweepResult(
+        name="s", run_id="r0", metric="loss", trials=(best,), best=best, importances={},
+        is_over=True, folder=Path("f"),
+    )  # fmt: skip
+    assert _registered(found, "clips", None) == ("models:/clips/1", "")
+    assert done == ["recovered r1", "registered r1"]
+
+
 def test_the_best_so_far_is_not_registered() -> None:
     """A sweep that was stopped and goes on would register twice."""
     found = SweepResult(
@@ -54,6 +95,27 @@ def test_the_best_so_far_is_not_registered() -> None:
         is_over=False, folder=Path("f"),
     )  # fmt: skip
     assert _registered(found, "clips", None) == (None, "the sweep is not over")
+
+
+def test_a_model_of_the_users_own_is_registered_with_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by `opusclip register`; they are read before the first trial is begun."""
+    asked: list[dict[str, object]] = []
+
+    def register(run_id: str, **given: object) -> SimpleNamespace:
+        asked.append({"run_id": run_id, **given})
+        return SimpleNamespace(uri="models:/m/1")
+
+    monkeypatch.setattr(registry, "register", register)
+    (tmp_path / "rows.json").write_text('[{"film": "a"}]')
+    (tmp_path / "needs.txt").write_text("torch==2.13.0\n")
+    own = _own_model("m", (Path("served.py"), tmp_path / "rows.json", tmp_path / "needs.txt"))
+    found = result(outcome(0, "complete"))
+    assert _registered(found, "m", store(tmp_path), own) == ("models:/m/1", "")
+    [given] = asked
+    assert (given["run_id"], given["python_model"]) == ("r1", Path("served.py"))
+    assert (given["pip_requirements"], given["serves"]) == (["torch==2.13.0"], frozenset())
 
 
 @pytest.mark.parametrize(
@@ -64,6 +126,8 @@ def test_the_best_so_far_is_not_registered() -> None:
         (("a.yaml",), "a.yaml cannot be read"),
         (("--resume", "b"), "no sweep b in .opusclip/sweeps"),
         (("a.yaml", "--workers", "0"), "--workers"),
+        (("a.yaml", "--model-file", "m.py"), "--model-file is for --register-best NAME"),
+        (("a.yaml", "--register-best", "m", "--model-file", "m.py"), "--requirements go together"),
     ],
 )
 def test_wrong_use_is_one_line(said: Said, line: tuple[str, ...], text: str) -> None:

@@ -1,6 +1,7 @@
 """Facts about `opusclip_mlops.watching`: what a supervisor sees, and says into the run."""
 
 import contextlib
+import json
 import os
 import re
 import subprocess
@@ -11,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from opusclip_mlops import backlog, journal
+from opusclip_mlops import backlog, checkpoints, journal
 from opusclip_mlops.accounting import is_told
 from opusclip_mlops.deaths import TRACEBACK_TAG
 from opusclip_mlops.folder import Identity, Progress, RunFolder
-from opusclip_mlops.records import Metrics, Record, RunEnded, Tags, Text
+from opusclip_mlops.metadata import BestValue
+from opusclip_mlops.records import Checkpoint, Metrics, Record, RunEnded, Tags, Text
 from opusclip_mlops.sessions import final_end, sessions
 from opusclip_mlops.watching import Watch
 from tests.journeys import append, end, make_run
@@ -242,6 +244,30 @@ def test_what_a_dead_process_left_out_is_told(folder: RunFolder, trainer: Traine
     texts = [record for record in said(folder) if isinstance(record, Text)]
     [text] = [one for one in texts if one.key == "opusclip/left_out"]
     assert '"grad/norm": 3' in text.text
+
+
+def test_a_checkpoint_that_was_whole_when_its_process_died_is_logged(
+    folder: RunFolder, trainer: Trainer
+) -> None:
+    """The call may have returned for it; what was not whole, or was dropped, is not."""
+    names = [checkpoints.checkpoint_name(0, step) for step in (1, 2, 3)]
+    for number, name in enumerate(names):
+        (folder.checkpoints / f".{name}.claimed").mkdir(parents=True)
+        if number:
+            (folder.checkpoints / name).mkdir()
+            best = {"loss": BestValue(name, 0.5)}
+            about = checkpoints.CheckpointMetadata(
+                name=name, step=number + 1, epoch=0, created_ms=77, metrics={"loss": 0.5}, best=best
+            )
+            content = json.dumps(about.to_dict())
+            (folder.checkpoints / name / checkpoints.METADATA).write_text(content)
+    checkpoints.drop(folder.checkpoints / names[2])
+    trainer.die()
+    watch = Watch(folder)
+    watch.look()
+    watch.look()
+    told = [one for one in said(folder) if isinstance(one, Checkpoint)]
+    assert told == [Checkpoint(77, 2, 0, names[1], {"loss": 0.5}, True)]
 
 
 def test_what_many_ranks_left_out_is_not_told_of_each_that_dies(tmp_path: Path) -> None:

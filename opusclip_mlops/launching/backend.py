@@ -64,8 +64,10 @@ class TorchrunBackend(AbstractBackend):
             )
             _check(config, given, entry)
             program = entry.program(inputs=None)
+            plan = entry.plan(config, _NO_RUN, program)
+            starting.check(plan)
             if config.dry_run:
-                _show(starting.rendered(entry.plan(config, _NO_RUN, program)))
+                _show(starting.rendered(plan))
             is_waited_for = bool(given.get(names.PROJECT_SYNCHRONOUS))
             return _launched(entry, config, program, is_waited_for=is_waited_for)
         except (OpusclipError, OSError) as error:

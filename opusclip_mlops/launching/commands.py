@@ -8,6 +8,7 @@ from opusclip_mlops.errors import ConfigError
 from opusclip_mlops.launching.settings import LaunchConfig
 
 AGENT = "opusclip_mlops.launching.agent"
+SUPERVISOR = "opusclip_mlops.launching.local"
 
 _PYTHON = re.compile(r"(?:.*/)?python(?:3(?:\.\d+)?)?")
 # Until all nodes have pulled the image, the first ones wait for the others.

@@ -1,6 +1,6 @@
 """What MLflow is told of a launch: that it goes on, and how it ended."""
 
-from mlflow.entities import RunStatus
+from mlflow.entities import Run, RunStatus
 
 from opusclip_mlops import operating
 from opusclip_mlops.asking import client_of, told_in_one_line
@@ -25,8 +25,8 @@ def go_on(plan: Plan) -> None:
 def settle(plan: Plan, ending: Ending, *, delivery_wait_s: float) -> None:
     """Tell MLflow how a run ended, once what its ranks logged has arrived.
 
-    What a tracker said of its own end stays, unless it is that all is well and it is known not to
-    be.
+    What a tracker said of its own end stays, unless it is known better here: that all is not well,
+    or why its process was told to end.
 
     Args:
         plan: What was run.
@@ -41,11 +41,27 @@ def settle(plan: Plan, ending: Ending, *, delivery_wait_s: float) -> None:
     with told_in_one_line(f"cannot say how run {plan.run_id} ended"):
         run = client.get_run(plan.run_id)
         is_over = RunStatus.is_terminated(RunStatus.from_string(run.info.status))
-        if is_over and (ending.is_good or ending.is_guess or run.info.status != "FINISHED"):
+        if is_over and not _is_known_better(plan, ending, run):
             return
         if ending.reason:
             client.set_tag(plan.run_id, REASON_TAG, ending.reason)
-        client.set_terminated(plan.run_id, ending.status)
+        client.set_terminated(plan.run_id, ending.status, run.info.end_time if is_over else None)
+
+
+def _is_known_better(plan: Plan, ending: Ending, run: Run) -> bool:
+    """Whether the launch knows more of a run's end than the tracker that said how it was.
+
+    A rank that was ended for another's failure, by a cancellation, or because its supervisor here
+    was killed, knows SIGTERM only.
+    """
+    status, said = run.info.status, run.data.tags.get(REASON_TAG, "")
+    if ending.is_good or status == "FAILED":
+        return False
+    if status == "FINISHED":
+        return not ending.is_guess
+    if ending.is_guess and plan.config.kind != "local":
+        return False
+    return said.endswith("ended by SIGTERM") or (ending.status == "FAILED" and "SIGTERM" in said)
 
 
 def deliver(plan: Plan, *, wait_s: float) -> None:

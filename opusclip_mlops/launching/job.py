@@ -1,7 +1,7 @@
 """What a job does beside training: it begins, says how it ended, and a last one tells MLflow.
 
 begin FOLDER                          prints the number of the attempt, or "over"
-end FOLDER ATTEMPT CODE STOPPED_BY    says how the ranks ended
+end FOLDER ATTEMPT CODE STOPPED_BY    says how the ranks ended; ATTEMPT "" for none that began
 close FOLDER                          when all jobs are over: tells MLflow how
 """
 
@@ -54,17 +54,20 @@ def _begin(place: Workplace, _: Sequence[str]) -> int:
         print(OVER)
         return 0
     attempt = place.begin_attempt(_own_job())
+    # Before what takes long: the job may be told to end meanwhile.
+    print(attempt, flush=True)
     if attempt:
         ending = _mlflow()
         ending.deliver(place.plan(), wait_s=BEGIN_WAIT_S)
         _told(ending.go_on, place.plan())
-    print(attempt)
     return 0
 
 
 def _end(place: Workplace, rest: Sequence[str]) -> int:
     """What ranks did of themselves ends the launch; what Slurm did may be gone on from."""
-    attempt, code, stopped_by = int(rest[0]), int(rest[1]), rest[2]
+    code, stopped_by = int(rest[1]), rest[2]
+    # A job that was told to end before it had begun is an attempt, too.
+    attempt = int(rest[0] or place.begin_attempt(_own_job()))
     outcomes = place.outcomes(attempt)
     if code and (stopped_by or _was_told(code, outcomes)):
         word = stopped_by or "SIGTERM"

@@ -13,21 +13,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-import psutil
-
 from opusclip_mlops.errors import OpusclipError
-from opusclip_mlops.launching import commands
+from opusclip_mlops.launching import commands, leftovers
 from opusclip_mlops.launching.outcomes import Ending, ending_of
+from opusclip_mlops.launching.settings import LaunchConfig
 from opusclip_mlops.launching.workplace import Plan, Workplace, python_of
 from opusclip_mlops.lean_mlflow import load_mlflow
 
 POLL_S = 0.2
 DELIVERY_WAIT_S = 60.0
-_AGENT_WAIT_S = 5.0  # torchrun gives its ranks grace_s, then kills them, and ends itself
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -52,7 +50,8 @@ class Supervisor:
         agent = self._start(attempt)
         self._watch(agent)
         if agent.returncode:
-            self._end_ranks(attempt)
+            left = list(leftovers.ranks_of(self._plan, [attempt]))
+            leftovers.end_processes(left, grace_s=self._plan.config.grace_s)
         outcomes = self._place.outcomes(attempt)
         return ending_of(agent.returncode, outcomes, stopped_by=self._stopped_by)
 
@@ -64,8 +63,8 @@ class Supervisor:
         arguments = commands.torchrun_arguments(
             config,
             self._plan.program,
-            meeting_id=_meeting_id(self._plan, attempt),
-            endpoint=f"localhost:{config.port or 0}",
+            meeting_id=leftovers.meeting_id(self._plan, attempt),
+            endpoint=endpoint(config),
         )
         return subprocess.Popen(
             [
@@ -93,42 +92,15 @@ class Supervisor:
                 )
             if self._stopped_by and kill_s == float("inf"):
                 agent.terminate()
-                kill_s = time.monotonic() + self._plan.config.grace_s + _AGENT_WAIT_S
+                kill_s = time.monotonic() + self._plan.config.grace_s + leftovers.AGENT_WAIT_S
             if time.monotonic() >= kill_s:
                 agent.kill()
             time.sleep(POLL_S)
 
-    def _end_ranks(self, attempt: int) -> None:
-        """Each rank has a session of its own: an agent that was killed leaves them running."""
-        left = list(_ranks_of(self._plan, attempt))
-        for rank in left:
-            _signalled(rank, signal.SIGTERM)
-        _, alive = psutil.wait_procs(left, timeout=self._plan.config.grace_s)
-        for rank in alive:
-            _signalled(rank, signal.SIGKILL)
 
-
-def _ranks_of(plan: Plan, attempt: int) -> Iterator[psutil.Process]:
-    """The processes of an attempt's ranks, by their command and their meeting's name."""
-    command, meeting = plan.program, _meeting_id(plan, attempt)
-    for process in psutil.process_iter():
-        try:
-            named = process.cmdline()[-len(command) :] == command
-            if named and process.environ().get("TORCHELASTIC_RUN_ID") == meeting:
-                yield process
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-
-
-def _meeting_id(plan: Plan, attempt: int) -> str:
-    return f"{plan.run_id}-{attempt}"
-
-
-def _signalled(process: psutil.Process, number: int) -> None:
-    try:
-        process.send_signal(number)
-    except psutil.NoSuchProcess:
-        return
+def endpoint(config: LaunchConfig) -> str:
+    """Where the ranks of this machine meet; port 0 for one that is free."""
+    return f"localhost:{config.port or 0}"
 
 
 def _die_with_parent() -> None:
@@ -151,7 +123,14 @@ def start_supervisor(
         # What outlives its launcher cannot print where that did: the pipe may be closed.
         log = None if tied else files.enter_context(place.open_log())
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__, str(place.path), *(["--tied"] if tied else [])],
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                commands.SUPERVISOR,
+                str(place.path),
+                *(["--tied"] if tied else []),
+            ],
             cwd=plan.cwd,
             env={**os.environ, **plan.environment, **secrets},
             stdin=subprocess.PIPE if tied else subprocess.DEVNULL,
@@ -164,6 +143,9 @@ def start_supervisor(
 def main(arguments: Sequence[str]) -> int:
     """Run the launch in a folder, tell MLflow how it ended; its exit code."""
     place = Workplace(Path(arguments[0]))
+    if (over := place.ending()) is not None:
+        # It was cancelled, or given up for never started, before this process was there.
+        return over.exit_code
     supervisor = Supervisor(place)
     supervisor.listen()
     if "--tied" in arguments:

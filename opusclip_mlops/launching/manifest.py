@@ -37,8 +37,8 @@ def _check_reachable(plan: Plan) -> None:
     uri = plan.tracking_uri
     if uri is None and "MLFLOW_TRACKING_URI" not in plan.config.pass_env:
         raise ConfigError(
-            "MLflow's address holds a password: put MLFLOW_TRACKING_URI into the Secret and into "
-            "pass_env"
+            "MLflow's address holds a password and cannot stand in the manifest: put "
+            "MLFLOW_TRACKING_URI into the Secret and into pass_env"
         )
     if uri is not None and (uri.partition(":")[0] in _LOCAL_SCHEMES or ":" not in uri):
         raise ConfigError(f"no pod reaches {uri}: set MLFLOW_TRACKING_URI to a server's address")
@@ -105,12 +105,21 @@ def _pod(plan: Plan) -> Manifest:
         "terminationGracePeriodSeconds": config.grace_s + 30,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+        "securityContext": _security(config),
         "containers": [_container(plan)],
         "volumes": [
             {"name": "journal", **kept},
             {"name": "shm", "emptyDir": {"medium": "Memory"}},
         ],
+    }
+
+
+def _security(config: LaunchConfig) -> Manifest:
+    """A volume that has the group already is not gone through, file by file, for each pod."""
+    group = {"fsGroup": config.fs_group, "fsGroupChangePolicy": "OnRootMismatch"}
+    return {
+        "seccompProfile": {"type": "RuntimeDefault"},
+        **(group if config.fs_group else {}),
     }
 
 

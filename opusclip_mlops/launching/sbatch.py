@@ -15,8 +15,17 @@ CLOSING_MINUTES = 30
 """How long the closing job may take to deliver what is left."""
 
 _TRAINING = """\
-attempt=$({job} begin {folder}) || exit 1
+# Slurm tells this shell alone that time is up: it has the ranks told, and waits for them. A signal
+# to srun would end them by force.
+stopped=''
+ranks=''
+trap 'stopped=SIGTERM; scancel --quiet --signal=TERM "$SLURM_JOB_ID"' TERM
+
+# What an earlier job left is delivered here: that may take minutes, in which no rank is to be told.
+attempt=$({job} begin {folder})
+began=$?
 if [ "$attempt" = over ]; then exit 0; fi
+if [ "$began" -ne 0 ] && [ -z "$stopped" ]; then exit 1; fi
 
 # The address by which Slurm itself reaches the first node: its name may mean nothing elsewhere.
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
@@ -26,11 +35,6 @@ fi
 export MASTER_ADDR
 port={port}
 
-# Slurm tells this shell alone that time is up: it has the ranks told, and waits for them. A signal
-# to srun would end them by force.
-stopped=''
-ranks=''
-trap 'stopped=SIGTERM; scancel --quiet --signal=TERM "$SLURM_JOB_ID"' TERM
 if [ -z "$stopped" ]; then
     {srun} &
     ranks=$!

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -25,7 +25,7 @@ _OURS = ("BASH_ENV", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID")
 _LONGEST_GRACE_S = 65_000
 TELLING_S = 30
 """What telling the end takes after the ranks' own grace, in seconds; Slurm is as exact as that."""
-_AT_LEAST_ONE = ("nodes", "processes_per_node", "cpus", "chain", "grace_s")
+_AT_LEAST_ONE = ("nodes", "processes_per_node", "cpus", "chain", "grace_s", "fs_group")
 
 
 class LaunchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -66,6 +66,7 @@ class LaunchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         secret: The Secret that holds the variables of `pass_env`.
         volume_claim: The PersistentVolumeClaim for what is on its way to MLflow; a folder that goes
             with its pod by default.
+        fs_group: The group that may write to the claim, for an image that is not root's.
     """
 
     kind: Kind = "local"
@@ -95,6 +96,7 @@ class LaunchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     context: str | None = None
     secret: str | None = None
     volume_claim: str | None = None
+    fs_group: int | None = None
 
     @property
     def time_limit_s(self) -> int | None:
@@ -117,6 +119,8 @@ def checked(values: Mapping[str, Any]) -> LaunchConfig:
         if key not in LaunchConfig.__struct_fields__:
             near = difflib.get_close_matches(str(key), LaunchConfig.__struct_fields__, 1, 0.0)[0]
             raise ConfigError(f"unknown key {str(key)!r:.60} in the backend's config: {near}?")
+    if isinstance(kind := values.get("kind", "local"), str) and kind not in get_args(Kind):
+        raise ConfigError(f"kind is {kind!r:.60}: choose from {', '.join(get_args(Kind))}")
     try:
         config = msgspec.convert(dict(values), LaunchConfig)
     except msgspec.ValidationError as error:

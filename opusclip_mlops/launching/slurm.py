@@ -96,9 +96,7 @@ def submit(script: Path, *, cwd: str, after: str = "", secrets: Mapping[str, str
     Raises:
         LaunchError: Slurm refused it, or is not there.
     """
-    log = str(script.with_name(f"{script.stem}-")).replace("%", "%%") + "%j.log"
-    dependency = [f"--dependency=afterany:{after}"] if after else []
-    words = ["sbatch", "--parsable", f"--chdir={cwd}", f"--output={log}", *dependency, str(script)]
+    words = sbatch_words(script, cwd=cwd, after=after)
     environment = {**os.environ, **secrets}
     for name in [one for one in environment if one.startswith(("SBATCH_", "SLURM_"))]:
         if name not in ("SLURM_CONF", "SLURM_CLUSTERS"):
@@ -109,6 +107,13 @@ def submit(script: Path, *, cwd: str, after: str = "", secrets: Mapping[str, str
         why = one_line(done.stderr) or "sbatch does not say why"
         raise LaunchError(f"Slurm refused the job: {why}")
     return done.stdout.strip().partition(";")[0]
+
+
+def sbatch_words(script: Path, *, cwd: str, after: str) -> list[str]:
+    """The command by which a script is submitted; see `submit`."""
+    log = str(script.with_name(f"{script.stem}-")).replace("%", "%%") + "%j.log"
+    dependency = [f"--dependency=afterany:{after}"] if after else []
+    return ["sbatch", "--parsable", f"--chdir={cwd}", f"--output={log}", *dependency, str(script)]
 
 
 def cancel(jobs: Sequence[str]) -> None:

@@ -4,15 +4,18 @@ import os
 import shlex
 import socket
 from collections.abc import Mapping
+from pathlib import Path
 
 import yaml
 
 from opusclip_mlops.errors import ConfigError, OpusclipError
 from opusclip_mlops.launching import commands, manifest, sbatch, slurm
 from opusclip_mlops.launching.kubernetes import Cluster
-from opusclip_mlops.launching.local import start_supervisor
+from opusclip_mlops.launching.local import endpoint, start_supervisor
 from opusclip_mlops.launching.submitted import KubernetesLaunch, LocalLaunch, SlurmLaunch, Watched
 from opusclip_mlops.launching.workplace import Plan, Submitted, Workplace, folder_for
+
+_TRAINING, _CLOSING = "train.sh", "close.sh"
 
 
 def rendered(plan: Plan) -> str:
@@ -25,12 +28,53 @@ def rendered(plan: Plan) -> str:
         return _yaml(plan)
     folder = folder_for(plan.config, plan.cwd, plan.run_id)
     if plan.config.kind == "slurm":
-        return sbatch.training_script(plan, folder)
+        return _for_slurm(plan, folder)
     arguments = commands.torchrun_arguments(
-        plan.config, plan.program, meeting_id=plan.run_id, endpoint="localhost:0"
+        plan.config, plan.program, meeting_id=plan.run_id, endpoint=endpoint(plan.config)
     )
     words = [f"{name}={value}" for name, value in plan.environment.items()]
     return shlex.join(["env", f"--chdir={plan.cwd}", *words, "torchrun", *arguments]) + "\n"
+
+
+def _for_slurm(plan: Plan, folder: Path) -> str:
+    """The script that trains; behind it, as comments, how it is submitted, and the closing one."""
+    scripts = _in_order(plan, folder / _TRAINING, folder / _CLOSING)
+    calls = (
+        slurm.sbatch_words(script, cwd=plan.cwd, after="JOB" if number else "")
+        for number, script in enumerate(scripts)
+    )
+    more = [
+        "The jobs, each after the one before it, JOB:",
+        *map(shlex.join, calls),
+        "",
+        f"{_CLOSING}:",
+        *sbatch.closing_script(plan, folder).splitlines(),
+    ]
+    commented = (f"# {line}".rstrip() for line in more)
+    return "\n".join([sbatch.training_script(plan, folder), *commented, ""])
+
+
+def _in_order(plan: Plan, training: Path, closing: Path) -> list[Path]:
+    """The jobs of a launch: those that train, then the one that tells MLflow."""
+    return [training] * plan.config.chain + [closing]
+
+
+def check(plan: Plan) -> None:
+    """Refuse what cannot be launched from here, before a run is made for it.
+
+    Raises:
+        ConfigError: a variable is missing, or where it runs nobody reaches MLflow.
+    """
+    config, uri = plan.config, plan.tracking_uri or ""
+    if missing := [name for name in config.pass_env if _is_missing(name, plan)]:
+        raise ConfigError(f"pass_env names {', '.join(missing)}, which is not set here")
+    if config.kind == "kubernetes":
+        manifest.manifests(plan)
+    if config.kind == "slurm" and config.nodes > 1 and uri.startswith("sqlite"):
+        raise ConfigError(
+            f"{config.nodes} nodes cannot share {uri}: "
+            "set MLFLOW_TRACKING_URI to a server's address"
+        )
 
 
 def start(place: Workplace, plan: Plan, *, tied: bool, secrets: Mapping[str, str]) -> Watched:
@@ -45,8 +89,6 @@ def start(place: Workplace, plan: Plan, *, tied: bool, secrets: Mapping[str, str
     Raises:
         OpusclipError: it could not be started; then nothing of it runs.
     """
-    if missing := [name for name in plan.config.pass_env if _is_missing(name, plan)]:
-        raise ConfigError(f"pass_env names {', '.join(missing)}, which is not set here")
     if plan.config.kind == "slurm":
         return _submitted(place, plan, secrets)
     if plan.config.kind == "kubernetes":
@@ -65,11 +107,11 @@ def _is_missing(name: str, plan: Plan) -> bool:
 
 def _submitted(place: Workplace, plan: Plan, secrets: Mapping[str, str]) -> SlurmLaunch:
     """Each job after the one before it, however that ended; then the one that tells MLflow."""
-    training = place.write_script("train.sh", sbatch.training_script(plan, place.path))
-    closing = place.write_script("close.sh", sbatch.closing_script(plan, place.path))
+    training = place.write_script(_TRAINING, sbatch.training_script(plan, place.path))
+    closing = place.write_script(_CLOSING, sbatch.closing_script(plan, place.path))
     jobs: list[str] = []
     try:
-        for script in [training] * plan.config.chain + [closing]:
+        for script in _in_order(plan, training, closing):
             after = jobs[-1] if jobs else ""
             jobs.append(slurm.submit(script, cwd=plan.cwd, after=after, secrets=secrets))
             place.write_submitted(Submitted(jobs=jobs[: plan.config.chain]))

@@ -11,7 +11,7 @@ import psutil
 from mlflow.projects.submitted_run import SubmittedRun
 
 from opusclip_mlops.errors import LaunchError
-from opusclip_mlops.launching import slurm
+from opusclip_mlops.launching import leftovers, slurm
 from opusclip_mlops.launching.ending import settle
 from opusclip_mlops.launching.kubernetes import Cluster, KubernetesAwayError
 from opusclip_mlops.launching.outcomes import Ending, exit_words
@@ -21,6 +21,7 @@ from opusclip_mlops.launching.workplace import Plan, Workplace
 DELIVERY_WAIT_S = 30.0
 _FIRST_PAUSE_S = 1.0
 _POLL_S = 0.5
+_START_WAIT_S = 60.0
 State = Ending | str
 """How it ended; "SCHEDULED" or "RUNNING" while it has not."""
 
@@ -131,13 +132,13 @@ class LocalLaunch:
         code = self._supervisor.poll()
         if code is None:
             return "RUNNING"
-        gone = f"what ran it here ended without a word: {exit_words(code)}"
-        return self._place.ending() or _guess(gone)
+        return _left_by(self._place, f"what ran it here ended without a word: {exit_words(code)}")
 
     def cancel(self) -> None:
-        """The supervisor ends the ranks, then itself."""
+        """The supervisor ends the ranks, then itself; those of one that was killed end here."""
         self._supervisor.terminate()
         self._supervisor.wait()
+        leftovers.end(self._place)
 
 
 class LocalLaunchElsewhere:
@@ -150,24 +151,39 @@ class LocalLaunchElsewhere:
 
     def state(self) -> State:
         """What its supervisor has said; or that it is gone without a word."""
-        named = self._named()
-        if (ending := self._place.ending()) is not None or not named:
+        is_started = self._is_started()
+        if (ending := self._place.ending()) is not None or not is_started:
             return ending or "SCHEDULED"
+        if not (named := self._named()):
+            reason = "never started: what launched it is gone"
+            return Ending(status="FAILED", reason=reason, exit_code=1)
         host, _, pid = named.rpartition(":")
-        if host != socket.gethostname():
-            raise LaunchError(f"run {self._place.plan().run_id} is on {host}: ask there")
+        self._check_host(host)
         if self._supervisor(int(pid)) is not None:
             return "RUNNING"
-        gone = "what ran it here ended without a word"
-        return self._place.ending() or _guess(gone)
+        return _left_by(self._place, "what ran it here ended without a word")
 
     def cancel(self) -> None:
-        """Its supervisor ends the ranks, then itself."""
+        """Its supervisor ends the ranks, then itself; those of one that was killed end here."""
+        # It would go on behind a cancellation that comes before it.
+        _until(self._is_started, _START_WAIT_S, "what launches it has not started it")
         named = self._named()
         supervisor = self._supervisor(int(named.rpartition(":")[2])) if named else None
         if supervisor is not None:
-            supervisor.terminate()
-            supervisor.wait()
+            leftovers.end_supervisor(supervisor)
+        leftovers.end(self._place)
+
+    def _is_started(self) -> bool:
+        """Whether nobody is about to start it: it has a supervisor, or never will."""
+        launcher = self._place.launcher()
+        if self._named() or launcher is None:
+            return bool(self._named())
+        self._check_host(launcher.host)
+        return not launcher.runs_here and not leftovers.is_supervised(self._place)
+
+    def _check_host(self, host: str) -> None:
+        if host != socket.gethostname():
+            raise LaunchError(f"run {self._place.plan().run_id} is on {host}: ask there")
 
     def _named(self) -> str:
         """The supervisor's host and process, by itself or by who started it; "" before both."""
@@ -245,6 +261,13 @@ def launch_of(place: Workplace) -> Watched:
     if plan.config.kind == "kubernetes":
         return KubernetesLaunch(plan)
     return LocalLaunchElsewhere(place)
+
+
+def _left_by(place: Workplace, gone: str) -> State:
+    """How a launch is whose supervisor is gone: its ranks may have outlived it."""
+    if place.ending() is None and leftovers.run_on(place):
+        return "RUNNING"
+    return place.ending() or _guess(gone)
 
 
 def _guess(reason: str) -> Ending:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from socket import gethostname
 from typing import BinaryIO, TypeVar
 
 import msgspec
@@ -11,6 +12,7 @@ from opusclip_mlops.errors import ConfigError
 from opusclip_mlops.folder import write_whole
 from opusclip_mlops.launching.outcomes import AgentOutcome, Ending
 from opusclip_mlops.launching.settings import LaunchConfig
+from opusclip_mlops.sessions import process_started_s
 
 LAUNCHES = ".opusclip/launches"
 """Where launches lie in a project's folder, unless the configuration says otherwise."""
@@ -46,6 +48,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         """What the ranks find in their environment; nothing in it is secret."""
         uri = {} if self.tracking_uri is None else {"MLFLOW_TRACKING_URI": self.tracking_uri}
         return {
+            **_for_restarts(self.config),
             **self.config.env,
             **uri,
             "MLFLOW_RUN_ID": self.run_id,
@@ -54,6 +57,28 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             "OMP_NUM_THREADS": self.config.env.get("OMP_NUM_THREADS", str(_threads(self.config))),
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(self.config.grace_s),
         }
+
+
+class Launcher(msgspec.Struct, frozen=True, kw_only=True):
+    """The process that makes a launch's folder, and then starts it.
+
+    Attributes:
+        host: Its machine's name.
+        pid: Its number there.
+        started_s: When it began, in seconds since that machine did.
+    """
+
+    host: str
+    pid: int
+    started_s: float
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether it still runs on this machine, and its number is no other's."""
+        try:
+            return process_started_s(self.pid) == self.started_s
+        except ProcessLookupError:
+            return False
 
 
 class Submitted(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +92,11 @@ class Submitted(msgspec.Struct, frozen=True, kw_only=True):
 
     jobs: list[str]
     closing: str = ""
+
+
+def _for_restarts(config: LaunchConfig) -> dict[str, str]:
+    """Started anew, `init_process_group` would find what the dead left in torchrun's own store."""
+    return {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if config.restarts else {}
 
 
 def _threads(config: LaunchConfig) -> int:
@@ -89,9 +119,20 @@ class Workplace:
             self.path.mkdir(parents=True, mode=0o700)
             for name in ("outcomes", "attempts"):
                 (self.path / name).mkdir(mode=0o700)
+            pid = os.getpid()
+            started_s = process_started_s(pid)
+            self.note_launcher(Launcher(host=gethostname(), pid=pid, started_s=started_s))
             self.write_plan(plan)
         except OSError as error:
             raise ConfigError(f"the launch's folder {self.path}: {error.strerror}") from None
+
+    def note_launcher(self, launcher: Launcher) -> None:
+        """Write down who starts it."""
+        write_whole(self.path / "launcher.json", msgspec.json.encode(launcher))
+
+    def launcher(self) -> Launcher | None:
+        """Who starts it, or has; None where that cannot be read."""
+        return self._read("launcher.json", Launcher)
 
     def write_plan(self, plan: Plan) -> None:
         """Write down what is to be run."""

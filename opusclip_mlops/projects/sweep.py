@@ -5,20 +5,24 @@ from pathlib import Path
 
 import click
 
-from opusclip_mlops import registry, sweeps
+from opusclip_mlops import operating, registry, sweeps
 from opusclip_mlops.config import TrackingConfig
 from opusclip_mlops.projects import options, serving
-from opusclip_mlops.sweeps.telling import is_well, lines
+from opusclip_mlops.sweeps.telling import is_well, lines, say_begun
 
 _MOST_TRIALS, _MOST_WORKERS = 100_000, 1000
 
 
 def register(run_id: str, name: str, config: TrackingConfig) -> str:
-    """Make the best checkpoint of a run the next version of a model; the version's URI.
+    """Make the best checkpoint of a run the next version of a model, once it has arrived.
+
+    Returns:
+        The version's URI.
 
     Raises:
         RegistryError: it has no checkpoint, or MLflow refused or did not answer.
     """
+    operating.see_through(run_id)
     return registry.register(
         run_id,
         name=name,
@@ -35,9 +39,8 @@ def register(run_id: str, name: str, config: TrackingConfig) -> str:
 @click.option("--file", default="sweep.yaml", help="A sweep, in W&B's own schema.")
 @click.option("--count", default="4", help="How many trials, 1 to 100000.")
 @click.option("--workers", default="1", help="How many at once on this machine, 1 to 1000.")
-@click.option("--experiment", default="sweeps", help="Where `mlflow run` has not chosen one.")
 @click.option("--register-best", default="none", help="A model's name; none: do not.")
-def command(file: str, count: str, workers: str, experiment: str, register_best: str) -> None:
+def command(file: str, count: str, workers: str, register_best: str) -> None:
     """Run the trials of a sweep, each as a run below this one."""
     name = options.model_name("register_best", register_best)
     config = TrackingConfig()
@@ -45,8 +48,8 @@ def command(file: str, count: str, workers: str, experiment: str, register_best:
         Path(file),
         count=options.whole("count", count, 1, _MOST_TRIALS),
         workers=options.whole("workers", workers, 1, _MOST_WORKERS),
-        experiment=experiment,
         tracking_uri=config.tracking_uri,
+        say=say_begun,
     )
     click.echo("\n".join(lines(found, None)))
     is_lost = bool(name) and (found.best is None or not found.is_over)

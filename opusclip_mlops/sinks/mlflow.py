@@ -6,11 +6,9 @@ shipper that died is found again by its tag.
 """
 
 import contextlib
-import fcntl
 import functools
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +22,7 @@ from mlflow import MlflowClient, get_tracking_uri
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
-from opusclip_mlops import checkpoints, layout, records
+from opusclip_mlops import checkpoints, layout, records, vain_waiting
 from opusclip_mlops.checkpoint_uploads import CheckpointUploads
 from opusclip_mlops.deaths import stale_tags
 from opusclip_mlops.errors import CheckpointError, RecordError, VideoError
@@ -41,6 +39,7 @@ from opusclip_mlops.layout import (
 )
 from opusclip_mlops.mirror_state import MirrorState, live_mirrors
 from opusclip_mlops.mlflow_requests import entities, merged, parts
+from opusclip_mlops.new_store import alone_in_store
 from opusclip_mlops.pruning import Marks, Pruning
 from opusclip_mlops.rank_relay import owners_run, run_by_local_id
 from opusclip_mlops.records import Batch, Record, RunEnded
@@ -57,7 +56,6 @@ if TYPE_CHECKING:
     from opusclip_mlops.sinks import Sink
 
 _TOO_LARGE = 413
-_ASK_EVERY_S = 1.0
 _FILES_OF_RANKS = records.Crash | records.Checkpoint | records.CheckpointDropped
 _FILES = Sendable | records.Checkpoint | records.CheckpointDropped
 
@@ -68,7 +66,7 @@ class MlflowSink:
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         self._manifest = folder.manifest()
-        with _alone_in_store(self._manifest.tracking_uri or get_tracking_uri()):
+        with alone_in_store(self._manifest.tracking_uri or get_tracking_uri()):
             self._client = MlflowClient(self._manifest.tracking_uri, self._manifest.registry_uri)
         self._owns_run = self._manifest.owns_run
         self._no_run = ""
@@ -182,11 +180,11 @@ class MlflowSink:
 
         Raises:
             Waiting: it has not made it yet.
+            OpusclipError: it was waited for long enough.
         """
         if found := owners_run(self._client, self._manifest):
             return found
-        # Many machines ask at once.
-        time.sleep(_ASK_EVERY_S)
+        time.sleep(vain_waiting.pause_s(self._folder))
         raise Waiting("the machine that owns the run has not made it yet")
 
     def _given_run(self) -> Run:
@@ -365,24 +363,6 @@ class MlflowSink:
 
 def _has_file(record: Record) -> bool:
     return isinstance(record, records.Dataset) and bool(record.sources)
-
-
-@contextlib.contextmanager
-def _alone_in_store(uri: str) -> Iterator[None]:
-    """Keep others of ours out of a database file meanwhile.
-
-    Two clients that both find it new both make its tables, and break it for good.
-    """
-    folder = os.path.dirname(uri.partition(":///")[2]) or "."
-    if not uri.startswith("sqlite:") or not os.path.isdir(folder):
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _same(old: str, new: str) -> bool:

@@ -25,7 +25,7 @@ from opusclip_mlops.accounting import totals
 from opusclip_mlops.deaths import TRACEBACK_TAG
 from opusclip_mlops.folder import Position, Progress, RunFolder
 from opusclip_mlops.journal import Journal
-from opusclip_mlops.merging_gaps import KEY, LACKING_TAG
+from opusclip_mlops.merging_gaps import KEY, LACKING_TAG, UNHEARD_TAG
 from opusclip_mlops.merging_log import Kept, MergingLog
 from opusclip_mlops.rank_merging import News, fault_of
 from opusclip_mlops.records import (
@@ -39,7 +39,7 @@ from opusclip_mlops.records import (
     last_training_step,
     now_ms,
 )
-from opusclip_mlops.sessions import RANKS, Session, all_ended, end_of, sessions
+from opusclip_mlops.sessions import RANKS, RELAY, Session, all_ended, end_of, sessions
 from opusclip_mlops.sinks import Refusal, SinkState, Written
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 NAME = "+ranks"
 """Begins the names of the journals that hold what was merged; no session is called so."""
 
+NEVER_BEGAN = "these ranks never began to track"
+"""Begins the line of the text `opusclip/ranks` that names them."""
+
 LOOK_EVERY_S = 0.2
 BEGIN_WAIT_S = 10.0
 _SETTLED_S = 2.0
@@ -55,7 +58,10 @@ _LOG = "merging"
 
 
 class _State(msgspec.Struct, frozen=True, kw_only=True):
-    """What is kept of it: `decided` is done next, after so many sessions all was `merged`."""
+    """What is kept of it: `decided` is done next, after so many sessions all was `merged`.
+
+    `unheard` are the ranks that had not begun by the last end.
+    """
 
     log: Kept = Kept()
     said: Position = {}
@@ -63,6 +69,7 @@ class _State(msgspec.Struct, frozen=True, kw_only=True):
     sessions: int = 0
     merged: int = 0
     last_step: int = 0
+    unheard: str = ""
 
 
 class _Said(Journal):
@@ -126,7 +133,11 @@ class RanksSink:
         if told:
             self._log.append(self._merger, *told)
         merged = state.sessions if decided.finish else state.merged
-        self._state = msgspec.structs.replace(state, decided=News(), merged=merged)
+        unheard = self._unheard() if decided.finish else state.unheard
+        if records:
+            # What comes behind an end, from a machine that was silent, is merged as well.
+            merged = 0
+        self._state = msgspec.structs.replace(state, decided=News(), merged=merged, unheard=unheard)
 
     def close(self, end: RunEnded | None) -> None:
         """Let go of the files: nothing waits any more."""
@@ -219,8 +230,12 @@ class RanksSink:
     def _last_words(self) -> Iterator[Record]:
         """What was not merged as it was meant, and what all processes left out."""
         step, timestamp_ms = max(0, self._state.last_step), now_ms()
-        if text := self._merger.gaps.text():
+        unheard = self._unheard()
+        never = f"{NEVER_BEGAN}: {unheard}" if unheard else ""
+        if text := "\n".join(filter(None, [never, self._merger.gaps.text()])):
             yield Text(timestamp_ms, step, KEY, text)
+        if unheard or self._state.unheard:
+            yield Tags({UNHEARD_TAG: unheard or "none: all have begun since"})
         if lacking := self._merger.gaps.points_lacking:
             yield Tags({LACKING_TAG: str(lacking)})
         end = end_of(sessions(self._folder))
@@ -229,6 +244,11 @@ class RanksSink:
         # An account that can't be read: then nothing is claimed.
         with contextlib.suppress(OSError):
             yield from totals(self._folder.path).records(timestamp_ms=timestamp_ms, step=step)
+
+    def _unheard(self) -> str:
+        """The ranks that never began; of other machines those say it who listen to them."""
+        is_told = RELAY in self._folder.manifest().sinks
+        return "" if is_told else ", ".join(map(str, _absent(sessions(self._folder))))
 
     def _say(self, points: Iterable[Metrics]) -> None:
         """Append the points that were not said before a crash.
@@ -274,12 +294,20 @@ def _content(record: Record) -> object:
 
 def _all_began(every: list[Session]) -> bool:
     """Whether each rank of the latest attempt has begun, or none will any more: one has failed."""
-    latest = max((one.start.attempt for one in every), default=0)
-    ranked = [one for one in every if one.start.attempt == latest and one.start.rank is not None]
-    if any(one.end and one.end.status != "FINISHED" for one in ranked):
-        return True
+    has_failed = any(one.end and one.end.status != "FINISHED" for one in _latest(every))
+    return has_failed or not _absent(every)
+
+
+def _absent(every: list[Session]) -> list[int]:
+    """The ranks of the latest attempt that have not begun."""
+    ranked = _latest(every)
     world_size = max((one.start.world_size for one in ranked), default=0)
-    return {one.start.rank for one in ranked} >= set(range(world_size))
+    return sorted(set(range(world_size)) - {one.start.rank for one in ranked})
+
+
+def _latest(every: list[Session]) -> list[Session]:
+    latest = max((one.start.attempt for one in every), default=0)
+    return [one for one in every if one.start.attempt == latest and one.start.rank is not None]
 
 
 def _ended_ranks(every: list[Session]) -> set[tuple[int, int]]:

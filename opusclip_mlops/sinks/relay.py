@@ -18,10 +18,14 @@ from mlflow import get_tracking_uri
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from opusclip_mlops import merging_gaps
 from opusclip_mlops.deaths import exit_code, takes_exit_code
 from opusclip_mlops.folder import CONTROL, Position, RunFolder
 from opusclip_mlops.journal import Journal
 from opusclip_mlops.layout import RANKS
+from opusclip_mlops.life_signs import INTERVAL_S as SIGN_S
+from opusclip_mlops.life_signs import OWNER, Listening, Showing
+from opusclip_mlops.owner_watch import SILENCE, TOLD, OwnerWatch
 from opusclip_mlops.rank_relay import PART_BYTES, Inbox, Outbox, Taken, begun, said
 from opusclip_mlops.records import Batch, Record, RunEnded, RunStarted, Tags, Text, now_ms
 from opusclip_mlops.sessions import (
@@ -43,11 +47,12 @@ INTERVAL_S = float(os.environ.get("OPUSCLIP_RANKS_INTERVAL_S", 5.0))
 """How often a machine sends a file, and how often the owner looks for new ones."""
 WAIT_S = float(os.environ.get("OPUSCLIP_NODES_WAIT_S", 60.0))
 """How long the owner waits, once its own ranks have ended, for a machine that says nothing."""
-KEY = "opusclip/ranks"
+KEY = merging_gaps.KEY
 """The text that says what is not known of other machines."""
-UNHEARD_TAG = "opusclip.ranks.unheard"
+UNHEARD_TAG = merging_gaps.UNHEARD_TAG
 """Names the ranks whose end, or whose every word, never came."""
 
+_SILENT = "nothing was heard of its machine"
 _UNSURE_WAIT_S = 20.0
 _LOOK_S = 1.0
 _SLOWER_AFTER = 1000
@@ -102,6 +107,11 @@ class _Sender:
     def open(self, state: SinkState) -> SinkState:
         self._repository = _repository(self._folder)
         self._outbox = Outbox(self._folder, begun(state, number=self._folder.manifest().node))
+        place, node = self._folder.path, self._outbox.sending.node
+        self._showing = Showing(place, node, interval_s=_sign_s())
+        self._showing.put_off()
+        self._owner = OwnerWatch(self._folder, self._repository, silent_after_s=1.5 * WAIT_S)
+        self._has_told = False
         return self._state()
 
     def write(self, batch: Batch) -> Written:
@@ -109,6 +119,7 @@ class _Sender:
         self._outbox.forget_sent()
         if self._outbox.sending.is_closed:
             self._outbox.send(self._repository)
+            self._showing.put_off()
         records = [one for one in batch.records if not isinstance(one, RunEnded)]
         self._outbox.add(records)
         self._is_urgent |= any(isinstance(one, RunStarted) for one in records)
@@ -117,12 +128,16 @@ class _Sender:
         if self._is_due():
             self._outbox.close()
             self._cut_s, self._is_urgent = time.monotonic(), False
-        sending = self._outbox.sending
-        return Written(self._state(), unfinished=sending.size_bytes > 0 or bool(self._untold()))
+        if untold := self._untold():
+            # A machine that logs nothing is not silent.
+            self._showing.renew(self._repository)
+        self._has_told = not untold and not self._outbox.sending.size_bytes
+        stays = self._owner.look(has_told=self._has_told)
+        return Written(self._state(), unfinished=stays or not self._has_told)
 
     def _state(self) -> SinkState:
         state: SinkState = msgspec.to_builtins(self._outbox.sending)
-        return state
+        return {**state, TOLD: self._has_told, SILENCE: self._owner.silence}
 
     def _is_due(self) -> bool:
         sending = self._outbox.sending
@@ -173,8 +188,10 @@ class _Sender:
 class _Receiver:
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        self._look_s = 0.0
+        self._look_s = self._listen_s = 0.0
         self._journal: Journal | None = None
+        self._showing = Showing(folder.path, OWNER, interval_s=_sign_s())
+        self._heard: dict[str, Listening] = {}
 
     def open(self, state: SinkState) -> SinkState:
         taken = msgspec.convert(state.get("nodes", {}), dict[str, Taken])
@@ -186,11 +203,55 @@ class _Receiver:
     def write(self, _: Batch) -> Written:
         has_ended = ended_here(self._folder)
         has_news = self._look(_LOOK_S if has_ended else INTERVAL_S)
-        if not has_ended or has_news:
+        if has_news and self._has_given_up():
+            self._say_who_is_heard()
+        if not has_ended or has_news or self._hears():
             self._quiet_since_s = time.monotonic()
         elif not all_ended(self._folder):
             self._end_waiting()
-        return Written(self._state(), unfinished=not all_ended(self._folder))
+        self._show_life(has_news=has_news)
+        return Written(self._state(), unfinished=not all_ended(self._folder) or self._may_mend())
+
+    def _show_life(self, *, has_news: bool) -> None:
+        """Tell the other machines that this one lives, and at last that it waits no longer."""
+        if all_ended(self._folder):
+            # What comes late is answered too.
+            self._showing.take_leave(self._inbox.repository, again=has_news)
+        elif self._showing.is_due and self._may_come():
+            self._showing.renew(self._inbox.repository)
+
+    def _hears(self) -> bool:
+        """Whether a machine whose ranks go on shows that it lives, though it says nothing."""
+        if time.monotonic() < self._listen_s:
+            return False
+        self._listen_s = time.monotonic() + _sign_s() / 2
+        unended = {one.start.session for one in sessions(self._folder) if one.end is None}
+        nodes = [one for one in self._inbox.taken if self._inbox.sessions_of(one) & unended]
+        for node in nodes:
+            self._heard.setdefault(node, Listening(self._folder.path, node))
+        heard = [one for one in nodes if self._heard[one].look(self._inbox.repository, every_s=0)]
+        for node in heard:
+            known = msgspec.structs.replace(self._inbox.taken[node], heard_ms=now_ms())
+            self._inbox.taken[node] = known
+        return bool(heard)
+
+    def _has_given_up(self) -> bool:
+        return any(self._folder.path.glob(f"+{RELAY}{CONTROL}-*"))
+
+    def _may_mend(self) -> bool:
+        """Whether what comes late is still waited for: while another sink is under way."""
+        if not self._has_given_up():
+            return False
+        sizes = self._folder.size_bytes()
+        others = [self._folder.progress(o) for o in self._folder.manifest().sinks if o != RELAY]
+        return not all(one.done and one.has_all(sizes) for one in others)
+
+    def _say_who_is_heard(self) -> None:
+        """Correct what was said of a silence, once nobody is silent any more."""
+        every = sessions(self._folder)
+        silent = [one for one in every if one.end and one.end.reason.startswith(_SILENT)]
+        if not silent and not _unheard(every):
+            self._say(Tags({UNHEARD_TAG: "none: what was lacking has come late"}))
 
     def _state(self) -> SinkState:
         return {"nodes": msgspec.to_builtins(self._inbox.taken)}
@@ -246,7 +307,7 @@ class _Receiver:
         name = session.start.session
         node = next((one for one in self._inbox.taken if name in self._inbox.sessions_of(one)), "")
         heard_ms = max(session.start.start_time_ms, self._inbox.taken.get(node, Taken()).heard_ms)
-        reason = f"nothing was heard of its machine for {WAIT_S:g} s"
+        reason = f"{_SILENT} for {WAIT_S:g} s"
         status = "FINISHED" if is_well else "FAILED"
         owned = session.start.owned and not is_well
         return RunEnded(name, status, heard_ms, reason, owned=owned)
@@ -259,6 +320,11 @@ class _Receiver:
             self._journal.append(record)
         if self._journal.lost != lost:
             raise OSError(f"what other machines lack cannot be written: {self._journal.fault}")
+
+
+def _sign_s() -> float:
+    """How often a machine shows that it lives: well before it would be taken for silent."""
+    return min(SIGN_S, WAIT_S / 3)
 
 
 def _repository(folder: RunFolder) -> ArtifactRepository:

@@ -6,6 +6,7 @@ commands, trial_process    a trial's program
 storage, board, claims     the study that workers share, and who runs which trial
 studies, worker            a sweep that is there, and what works at it
 trial_runs, results        MLflow: a run a trial, below the sweep's own
+mlflow_away                waits for it
 outcome, plots             what came of it
 """
 
@@ -13,32 +14,33 @@ import contextlib
 import re
 import secrets
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opusclip_mlops.errors import ConfigError
+from opusclip_mlops.errors import ConfigError, OpusclipError, RegistryError
 from opusclip_mlops.faults import attempted
+from opusclip_mlops.open_sweeps import FOLDER, Mark, OpenSweep, clear
 from opusclip_mlops.redaction import one_line
 from opusclip_mlops.sweeps.claims import Claims
+from opusclip_mlops.sweeps.commands import check_program
 from opusclip_mlops.sweeps.crew import Crew, Show
 from opusclip_mlops.sweeps.engines import check_for_optuna, check_for_wandb, trial_count
 from opusclip_mlops.sweeps.outcome import SweepResult as SweepResult
 from opusclip_mlops.sweeps.outcome import best_of, importances, outcomes
 from opusclip_mlops.sweeps.schema import SweepConfig, read_sweep
-from opusclip_mlops.sweeps.storage import insisted, open_storage
+from opusclip_mlops.sweeps.storage import Asker, insisted, open_storage
 from opusclip_mlops.sweeps.studies import Study, begin_study, open_study
-from opusclip_mlops.sweeps.telling import status_of
+from opusclip_mlops.sweeps.telling import Say, reason_of, status_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-FOLDER = Path(".opusclip/sweeps")
-"""Where sweeps lie on this machine, in the current folder."""
-
 ENGINES = ("optuna", "wandb")
 """Who searches."""
 
-_MOST_WORKERS, _STORAGE_WAIT_S = 1000, 60.0
+_MOST_WORKERS, _STORAGE_WAIT_S, _STOPPED_WAIT_S = 1000, 60.0, 5.0
+_Read = tuple[SweepResult, bool, dict[tuple[int, int], tuple[str, str]]]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
@@ -53,6 +55,7 @@ def sweep(
     experiment: str = "sweeps",
     tracking_uri: str | None = None,
     show: Show = lambda *_: None,
+    say: Say = lambda *_: None,
 ) -> SweepResult:
     """Run the trials of a sweep, each as a child of the sweep's own run in MLflow.
 
@@ -69,10 +72,12 @@ def sweep(
         experiment: The MLflow experiment of a new sweep.
         tracking_uri: The MLflow server or store.
         show: Called as trials end.
+        say: Called once, before the first trial, with the sweep's name and its run's id.
 
     Raises:
         ConfigError: the file, or an argument, is wrong; a worker could not begin.
         RegistryError: MLflow refused, or did not answer.
+        OpusclipError: the workers, or the storage, could not go on; `resume` does.
     """
     _check(file, resume, storage, engine=engine, count=count, workers=workers)
     config = _checked(file, engine, count) if file else None
@@ -87,12 +92,13 @@ def sweep(
         name, asked = _new_name(), trial_count(config, count)
         return sweep_by_wandb(
             client, config, name=name, folder=FOLDER / name, experiment=experiment,
-            count=asked, workers=workers, show=show,
+            count=asked, workers=workers, show=show, say=say,
         )  # fmt: skip
     if config:
         study, place = _begun(client, config, count, storage, experiment)
     else:
         study = _resumed(client, str(resume), place, count)
+    say(study.name, study.parent_run_id)
     return _worked(client, study, place, workers, show)
 
 
@@ -122,6 +128,7 @@ def _checked(file: Path, engine: str, count: int | None) -> SweepConfig:
     config = read_sweep(file)
     check_for_wandb(config) if engine == "wandb" else check_for_optuna(config)
     trial_count(config, count)
+    check_program(config.command, config.program)
     return config
 
 
@@ -131,12 +138,60 @@ def _worked(
     """Have the workers of this machine work, and say what came of it."""
     folder = FOLDER / study.name
     crew = Crew(study, place, folder=folder, tracking_uri=str(client.tracking_uri))
+    wait_s = _STOPPED_WAIT_S
+    mark = _marked(client, study, place)
     try:
         # Who stops it is told what is left to do.
         with contextlib.suppress(KeyboardInterrupt):
             crew.work(workers, show)
+            wait_s = _STORAGE_WAIT_S
     finally:
-        result = _ended(client, study, folder)
+        result = _ended(client, study, folder, wait_s=wait_s)
+        mark.take_away()
+    return result
+
+
+def _marked(client: "MlflowClient", study: Study, place: str) -> Mark:
+    """For the case that this process is killed, and nobody goes on with the sweep."""
+    uri, is_shared = str(client.tracking_uri), "://" in place
+    return Mark(
+        OpenSweep(
+            name=study.name, run_id=study.parent_run_id, tracking_uri=uri, is_shared=is_shared
+        )
+    )
+
+
+def settle(
+    name: str, *, storage: str | None = None, tracking_uri: str | None = None
+) -> SweepResult | None:
+    """Say in MLflow how a sweep stands whose command was killed; `resume` goes on with it.
+
+    Args:
+        name: The sweep's.
+        storage: Where its study is; a file of this machine otherwise.
+        tracking_uri: The MLflow server or store.
+
+    Returns:
+        What came of it so far; None where somebody still works at it.
+
+    Raises:
+        ConfigError: there is no such sweep, or its storage does not answer.
+        OpusclipError: MLflow, or the storage, refused or did not answer.
+    """
+    from opusclip_mlops.patience import ask_briefly, connected
+    from opusclip_mlops.sweeps.trial_runs import TrialRuns
+    from opusclip_mlops.sweeps.worker import end_left
+
+    study = open_study(_place_of(name, storage), name)
+    ask_briefly()
+    client = connected(tracking_uri=tracking_uri)
+    runs = TrialRuns(client, study.parent_run_id, name)
+    claims = Claims(study.storage, name, study.config, on_lost=partial(end_left, runs))
+    if claims.is_worked_at():
+        return None
+    claims.reclaim(claims.board(), claims.count())
+    result = _ended(client, study, FOLDER / name, wait_s=_STOPPED_WAIT_S)
+    clear((FOLDER / name).absolute())
     return result
 
 
@@ -162,6 +217,7 @@ def _resumed(client: "MlflowClient", name: str, place: str, count: int | None) -
     from opusclip_mlops.sweeps.results import go_on
 
     study = open_study(place, name)
+    check_program(study.config.command, study.config.program)
     if count is not None:
         study = open_study(place, name, count=trial_count(study.config, count))
     go_on(client, study.parent_run_id)
@@ -183,26 +239,35 @@ def _place(name: str, *, is_new: bool = False) -> Path:
     return place
 
 
-def _ended(client: "MlflowClient", study: Study, folder: Path) -> SweepResult:
+def _ended(client: "MlflowClient", study: Study, folder: Path, *, wait_s: float) -> SweepResult:
     """Say in MLflow what came of it so far."""
     from opusclip_mlops.sweeps.results import end_run
+    from opusclip_mlops.sweeps.trial_runs import TrialRuns
 
-    read: list[tuple[SweepResult, bool]] = []
-    if fault := attempted(
-        lambda: read.append(insisted(lambda: _result(study, folder), wait_s=_STORAGE_WAIT_S))
-    ):
-        why = f"what came of sweep {study.name} cannot be read: {one_line(str(fault))}"
-        raise ConfigError(f"{why}; go on: --resume {study.name}") from None
-    [(result, is_worked_at)] = read
-    end_run(
-        client, study.parent_run_id, result.trials, metric=study.config.metric, best=result.best,
-        shares=result.importances, status=None if is_worked_at else status_of(result),
-    )  # fmt: skip
+    result, is_worked_at, ended = _read(study, folder, wait_s)
+    try:
+        TrialRuns(client, study.parent_run_id, study.name).settle(ended)
+        end_run(
+            client, study.parent_run_id, result.trials, metric=study.config.metric,
+            best=result.best, shares=result.importances,
+            status=None if is_worked_at else status_of(result), reason=reason_of(result),
+        )  # fmt: skip
+    except RegistryError as error:
+        raise RegistryError(f"{error}; go on: opusclip sweep --resume {study.name}") from error
     return result
 
 
-def _result(study: Study, folder: Path) -> tuple[SweepResult, bool]:
-    """What came of it so far, and whether others still work at it."""
+def _read(study: Study, folder: Path, wait_s: float) -> _Read:
+    ask = partial(Asker().ask, partial(_result, study, folder), wait_s=wait_s)
+    read: list[_Read] = []
+    if fault := attempted(lambda: read.append(insisted(ask, wait_s=wait_s))):
+        why = f"what came of sweep {study.name} cannot be read: {one_line(str(fault))}"
+        raise OpusclipError(f"{why}; go on: opusclip sweep --resume {study.name}") from None
+    return read[0]
+
+
+def _result(study: Study, folder: Path) -> _Read:
+    """What came of it so far, whether others still work at it, and which attempts are over."""
     claims = Claims(study.storage, study.name, study.config)
     found, count, metric = claims.board(), claims.count(), study.config.metric
     trials = outcomes(found, study.config, count)
@@ -217,4 +282,4 @@ def _result(study: Study, folder: Path) -> tuple[SweepResult, bool]:
         is_over=is_over,
         folder=folder,
     )
-    return result, not is_over and claims.is_worked_at()
+    return result, not is_over and claims.is_worked_at(), found.ended()

@@ -86,6 +86,23 @@ class Board:
         """The trials among the first `count`."""
         return self.slots[:count]
 
+    def superseded(self) -> Iterator[FrozenTrial]:
+        """Attempts that are not over although another one counts by now."""
+        earlier = (one for slot in self.slots for one in slot.attempts[:-1])
+        return (one for one in (*self.doubles, *earlier) if not one.state.is_finished())
+
+    def ended(self) -> dict[tuple[int, int], tuple[str, str]]:
+        """State and reason of each attempt that is over, by its trial's number and its own."""
+        return {
+            (slot.number, attempt_of(one)): (
+                slot.state if one is slot.last else "lost",
+                one.user_attrs.get(REASON, ""),
+            )
+            for slot in self.slots
+            for one in slot.attempts
+            if one.state.is_finished()
+        }
+
     def is_over(self, count: int) -> bool:
         """Whether that many trials have ended."""
         first = self.asked_for(count)

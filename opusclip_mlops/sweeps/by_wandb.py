@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from opusclip_mlops.sweeps.outcome import SweepResult, best_of
 from opusclip_mlops.sweeps.results import begin_run, end_run
 from opusclip_mlops.sweeps.schema import SweepConfig
-from opusclip_mlops.sweeps.telling import status_of
+from opusclip_mlops.sweeps.telling import Say, reason_of, status_of
 from opusclip_mlops.sweeps.wandb_engine import Agents, Spec, begin_at_wandb, kept_outcomes
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def sweep_by_wandb(
     count: int,
     workers: int,
     show: Callable[[str, int, int], object],
+    say: Say,
 ) -> SweepResult:
     """Have W&B search, and its agents run the trials; see `sweeps.sweep`.
 
@@ -38,6 +39,7 @@ def sweep_by_wandb(
     place = begin_at_wandb(config.document)
     run_id = begin_run(client, config, name=name, experiment=experiment)
     client.set_tag(run_id, PLACE_TAG, "/".join(place))
+    say(name, run_id)
     spec = Spec(name, run_id, config.document, str(folder.absolute())).write()
     shares = [count // workers + (number < count % workers) for number in range(workers)]
     try:
@@ -59,6 +61,7 @@ def _ended(
         importances={}, is_over=len(trials) >= count, folder=folder, may_go_on=False,
     )  # fmt: skip
     end_run(
-        client, run_id, trials, metric=metric, best=best, shares={}, status=status_of(result)
+        client, run_id, trials, metric=metric, best=best, shares={}, status=status_of(result),
+        reason=reason_of(result),
     )  # fmt: skip
     return result

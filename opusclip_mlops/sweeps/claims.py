@@ -89,7 +89,7 @@ class Claims:
         storage: Where the study is shared.
         name: The study's.
         config: The sweep's.
-        on_lost: Called with the attempt of a worker that was lost, before it is tried again.
+        on_lost: Called with the trial of a worker that was lost, before it is tried again.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Claims:
         name: str,
         config: SweepConfig,
         *,
-        on_lost: Callable[[FrozenTrial], object] = lambda _: None,
+        on_lost: Callable[[Slot], object] = lambda _: None,
     ) -> None:
         self._config, self._on_lost = config, on_lost
         self._storage = storage
@@ -126,8 +126,13 @@ class Claims:
 
     def is_hopeless(self, found: Board) -> bool:
         """Whether the first trials have all failed, so that more would be in vain."""
-        over = [one for one in found.slots if one.is_over]
-        return len(over) >= MOST_BAD_STARTS and all(one.state == "failed" for one in over)
+        bad = 0
+        for slot in found.slots:
+            if slot.is_over:
+                if slot.state != "failed":
+                    return False
+                bad += 1
+        return bad >= MOST_BAD_STARTS
 
     def is_worked_at(self) -> bool:
         """Whether somebody runs a trial, here or elsewhere, and is not known to be dead."""
@@ -137,8 +142,9 @@ class Claims:
 
     def next(self) -> Claim | None:
         """Claim a trial; None where there is none to be had now."""
-        self.reclaim()
         found, count = self.board(), self.count()
+        if self.reclaim(found, count):
+            found = self.board()
         if self._is_target_reached(found) or self.is_hopeless(found):
             return None
         for slot in found.asked_for(count):
@@ -146,18 +152,21 @@ class Claims:
                 return self._claimed(slot.number, slot.last)
         return self._begin(count) if len(found.slots) < count else None
 
-    def reclaim(self) -> None:
-        """Have tried again what lost workers had."""
-        found, count = self.board(), self.count()
-        for trial in found.doubles:
-            if trial.state == TrialState.WAITING:
-                self._fail(trial._trial_id)
+    def reclaim(self, found: Board, count: int) -> bool:
+        """Have tried again what lost workers had; whether there was anything to do."""
+        stale = list(found.superseded())
+        for trial in stale:
+            self._end_lost(trial, "it was given to another worker")
+        has_news = bool(stale)
         for slot in found.asked_for(count):
             if slot.is_surplus:
                 self._try_again(slot.last)
+                has_news = True
             elif slot.last.state == TrialState.RUNNING and self._is_gone(slot.last):
-                self._on_lost(slot.last)
+                self._on_lost(slot)
                 self.lose(slot)
+                has_news = True
+        return has_news
 
     def lose(self, slot: Slot) -> None:
         """Give up an attempt that died, and have it made again unless that has been in vain."""
@@ -184,7 +193,10 @@ class Claims:
             self._storage.set_trial_user_attr(claim.trial_id, board.BEAT, self._beat)
         except UpdateFinishedTrialError:
             return False
-        return self._storage.get_trial(claim.trial_id).state == TrialState.RUNNING
+        return any(
+            slot.last._trial_id == claim.trial_id and slot.last.state == TrialState.RUNNING
+            for slot in self.board().slots
+        )
 
     def note(self, claim: Claim, name: str, value: Any) -> None:
         """Keep something about a trial, for whoever tries it again or reads the result."""
@@ -229,7 +241,7 @@ class Claims:
 
     def _is_target_reached(self, found: Board) -> bool:
         metric = self._config.metric
-        if metric is None:
+        if metric is None or metric.target is None:
             return False
         ends = (one.last for one in found.slots if one.state == "complete")
         return any(metric.is_reached_by(one.values[0]) for one in ends if one.values)
@@ -238,12 +250,17 @@ class Claims:
         """Begin the next new trial; one that is not asked for any more is left at once."""
         mine = create_trial(state=TrialState.RUNNING, user_attrs={board.WORKER: self._me})
         trial_id = self._storage.create_new_trial(self._study_id, mine)
-        numbers = {one.last._trial_id: one.number for one in self.board().slots}
-        if numbers[trial_id] >= count:
+        number = self._number_of(trial_id)
+        if number >= count:
             self._storage.set_trial_user_attr(trial_id, board.SURPLUS, True)
             self._fail(trial_id)
             return None
-        return self._claimed(numbers[trial_id], self._storage.get_trial(trial_id))
+        return self._claimed(number, self._storage.get_trial(trial_id))
+
+    def _number_of(self, trial_id: int) -> int:
+        """The number of a first attempt: as many others of them were begun before it."""
+        firsts = (one for one in self._trials() if board.RETRY_OF not in one.user_attrs)
+        return next(number for number, one in enumerate(firsts) if one._trial_id == trial_id)
 
     def _claimed(self, number: int, trial: FrozenTrial) -> Claim:
         values = self._values(number, trial._trial_id)

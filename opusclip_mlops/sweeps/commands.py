@@ -1,8 +1,10 @@
 """The words that start a trial: W&B's macros filled in, one word each, and never by a shell."""
 
+import difflib
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,6 +40,36 @@ def check_command(command: Sequence[str], program: str) -> None:
                 )
     if "${program}" in command and not program:
         raise ConfigError("program is missing: command has ${program}")
+
+
+def check_program(command: Sequence[str], program: str) -> None:
+    """Refuse a program that is not on this machine, of which each trial would fail.
+
+    Raises:
+        ConfigError: there is no such file, or no such program to begin with.
+    """
+    is_module = re.search(r"(?:^|\n)-m\n\$\{program\}", "\n".join(command))
+    if "${program}" in command and not is_module:
+        _check_file(program)
+    words = [one for one in command if not one.startswith("${args")]
+    words = filled(words, program=program, values={}, json_file=Path())
+    if words[:1] == ["/usr/bin/env"]:
+        del words[0]
+        # What it is told beside a program's name is not read here.
+        if words and ("=" in words[0] or words[0].startswith("-")):
+            return
+    if words and shutil.which(words[0]) is None:
+        what = "that can be run" if "/" in words[0] else "on PATH"
+        raise ConfigError(f"command: {words[0]!s:.80} is no program {what}")
+
+
+def _check_file(program: str) -> None:
+    path = Path(program)
+    if path.exists() or shutil.which(program):
+        return
+    beside = os.listdir(path.parent) if path.parent.is_dir() else []
+    near = "".join(f": {one}?" for one in difflib.get_close_matches(path.name, beside, 1))
+    raise ConfigError(f"program: there is no {path.name!s:.80} in {path.parent.absolute()}{near}")
 
 
 def filled(

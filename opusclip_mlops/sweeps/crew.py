@@ -11,11 +11,12 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from opusclip_mlops.errors import ConfigError
+from opusclip_mlops.errors import ConfigError, OpusclipError
 from opusclip_mlops.faults import attempted
 from opusclip_mlops.sweeps.board import Board
 from opusclip_mlops.sweeps.claims import Claims
-from opusclip_mlops.sweeps.studies import STORAGE_VARIABLE, Study
+from opusclip_mlops.sweeps.storage import Asker
+from opusclip_mlops.sweeps.studies import NO_WORK_CODE, STORAGE_VARIABLE, Study
 from opusclip_mlops.sweeps.trial_process import GRACE_S, last_line
 
 Show = Callable[[str, int, int], object]
@@ -24,6 +25,8 @@ Show = Callable[[str, int, int], object]
 _POLL_S = 0.5
 _STOP_WAIT_S = GRACE_S + 30.0
 _MOST_REPLACEMENTS = 20
+# A storage that says nothing holds up neither Ctrl-C nor the looking after workers.
+_ANSWER_S = 5.0
 _LOG = "workers.log"
 
 
@@ -41,6 +44,7 @@ class Crew:
         self._study, self._place, self._tracking_uri = study, place, tracking_uri
         self._folder = folder.absolute()
         self._claims = Claims(study.storage, study.name, study.config)
+        self._asker = Asker()
         self._replaced = 0
         self._processes: list[subprocess.Popen[bytes]] = []
 
@@ -48,7 +52,8 @@ class Crew:
         """Work with so many processes until nothing is left to do, or SIGTERM or Ctrl-C comes.
 
         Raises:
-            ConfigError: no worker could work; its last words are told.
+            OpusclipError: no worker could go on; the last words of one are told. A ConfigError
+                where the study, or where it is, is at fault.
             KeyboardInterrupt: the workers were stopped, and their trials will be tried again.
         """
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -89,13 +94,17 @@ class Crew:
 
     def _look(self) -> None:
         """Replace who was killed, and let go who has ended."""
-        ended = [one for one in self._processes if one.poll() is not None]
-        self._processes = [one for one in self._processes if one.poll() is None]
-        for process in ended:
-            if _is_struck(process.returncode) and self._may_replace():
+        codes = [(one, one.poll()) for one in self._processes]
+        self._processes = [one for one, code in codes if code is None]
+        for code in filter(None, (code for _, code in codes)):
+            if _is_struck(code) and self._may_replace():
                 self._processes.append(self._start())
-            elif process.returncode and not self._processes and not self._is_over():
-                raise ConfigError(f"the workers could not go on: {self._last_words()}")
+            elif not self._processes and not self._is_over():
+                raise self._fault(code)
+
+    def _fault(self, code: int) -> OpusclipError:
+        words = f"the workers could not go on: {self._last_words()}"
+        return ConfigError(words) if code == NO_WORK_CODE else OpusclipError(words)
 
     def _may_replace(self) -> bool:
         self._replaced += 1
@@ -104,7 +113,7 @@ class Crew:
     def _is_over(self) -> bool:
         """Whether nothing is left to do; while the storage is away that is not known."""
         answers: list[bool] = []
-        attempted(lambda: answers.append(self._claims.is_over()))
+        attempted(lambda: answers.append(self._asker.ask(self._claims.is_over, wait_s=_ANSWER_S)))
         return answers == [True]
 
     def _last_words(self) -> str:
@@ -124,9 +133,12 @@ class Crew:
                 process.kill()
                 process.wait()
 
+    def _seen(self) -> tuple[Board, int]:
+        return self._claims.board(), self._claims.count()
+
     def _tell(self, show: Show) -> None:
         seen: list[tuple[Board, int]] = []
-        if attempted(lambda: seen.append((self._claims.board(), self._claims.count()))):
+        if attempted(lambda: seen.append(self._asker.ask(self._seen, wait_s=_ANSWER_S))):
             return
         [(found, count)] = seen
         over = sum(one.is_over for one in found.asked_for(count))

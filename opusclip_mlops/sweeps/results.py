@@ -16,8 +16,10 @@ from mlflow.exceptions import MlflowException
 
 from opusclip_mlops import records
 from opusclip_mlops.faults import attempted
+from opusclip_mlops.layout import REASON_TAG
 from opusclip_mlops.patience import patiently
 from opusclip_mlops.provenance import run_tags
+from opusclip_mlops.redaction import one_line
 from opusclip_mlops.refusals import EXISTS
 from opusclip_mlops.sweeps import plots
 from opusclip_mlops.sweeps.outcome import TrialOutcome
@@ -82,8 +84,13 @@ def go_on(client: MlflowClient, run_id: str) -> None:
     Raises:
         RegistryError: MLflow refused, or did not answer.
     """
-    what = f"cannot go on with run {run_id}"
-    patiently(what, lambda: client.update_run(run_id, status="RUNNING"))
+
+    def begin_again() -> None:
+        if REASON_TAG in client.get_run(run_id).data.tags:
+            client.delete_tag(run_id, REASON_TAG)
+        client.update_run(run_id, status="RUNNING")
+
+    patiently(f"cannot go on with run {run_id}", begin_again)
 
 
 def end_run(
@@ -95,6 +102,7 @@ def end_run(
     best: TrialOutcome | None,
     shares: Mapping[str, float],
     status: str | None,
+    reason: str = "",
 ) -> None:
     """Log what came of a sweep, and end its run; without a status it goes on.
 
@@ -106,6 +114,8 @@ def end_run(
         if best:
             client.set_tag(run_id, BEST_TAG, best.run_id)
         _log_values(client, run_id, trials, metric)
+        if status and reason:
+            client.set_tag(run_id, REASON_TAG, one_line(reason))
         if status:
             client.set_terminated(run_id, status)
         _log_files(client, run_id, trials, metric, best, shares)

@@ -41,6 +41,7 @@ _ODD = re.compile(r"[\0\ud800-\udfff]")
 _MOST_BYTES = 2**20
 _DEEPEST = 16
 _MOST_BANDS = 100
+_LEAST_ETA = 1.1
 _MOST_NODES = 1_000_000
 
 
@@ -240,8 +241,11 @@ def _hyperband(found: Mapping[str, Any], origin: str) -> Hyperband | None:
     if "metric" not in found:
         raise ConfigError(f"{origin}: metric is missing: early_terminate needs it")
     eta, strict = given.get("eta", 3), given.get("strict", False)
-    if not is_number(eta) or eta <= 1:
-        raise ConfigError(f"{where}.eta must be a number above 1, not {eta!r:.60}{hint(eta)}")
+    if not is_number(eta) or eta < _LEAST_ETA:
+        raise ConfigError(
+            f"{where}.eta must be a number from {_LEAST_ETA} on, not {eta!r:.60}{hint(eta)}: "
+            "nearer to 1 the bands fall together"
+        )
     if not isinstance(strict, bool):
         raise ConfigError(f"{where}.strict must be true or false, not {strict!r:.60}")
     return Hyperband(_bands(given, float(eta), where), float(eta), strict)

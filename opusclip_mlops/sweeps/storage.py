@@ -3,11 +3,12 @@
 import contextlib
 import fcntl
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 from urllib.parse import urlsplit
 
 import optuna
@@ -17,10 +18,17 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from opusclip_mlops.errors import ConfigError
 from opusclip_mlops.faults import attempted
 from opusclip_mlops.redaction import one_line
+from opusclip_mlops.server.places import stock_uri
 
 _READY_WAIT_S = 20
 _BLOCK_BYTES = 64 * 1024
 _PAUSE_S = 1.0
+_ANSWER_S, _LOOK_S = 60.0, 0.1
+# A connection whose other end has vanished ends after half a minute, and the next one is asked.
+_CONNECTION = {
+    "connect_timeout": 10, "keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5,
+    "keepalives_count": 4, "tcp_user_timeout": 30_000,
+}  # fmt: skip
 
 _Answer = TypeVar("_Answer")
 
@@ -91,11 +99,14 @@ def _file(path: Path) -> BaseStorage:
 
 
 def _database(uri: str) -> BaseStorage:
-    if not uri.startswith("postgresql"):
+    if not uri.startswith("postgres"):
         scheme = uri.partition("://")[0]
         raise ConfigError(f"storage is {scheme}://: give a file, postgresql:// or grpc://HOST:PORT")
     opened: list[BaseStorage] = []
-    options = {"pool_pre_ping": True}
+    # What a bare `postgresql://` means depends on the version of SQLAlchemy.
+    uri = stock_uri(uri)
+    connection = _CONNECTION if uri.startswith("postgresql+psycopg2:") else {}
+    options = {"pool_pre_ping": True, "connect_args": connection}
     if fault := attempted(lambda: opened.append(get_storage(RDBStorage(uri, options)))):
         raise ConfigError(f"storage does not answer: {one_line(str(fault))}") from None
     return opened[0]
@@ -113,6 +124,68 @@ def _proxy(uri: str) -> BaseStorage:
     if attempted(lambda: opened.wait_server_ready(timeout=_READY_WAIT_S)):
         raise ConfigError(f"storage {host}:{port} does not answer: is optuna's gRPC proxy there?")
     return opened
+
+
+class Asker:
+    """Asks a storage in a thread: a call that is never answered holds up nobody for long.
+
+    It makes one call at a time. One that was not waited for goes on: who makes the same call again
+    has its answer, and any other call comes after it.
+    """
+
+    def __init__(self) -> None:
+        self._call: Callable[[], object] | None = None
+        self._thread: threading.Thread | None = None
+        self._came: list[tuple[object, Exception | None]] = []
+
+    def ask(
+        self,
+        call: Callable[[], _Answer],
+        *,
+        wait_s: float = _ANSWER_S,
+        before: Callable[[], object] = lambda: None,
+    ) -> _Answer:
+        """The answer to a call.
+
+        Args:
+            call: Asks the storage.
+            wait_s: How long the answer may take.
+            before: Called again and again in that time; what it raises ends the waiting.
+
+        Raises:
+            TimeoutError: there was no answer.
+        """
+        deadline_s = time.monotonic() + wait_s
+        if self._call != call:
+            self._wait(deadline_s, before)
+            self._begin(call)
+        self._wait(deadline_s, before)
+        self._call = None
+        [(answer, fault)] = self._came
+        if fault:
+            raise fault
+        return cast("_Answer", answer)
+
+    def _begin(self, call: Callable[[], object]) -> None:
+        came: list[tuple[object, Exception | None]] = []
+        self._call, self._came = call, came
+
+        def make() -> None:
+            answers: list[object] = []
+            fault = attempted(lambda: answers.append(call()))
+            came.append((None if fault else answers[0], fault))
+
+        # At its end a process waits for no daemon.
+        self._thread = threading.Thread(target=make, daemon=True)
+        self._thread.start()
+
+    def _wait(self, deadline_s: float, before: Callable[[], object]) -> None:
+        while self._thread and self._thread.is_alive():
+            if time.monotonic() > deadline_s:
+                raise TimeoutError("the storage does not answer")
+            self._thread.join(_LOOK_S)
+            if self._thread.is_alive():
+                before()
 
 
 def insisted(

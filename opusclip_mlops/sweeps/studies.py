@@ -21,6 +21,9 @@ from opusclip_mlops.sweeps.storage import open_storage
 STORAGE_VARIABLE = "OPUSCLIP_SWEEP_STORAGE"
 """Names the storage for a worker: it may hold a password, which no command line may show."""
 
+NO_WORK_CODE, AWAY_CODE = 2, 3
+"""A worker's exit codes: it cannot work at all, or MLflow refused or was away for long."""
+
 _DIRECTIONS = (StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE)
 _DOCUMENT, _PARENT = "document", "parent_run_id"
 

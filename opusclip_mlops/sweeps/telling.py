@@ -1,9 +1,20 @@
 """What came of a sweep, in lines for people."""
 
+import sys
+from collections.abc import Callable
+
 from opusclip_mlops.sweeps.claims import MOST_BAD_STARTS
 from opusclip_mlops.sweeps.outcome import SweepResult, TrialOutcome
 
+Say = Callable[[str, str], object]
+"""Called with a sweep's name and its run's id."""
+
 _MOST_SHOWN = 10
+
+
+def say_begun(name: str, run_id: str) -> None:
+    """Say on stderr which sweep begins: its name is what other machines, and `--resume`, need."""
+    print(f"sweep {name} begins (run {run_id})", file=sys.stderr, flush=True)
 
 
 def is_well(found: SweepResult) -> bool:
@@ -14,6 +25,21 @@ def is_well(found: SweepResult) -> bool:
 def status_of(found: SweepResult) -> str:
     """How the sweep's run in MLflow ends."""
     return "FINISHED" if is_well(found) else "FAILED" if found.is_over else "KILLED"
+
+
+def reason_of(found: SweepResult) -> str:
+    """Why the sweep's run does not end as FINISHED; "" where it does."""
+    status = status_of(found)
+    if status == "KILLED":
+        return f"stopped before it was over{_going_on(found)}"
+    if status == "FINISHED":
+        return ""
+    bad = [f": trial {one.number}: {one.reason}" for one in found.trials if one.reason]
+    return "no trial ended well" + "".join(bad[:1])
+
+
+def _going_on(found: SweepResult) -> str:
+    return f"; go on: opusclip sweep --resume {found.name}" if found.may_go_on else ""
 
 
 def lines(found: SweepResult, version: str | None) -> list[str]:

@@ -19,6 +19,7 @@ GRACE_S = 30.0
 """How long a program that is asked to end may take, in seconds."""
 
 _POLL_S = 0.05
+_LEASH = (sys.executable, "-I", "-S", str(leash.__file__))
 
 STRAY_VARIABLES = (
     "OPUSCLIP_RUN_ID", "OPUSCLIP_RUN_NAME", "OPUSCLIP_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_NAME",
@@ -30,8 +31,42 @@ _LOG_TAIL_BYTES, _LINE_CHARACTERS = 4096, 200
 _DEAD_STATES = ("Z", "X", "x")
 
 
+class _Guard:
+    """A process that outlives this one, and then ends the session that it was told of, if any."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] = subprocess.Popen(
+            [*_LEASH, str(GRACE_S)],
+            env={},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def tell(self, session: int) -> None:
+        self._say(f"{session}\n")
+
+    def release(self) -> None:
+        """Let it go: nothing is left to end."""
+        self._say("over\n")
+        if self._process.stdin:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+        self._process.wait()
+
+    def _say(self, words: str) -> None:
+        # It may have been killed itself.
+        with contextlib.suppress(OSError, ValueError):
+            if self._process.stdin:
+                self._process.stdin.write(words.encode())
+                self._process.stdin.flush()
+
+
 class TrialProcess:
     """A program in a session of its own; it dies with the process that started it.
+
+    So does all that it has started there.
 
     Args:
         words: What starts it.
@@ -43,11 +78,12 @@ class TrialProcess:
     """
 
     def __init__(self, words: Sequence[str], *, environment: Mapping[str, str], log: Path) -> None:
-        before = [sys.executable, "-I", "-S", str(leash.__file__), str(os.getpid())]
+        self._asked_s: float | None = None
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
+            self._guard = _Guard()
             self._process = subprocess.Popen(
-                [*before, *words],
+                [*_LEASH, str(os.getpid()), *words],
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=descriptor,
@@ -56,7 +92,7 @@ class TrialProcess:
             )
         finally:
             os.close(descriptor)
-        self._asked_s: float | None = None
+        self._guard.tell(self._process.pid)
 
     @property
     def group(self) -> dict[str, Any]:
@@ -74,6 +110,7 @@ class TrialProcess:
         code, pid = self._process.poll(), self._process.pid
         if code is not None:
             if not _has_members(pid):
+                self._guard.release()
                 return code
             # Workers of its own have outlived it.
             self.ask_to_end()

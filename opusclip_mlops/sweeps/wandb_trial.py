@@ -87,6 +87,8 @@ class WandbTrial:
         state, reason = judged(self._config, code, value, is_pruned=is_pruned)
         if code and state == "failed":
             reason = exit_reason(code, self._place.with_suffix(".log"))
+        elif self._config.metric and state == "failed":
+            reason = self._runs.missing(self._run_id, self._config.metric.name)
         self._runs.end(self._run_id, state, reason)
         return code, value if state != "failed" else None, state, reason
 

@@ -1,5 +1,7 @@
 """Small projects to launch, and the folder and MLflow run of a launch."""
 
+import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,13 @@ def launch(tmp_path: Path, deed: str = "nothing", **values: Any) -> tuple[Workpl
     place = Workplace(folder_for(plan.config, plan.cwd, plan.run_id))
     place.create(plan)
     return place, plan
+
+
+def gone_supervisor(place: Workplace) -> None:
+    """Have the launch be one whose supervisor began, and is dead."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    place.begin_attempt(f"{socket.gethostname()}:{process.pid}")
 
 
 def end_of(plan: Plan) -> tuple[str, str]:

@@ -1,13 +1,15 @@
 """What a job does beside training: attempts are counted, and what ended a rank is told apart."""
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
 import pytest
 from mlflow import MlflowClient
 
-from opusclip_mlops.launching import job
+from opusclip_mlops.launching import job, slurm
 from opusclip_mlops.launching.outcomes import AgentOutcome, Ending
 from opusclip_mlops.launching.workplace import Plan, Submitted, Workplace
 from tests.launching.made import end_of, launch
@@ -79,6 +81,33 @@ def test_what_slurm_ended_is_left_to_the_next_job(
     assert place.ending() is None
     assert "job 12 was told to end" in place.stop_of(0)
     assert end_of(plan)[0] == "RUNNING"
+
+
+def test_a_job_that_was_told_before_it_began_was_one(made: tuple[Workplace, Plan]) -> None:
+    """The chain's last one: its launch was ended, and has not failed."""
+    place, _ = made
+    assert job.main(["end", str(place.path), "", "143", "SIGTERM"]) == 143
+    assert place.attempts() == ["12"]
+    failed = slurm.JobState(job="12", state="FAILED", reason="NonZeroExitCode")
+    ending = slurm.ending_of(place, [failed])
+    reason = "job 12 was told to end (SIGTERM), and not by a rank"
+    assert ending == Ending(status="KILLED", reason=reason, exit_code=143)
+
+
+def test_an_attempts_number_is_said_before_anything_is_delivered(
+    made: tuple[Workplace, Plan],
+) -> None:
+    """Slurm may end that: a process killed with SIGKILL has left the number."""
+    place, _ = made
+    place.begin_attempt("11")
+    code = (
+        "import os, sys\n"
+        "from opusclip_mlops.launching import job\n"
+        "job._mlflow = lambda: os.kill(os.getpid(), 9)\n"
+        f"job.main(['begin', {str(place.path)!r}])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (-9, b"1\n")
 
 
 @pytest.mark.parametrize(("code", "rank_code", "status"), [(0, 0, "FINISHED"), (7, 7, "FAILED")])

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
+from mlflow import MlflowClient
 
 from opusclip_mlops.launching.local import start_supervisor
 from opusclip_mlops.launching.outcomes import Ending
@@ -62,6 +64,8 @@ def test_ranks_do_not_outlive_an_agent_that_is_killed(tmp_path: Path) -> None:
     assert said(Path(plan.cwd), 0, 1)[1] == plan.run_id
     os.kill(psutil.Process(pid).ppid(), signal.SIGKILL)
     assert supervisor.wait(timeout=240) == 137
+    log = (place.path / "local.log").stat()
+    assert (log.st_mode & 0o777, log.st_size > 0) == (0o600, True)
     assert place.ending() == Ending(status="FAILED", reason="torchrun: SIGKILL", exit_code=137)
     assert not runs(pid)
 
@@ -72,6 +76,40 @@ def test_time_that_is_over_ends_it(tmp_path: Path, limit: str) -> None:
     place, plan = launch(tmp_path, "wait", time_limit=limit)
     supervisor = start_supervisor(place, plan, tied=False, secrets={})
     assert supervisor.wait(timeout=240) == 143
-    log = place.path / "local.log"
-    assert (log.stat().st_mode & 0o777, log.stat().st_size > 0) == (0o600, True)
     assert end_of(plan) == ("KILLED", f"the time limit of {limit} was over")
+
+
+DDP = """\
+import os, pathlib, signal
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from opusclip_mlops import ExperimentTracker, TrackingConfig
+
+dist.init_process_group("gloo")
+model = DistributedDataParallel(torch.nn.Linear(2, 1))
+first = dist.get_rank() == 1 and not pathlib.Path("killed").exists()
+with ExperimentTracker(TrackingConfig(system_metrics=False)) as tracker:
+    for step in range(3):
+        loss = model(torch.ones(4, 2)).square().mean()
+        loss.backward()
+        tracker.log_metrics({"loss": float(loss)}, step)
+        if first:
+            pathlib.Path("killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+dist.destroy_process_group()
+"""
+
+
+def test_a_program_of_ones_own_is_started_anew_by_restarts(tmp_path: Path) -> None:
+    """DDP by PyTorch's own process group: one rank is killed, and all go on in the same run."""
+    place, plan = launch(tmp_path, processes_per_node=2, restarts=1, grace_s=20)
+    (Path(plan.cwd) / "ddp.py").write_text(DDP)
+    place.write_plan(msgspec.structs.replace(plan, program=["ddp.py"]))
+    supervisor = start_supervisor(place, place.plan(), tied=False, secrets={})
+    assert supervisor.wait(timeout=240) == 0, (place.path / "local.log").read_text()[-2000:]
+    assert (Path(plan.cwd) / "killed").exists()
+    wait_until(lambda: end_of(plan)[0] == "FINISHED")
+    client = MlflowClient(plan.tracking_uri)
+    assert [one.info.run_id for one in client.search_runs(["0"])] == [plan.run_id]
+    assert [one.step for one in client.get_metric_history(plan.run_id, "loss")][-3:] == [0, 1, 2]

@@ -9,6 +9,7 @@ import pytest
 from opusclip_mlops.errors import ConfigError
 from opusclip_mlops.launching.manifest import manifests
 from opusclip_mlops.launching.workplace import Plan
+from opusclip_mlops.redaction import redacted
 from tests.launching.test_workplace import plan
 
 VERSION = "1.33"
@@ -27,7 +28,7 @@ def planned(*, tracking_uri: str | None = SERVER, **values: Any) -> Plan:
 FULL = planned(
     nodes=4, processes_per_node=8, cpus=32, gpus=8, memory="256G", time_limit="12:00:00",
     restarts=3, grace_s=90, namespace="video", secret="training", volume_claim="journal",
-    workdir="/project", pass_env=["WANDB_API_KEY"], env={"NCCL_DEBUG": "WARN"},
+    fs_group=2000, workdir="/project", pass_env=["WANDB_API_KEY"], env={"NCCL_DEBUG": "WARN"},
 )  # fmt: skip
 
 
@@ -84,6 +85,14 @@ def test_amounts_are_asked_for_and_kept_to() -> None:
     assert (least["containers"][0]["resources"], least["volumes"][0]["emptyDir"]) == ({}, {})
 
 
+def test_a_volume_is_writable_for_the_group_that_was_named() -> None:
+    """It is the pods' own group then; a volume that has it already is not gone through."""
+    security = manifests(FULL)[1]["spec"]["template"]["spec"]["securityContext"]
+    assert (security["fsGroup"], security["fsGroupChangePolicy"]) == (2000, "OnRootMismatch")
+    least = manifests(planned())[1]["spec"]["template"]["spec"]["securityContext"]
+    assert "fsGroup" not in least
+
+
 def test_secrets_go_by_name() -> None:
     """And what Kubernetes would fill in is taken as it stands."""
     [container] = manifests(FULL)[1]["spec"]["template"]["spec"]["containers"]
@@ -100,9 +109,10 @@ def test_a_store_that_no_pod_reaches_is_refused(uri: str) -> None:
 
 
 def test_an_address_with_a_password_goes_by_the_secret() -> None:
-    """It is in no manifest."""
-    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI into the Secret"):
+    """It is in no manifest; what is said of it has no word that looks like one."""
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI into the Secret") as caught:
         manifests(planned(tracking_uri=None))
+    assert redacted(str(caught.value), values=()) == str(caught.value)
     one = planned(tracking_uri=None, pass_env=["MLFLOW_TRACKING_URI"], secret="s")
     [container] = manifests(one)[1]["spec"]["template"]["spec"]["containers"]
     [found] = [one for one in container["env"] if one["name"] == "MLFLOW_TRACKING_URI"]

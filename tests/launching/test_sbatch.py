@@ -53,6 +53,14 @@ def test_shellcheck_finds_nothing(write: object) -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
+def write_stubs(folder: Path, stubs: dict[str, str]) -> None:
+    """Programs that are found before the real ones."""
+    for name, body in stubs.items():
+        file = folder / name
+        file.write_text(f"#!/bin/bash\n{body}\n")
+        file.chmod(file.stat().st_mode | stat.S_IXUSR)
+
+
 @pytest.mark.parametrize(
     ("srun_code", "signalled"), [(7, False), (0, False), (143, True), (7, True)]
 )
@@ -73,10 +81,7 @@ def test_bash_hands_each_word_on_as_it_is(
         "scancel": f'echo "$*" > {tmp_path}/scancel.words; kill -TERM $(cat {pid})',
         "scontrol": 'echo "NodeName=one NodeAddr=10.0.0.1 NodeHostName=x"',
     }
-    for name, body in stubs.items():
-        file = bin_dir / name
-        file.write_text(f"#!/bin/bash\n{body}\n")
-        file.chmod(file.stat().st_mode | stat.S_IXUSR)
+    write_stubs(bin_dir, stubs)
     config = msgspec.structs.replace(full().config, python=str(bin_dir / "python"))
     script = training_script(msgspec.structs.replace(full(), config=config), folder)
     subprocess.run(
@@ -97,3 +102,32 @@ def test_bash_hands_each_word_on_as_it_is(
     assert asked[-6:-1] == expected
     assert (tmp_path / "scancel.words").exists() == signalled
     assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize(
+    ("begins", "attempt"),
+    [("kill -TERM $shell; echo 3", "3"), ("echo 3; kill -TERM $shell $$", "3"),
+     ("kill -TERM $shell $$", "")],
+    ids=["it goes on", "it is told too", "it is told before it has begun"],
+)  # fmt: skip
+def test_a_job_that_is_told_before_its_ranks_begin_says_so(
+    tmp_path: Path, begins: str, attempt: str
+) -> None:
+    """An earlier attempt's journal may be delivered for minutes then; no rank is started."""
+    words = f'printf "%s\\0" "$@" >> {tmp_path}/python.words'
+    begin = f"shell=$(cat {tmp_path}/shell.pid)\n[ $4 = end ] || {{ {begins}; }}"
+    stubs = {"python": f"{words}\n{begin}", "srun": f"touch {tmp_path}/ran", "scancel": ":"}
+    write_stubs(tmp_path, {**stubs, "scontrol": "echo NodeAddr=10.0.0.1"})
+    config = msgspec.structs.replace(full().config, python=str(tmp_path / "python"))
+    script = training_script(msgspec.structs.replace(full(), config=config), tmp_path)
+    subprocess.run(
+        ["bash", "-c", f"echo $$ > {tmp_path}/shell.pid\n{script}"],
+        env={
+            "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "12",
+            "SLURM_JOB_NODELIST": "one",
+        },
+        check=False, timeout=60,
+    )  # fmt: skip
+    asked = (tmp_path / "python.words").read_text().split("\0")
+    assert asked[-6:-1] == ["end", str(tmp_path), attempt, "143", "SIGTERM"]
+    assert not (tmp_path / "ran").exists()

@@ -13,7 +13,7 @@ from opusclip_mlops.launching.settings import checked
     [
         ({"nodez": 2}, "unknown key 'nodez' in the backend's config: nodes?"),
         ({"nodes": "2"}, "nodes"),
-        ({"kind": "slrum"}, "kind"),
+        ({"kind": "slrum"}, "kind is 'slrum': choose from local, slurm, kubernetes"),
         ({"kind": "slurm", "nodes": 0}, "nodes is 0, and has to be at least 1"),
         ({"nodes": 2}, "kind local has this machine only"),
         ({"gpus": -1}, "gpus is -1"),

@@ -12,12 +12,12 @@ import yaml
 from opusclip_mlops.errors import ConfigError, LaunchError
 from opusclip_mlops.launching import slurm
 from opusclip_mlops.launching.outcomes import Ending
-from opusclip_mlops.launching.starting import rendered, start
+from opusclip_mlops.launching.starting import check, rendered, start
 from opusclip_mlops.launching.submitted import LaunchedRun, launch_of
 from opusclip_mlops.launching.workplace import Plan, Workplace
 from tests.journeys import wait_until
 from tests.launching.cluster import ClusterError, cluster, missing
-from tests.launching.made import end_of, launch, said
+from tests.launching.made import config, end_of, launch, said
 from tests.launching.programs import only_on_path, program
 from tests.launching.test_manifest import planned
 from tests.launching.test_workplace import plan as planned_here
@@ -165,9 +165,21 @@ def test_ctrl_c_between_two_jobs_leaves_none_behind(
 
 def test_a_variable_that_is_to_be_passed_has_to_be_there(tmp_path: Path) -> None:
     """Better here than in a queue for a day."""
-    place, plan = launch(tmp_path, kind="slurm", pass_env=["NO_SUCH_KEY"])
+    _, plan = launch(tmp_path, kind="slurm", pass_env=["NO_SUCH_KEY"])
     with pytest.raises(ConfigError, match="pass_env names NO_SUCH_KEY, which is not set here"):
-        start(place, plan, tied=False, secrets={})
+        check(plan)
+
+
+def test_a_store_of_one_machine_is_refused_for_many() -> None:
+    """SQLite's locks are no locks between nodes; one node may have it, on the disk it sees."""
+    wanted: dict[str, object] = {"kind": "slurm", "nodes": 4}
+    here = msgspec.structs.replace(planned_here(**wanted), tracking_uri="sqlite:////here/mlflow.db")
+    with pytest.raises(ConfigError, match=r"4 nodes cannot share sqlite:////here/mlflow\.db: set"):
+        check(here)
+    check(msgspec.structs.replace(here, config=config(kind="slurm")))
+    check(msgspec.structs.replace(here, tracking_uri="http://mlflow"))
+    with pytest.raises(ConfigError, match="no pod reaches sqlite"):
+        check(msgspec.structs.replace(planned(), tracking_uri="sqlite:////here/mlflow.db"))
 
 
 def test_a_dry_run_shows_what_would_be_started() -> None:
@@ -176,8 +188,29 @@ def test_a_dry_run_shows_what_would_be_started() -> None:
     assert rendered(kinds["local"]).startswith("env --chdir=/project 'A=b c' ")
     assert " torchrun --nnodes=1 " in rendered(kinds["local"])
     assert rendered(kinds["slurm"]).startswith("#!/bin/bash\n#SBATCH")
+    assert " --rdzv-endpoint=localhost:31000 " in rendered(planned_here(port=31000))
     job = planned()
     found = list(yaml.safe_load_all(rendered(job)))
     assert [one["kind"] for one in found] == ["Service", "Job"]
     assert found[1]["spec"]["template"]["spec"]["containers"][0]["image"] == job.config.image
     assert msgspec.json.decode(msgspec.json.encode(job), type=Plan) == job
+
+
+def test_a_dry_run_shows_all_that_slurm_would_be_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every call of sbatch, and the closing job: as comments behind the script that trains."""
+    place, plan = launch(tmp_path, kind="slurm", chain=2)
+    shown = rendered(plan)
+    calls = [one.split()[2:] for one in shown.splitlines() if one.startswith("# sbatch ")]
+    answers = only_on_path(tmp_path, monkeypatch)
+    program(answers, "sbatch", "12")
+    start(place, plan, tied=False, secrets={})
+    given = (answers / "sbatch.words").read_text().split()
+    assert [word for call in calls for word in call] == [
+        word.replace("afterany:12", "afterany:JOB") for word in given
+    ]
+    assert len(calls) == 3
+    training, closing = ((place.path / name).read_text() for name in ("train.sh", "close.sh"))
+    commented = "".join(f"# {one}".rstrip() + "\n" for one in closing.splitlines())
+    assert (shown.startswith(training), shown.endswith(commented)) == (True, True)

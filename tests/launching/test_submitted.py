@@ -1,15 +1,21 @@
 """A launch asked for by who did not start it."""
 
 import socket
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 from opusclip_mlops.errors import LaunchError
+from opusclip_mlops.launching import local
 from opusclip_mlops.launching.outcomes import Ending
 from opusclip_mlops.launching.submitted import LaunchedRun, LocalLaunchElsewhere, launch_of
-from opusclip_mlops.launching.workplace import Submitted
-from tests.launching.made import end_of, launch
+from opusclip_mlops.launching.workplace import Launcher, Submitted
+from tests.journeys import wait_until
+from tests.launching.made import end_of, gone_supervisor, launch
 from tests.launching.programs import only_on_path, program
 
 
@@ -27,6 +33,65 @@ def test_a_supervisor_that_is_gone_without_a_word_has_failed(tmp_path: Path) -> 
     place.begin_attempt("elsewhere:1")
     with pytest.raises(LaunchError, match="is on elsewhere: ask there"):
         LocalLaunchElsewhere(place).state()
+
+
+def test_a_launch_whose_launcher_died_was_never_started(tmp_path: Path) -> None:
+    """Until then it is SCHEDULED; a supervisor that came up all the same finds that it is over."""
+    place, plan = launch(tmp_path)
+    assert LaunchedRun(place, launch_of(place)).get_status() == "SCHEDULED"
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    place.note_launcher(Launcher(host=socket.gethostname(), pid=dead.pid, started_s=1.0))
+    late = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)",
+                             "opusclip_mlops.launching.local", str(place.path)])  # fmt: skip
+    try:
+        wait_until(lambda: str(place.path) in psutil.Process(late.pid).cmdline())
+        assert LaunchedRun(place, launch_of(place)).get_status() == "SCHEDULED"
+    finally:
+        late.kill()
+        late.wait()
+    launched = LaunchedRun(place, launch_of(place))
+    assert not launched.wait()
+    assert end_of(plan) == ("FAILED", "never started: what launched it is gone")
+    assert local.main([str(place.path)]) == 1
+    assert place.attempts() == []
+
+
+def test_one_that_is_being_started_is_cancelled_once_it_was(tmp_path: Path) -> None:
+    """Else it would run on behind a cancellation that MLflow knows of."""
+    place, plan = launch(tmp_path)
+    names = threading.Timer(1.0, lambda: gone_supervisor(place))
+    names.start()
+    LaunchedRun(place, launch_of(place)).cancel()
+    assert place.attempts() != []
+    assert end_of(plan) == ("KILLED", "cancelled")
+
+
+def test_a_supervisor_that_nobody_buries_has_ended(tmp_path: Path) -> None:
+    """Its parent is a notebook that never asks after it: cancelling does not wait for that."""
+    place, plan = launch(tmp_path)
+    code = (
+        "import subprocess, sys, time\n"
+        "wait = [sys.executable, '-c', 'import time; time.sleep(600)', *sys.argv[1:]]\n"
+        "print(subprocess.Popen(wait).pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    notebook = subprocess.Popen([sys.executable, "-c", code, str(place.path)],
+                                stdout=subprocess.PIPE)  # fmt: skip
+    assert notebook.stdout is not None
+    supervisor = int(notebook.stdout.readline())
+    place.begin_attempt(f"{socket.gethostname()}:{supervisor}")
+    wait_until(lambda: str(place.path) in psutil.Process(supervisor).cmdline())
+    cancels = threading.Thread(target=LaunchedRun(place, launch_of(place)).cancel, daemon=True)
+    cancels.start()
+    cancels.join(timeout=60)
+    try:
+        assert psutil.Process(supervisor).status() == psutil.STATUS_ZOMBIE
+        assert not cancels.is_alive()
+        assert end_of(plan) == ("KILLED", "cancelled")
+    finally:
+        notebook.kill()
+        notebook.wait()
 
 
 def test_a_scheduler_that_is_away_has_ended_nothing(

@@ -71,6 +71,14 @@ def test_ranks_find_their_run_and_share_the_cores() -> None:
     assert plan(env={"OMP_NUM_THREADS": "7"}).environment["OMP_NUM_THREADS"] == "7"
 
 
+def test_ranks_that_are_started_anew_meet_in_a_store_of_their_own() -> None:
+    """Only where restarts are asked for, and unless the configuration says otherwise."""
+    name = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+    assert plan(restarts=1).environment[name] == "1"
+    assert name not in plan().environment
+    assert plan(restarts=1, env={name: "0"}).environment[name] == "0"
+
+
 def test_launches_lie_in_the_project_unless_told_otherwise() -> None:
     """A folder that is named is the project's own, or a whole path."""
     assert folder_for(config(), "/p", "r") == Path("/p/.opusclip/launches/r")

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from opusclip_mlops import journal
+from opusclip_mlops import delivery, journal
 from opusclip_mlops.accounting import RANK, Account
 from opusclip_mlops.deaths import TRACEBACK_TAG
 from opusclip_mlops.delivery import deliver
 from opusclip_mlops.folder import CONTROL, RunFolder
 from opusclip_mlops.journal import Journal
-from opusclip_mlops.merging_gaps import KEY
+from opusclip_mlops.merging_gaps import KEY, UNHEARD_TAG
+from opusclip_mlops.rank_merging import RankMerger
 from opusclip_mlops.records import (
     Batch,
     Metrics,
@@ -27,8 +28,8 @@ from opusclip_mlops.records import (
     Text,
 )
 from opusclip_mlops.reductions import turn
-from opusclip_mlops.sessions import final_end, process_started_s
-from opusclip_mlops.sinks.ranks import NAME, RanksSink
+from opusclip_mlops.sessions import final_end, note_all_nodes, process_started_s, sessions
+from opusclip_mlops.sinks.ranks import NAME, NEVER_BEGAN, RanksSink
 from tests.journeys import append, end, make_run, store, wait_until
 from tests.reading import Point, points_of_mlflow, points_of_tensorboard
 from tests.sinks.sink_contract import T0_MS, SinkContract, metrics, staged_clip
@@ -272,6 +273,43 @@ def test_a_rank_that_never_begins_is_not_waited_for_long(
     assert [point.value for point in merged_points(folder)] == ["1.0"]
 
 
+@pytest.mark.parametrize(("relays", "named"), [(False, ["1, 2"]), (True, [])])
+def test_ranks_that_never_began_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relays: bool, named: list[str]
+) -> None:
+    """Though nothing was merged; where ranks may be elsewhere, who listens for them says it."""
+    monkeypatch.setattr("opusclip_mlops.sinks.ranks.BEGIN_WAIT_S", 0)
+    folder = make_run(tmp_path, ["ranks", *(["relay"] if relays else [])])
+    end(folder)
+    leave(folder, begin(folder, 0, of=3))
+    if relays:
+        note_all_nodes(folder, sessions(folder))
+    assert deliver(folder, "ranks")
+    assert _tags(folder, UNHEARD_TAG) == named
+    texts = [one.text for one in merged(folder) if isinstance(one, Text) and one.key == KEY]
+    assert texts == [f"{NEVER_BEGAN}: {one}" for one in named]
+
+
+def test_a_rank_that_begins_after_the_end_is_named_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run goes on with it, and its next end says so."""
+    monkeypatch.setattr("opusclip_mlops.sinks.ranks.BEGIN_WAIT_S", 0)
+    folder = make_run(tmp_path, ["ranks"])
+    end(folder)
+    leave(folder, begin(folder, 0))
+    assert deliver(folder, "ranks")
+    leave(folder, begin(folder, 1))
+    assert deliver(folder, "ranks")
+    assert _tags(folder, UNHEARD_TAG) == ["1", "none: all have begun since"]
+
+
+def _tags(folder: RunFolder, name: str) -> list[str]:
+    """What the sink has said under a tag."""
+    said_so = [one.values for one in merged(folder) if isinstance(one, Tags)]
+    return [one[name] for one in said_so if name in one]
+
+
 def test_what_was_decided_before_a_kill_is_done_once(tmp_path: Path) -> None:
     """That a rank has left, which is known again; and before what is logged since."""
     folder = make_run(tmp_path, ["ranks"])
@@ -286,6 +324,37 @@ def test_what_was_decided_before_a_kill_is_done_once(tmp_path: Path) -> None:
         sink.open(kept)
         sink.write(Batch(records=records))
     assert [one.step for one in merged(folder) if isinstance(one, Metrics)] == [5, 6]
+
+
+def test_a_backlog_is_merged_whole_whatever_kills_the_sink(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 logs ten times as much, and batches are cut otherwise after each kill."""
+    folder = make_run(tmp_path, ["ranks"])
+    end(folder)
+    for rank in range(3):
+        name = begin(folder, rank, of=3)
+        words = [Text(1, 1, "words", "x" * 200)] * 10 if rank == 0 else []
+        calls = [[*words, said(rank, step, of=3)] for step in range(1, 121)]
+        append(folder, [one for call in calls for one in call], journal=name)
+        leave(folder, name)
+    kept, calls_made = delivery._Delivery._acknowledge, [0]
+
+    def dies_at_times(self: delivery._Delivery, *args: object) -> None:
+        calls_made[0] += 1
+        monkeypatch.setattr(delivery, "BATCH_RECORDS", 40 + calls_made[0] % 5)
+        if calls_made[0] % 7 == 2:
+            raise OSError("killed behind the merging, before that is kept")
+        kept(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(delivery._Delivery, "_acknowledge", dies_at_times)
+    monkeypatch.setattr(delivery, "FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(delivery, "BATCH_RECORDS", 40)
+    monkeypatch.setitem(RankMerger.__init__.__kwdefaults__, "most_open_bytes", 45 * 324)
+    assert deliver(folder, "ranks")
+    assert folder.progress("ranks").faults >= 4
+    points = [(one.step, one.values) for one in merged(folder) if isinstance(one, Metrics)]
+    assert points == [(step, {"loss": step + 1.0}) for step in range(1, 121)]
 
 
 def test_a_rank_that_died_in_the_midst_of_a_write_ends_the_run(tmp_path: Path) -> None:

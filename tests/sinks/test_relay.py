@@ -11,7 +11,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from opusclip_mlops import journal
 from opusclip_mlops.delivery import deliver
-from opusclip_mlops.folder import CONTROL, Identity, Manifest, RunFolder
+from opusclip_mlops.folder import CONTROL, Identity, Manifest, Progress, RunFolder
 from opusclip_mlops.layout import REASON_TAG
 from opusclip_mlops.records import (
     Batch,
@@ -70,11 +70,14 @@ def nodes(tmp_path: Path) -> tuple[Node, Node]:
     return node(tmp_path, 0), node(tmp_path, 1)
 
 
-def node(tmp_path: Path, number: int, *, nodes: int = 2, **fields: Any) -> Node:
+def node(
+    tmp_path: Path, number: int, *, nodes: int = 2, sinks: tuple[str, ...] = (), **fields: Any
+) -> Node:
     """One of two machines; the first owns the run."""
     folder = RunFolder(tmp_path / f"node-{number}" / LOCAL_ID)
     manifest = Manifest(
-        local_id=LOCAL_ID, cwd=str(tmp_path), sinks=["mlflow", RELAY], experiment_name="films",
+        local_id=LOCAL_ID, cwd=str(tmp_path), sinks=["mlflow", *sinks, RELAY],
+        experiment_name="films",
         run_name="a-run", start_time_ms=T0_MS, tracking_uri=store(tmp_path), system_metrics=False,
         ranks=2, nodes=nodes, node=number, owns_run=number == 0, **fields,
     )  # fmt: skip
@@ -87,8 +90,9 @@ def node(tmp_path: Path, number: int, *, nodes: int = 2, **fields: Any) -> Node:
 class Delivering:
     """Delivers folders to their sinks meanwhile, each in a thread, and ends with them all."""
 
-    def __init__(self, *folders: RunFolder) -> None:
-        pairs = [(folder, sink) for folder in folders for sink in folder.manifest().sinks]
+    def __init__(self, *folders: RunFolder, but: tuple[str, ...] = ()) -> None:
+        every = [(folder, sink) for folder in folders for sink in folder.manifest().sinks]
+        pairs = [(folder, sink) for folder, sink in every if sink not in but]
         self._threads = [threading.Thread(target=deliver, args=pair, daemon=True) for pair in pairs]
         for thread in self._threads:
             thread.start()
@@ -203,6 +207,98 @@ def test_a_machine_that_falls_silent_holds_up_no_end(
         "rank 1 on host-1: nothing was heard of its machine for 0.5 s\n"
         "what comes later stays as it was sent, in the run's files under opusclip/ranks"
     )
+
+
+def test_a_machine_that_logs_nothing_is_waited_for(
+    nodes: tuple[Node, Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as a rank lives there its machine shows it, in one file; how it ends is the run's."""
+    monkeypatch.setattr(relay, "WAIT_S", 6.0)
+    owner, other = nodes
+    for one in nodes:
+        one.begin()
+    delivering = Delivering(owner.folder, other.folder)
+    wait_until(lambda: len(sessions(owner.folder)) == 2)
+    owner.end()
+    signs: set[bytes] = set()
+
+    def is_long_enough() -> bool:
+        for path in tmp_path.rglob("opusclip/ranks/node-*/alive.bin"):
+            signs.add(path.read_bytes())
+        return len(signs) > 5 or all_ended(owner.folder)
+
+    wait_until(is_long_enough)
+    assert not all_ended(owner.folder)
+    other.end("FAILED", "it failed after all")
+    delivering.wait()
+    client = MlflowClient(store(tmp_path))
+    (run,) = client.search_runs([client.get_experiment_by_name("films").experiment_id])
+    assert run.info.status == "FAILED"
+    assert "it failed after all" in run.data.tags[REASON_TAG]
+    assert relay.UNHEARD_TAG not in run.data.tags
+    assert len(list(tmp_path.rglob("opusclip/ranks/node-*/*.bin"))) == 1
+
+
+def test_what_comes_after_an_end_that_was_too_early_corrects_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the owner's machine still delivers, late points are merged and the true end is told."""
+    monkeypatch.setattr(relay, "WAIT_S", 0.5)
+    link = _plugged_in(monkeypatch)
+    owner, other = node(tmp_path, 0, sinks=("ranks", "away")), node(tmp_path, 1)
+    for one in (owner, other):
+        one.begin()
+        one.log(RankMetrics(T0_MS, 0, {"loss": float(one.rank)}, "mean", one.rank, 2))
+    delivering = Delivering(owner.folder, other.folder, but=("away",))
+    wait_until(lambda: len(sessions(owner.folder)) == 2)
+    client = MlflowClient(store(tmp_path))
+    (run,) = client.search_runs([client.get_experiment_by_name("films").experiment_id])
+    run_id = run.info.run_id
+    wait_until(lambda: "loss" in client.get_run(run_id).data.metrics)
+    link.clear()
+    other.log(RankMetrics(T0_MS, 7, {"late": 0.25}, "mean", 1, 2))
+    other.end("FAILED", "it failed behind the link")
+    owner.end()
+    wait_until(lambda: client.get_run(run_id).info.status == "FINISHED")
+    assert client.get_run(run_id).data.tags[relay.UNHEARD_TAG] == "1"
+    link.set()
+    wait_until(lambda: any("behind" in one.end.reason for one in sessions(owner.folder) if one.end))
+    # As the supervisor does, whose sinks end once they have all.
+    again = Delivering(owner.folder, but=("away", RELAY))
+    wait_until(lambda: client.get_run(run_id).info.status == "FAILED")
+    again.wait()
+    owner.folder.write_progress("away", _all_of(owner.folder))
+    delivering.wait()
+    run = client.get_run(run_id)
+    assert "it failed behind the link" in run.data.tags[REASON_TAG]
+    assert run.data.tags[relay.UNHEARD_TAG].startswith("none")
+    assert run.data.metrics == {"loss": 0.5, "late": 0.25}
+    assert len(client.get_metric_history(run_id, "loss")) == 1
+    assert len(client.get_metric_history(run_id, "late")) == 1
+
+
+def _plugged_in(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """The other machine's way to MLflow; while it is not set nothing goes there."""
+    link = threading.Event()
+    link.set()
+    send, renew = relay.Outbox.send, relay.Showing.renew
+
+    def sent(outbox: relay.Outbox, repository: Any) -> None:
+        if not link.is_set():
+            raise ConnectionError("unplugged")
+        send(outbox, repository)
+
+    def renewed(showing: relay.Showing, repository: Any) -> None:
+        if link.is_set():
+            renew(showing, repository)
+
+    monkeypatch.setattr(relay.Outbox, "send", sent)
+    monkeypatch.setattr(relay.Showing, "renew", renewed)
+    return link
+
+
+def _all_of(folder: RunFolder) -> Progress:
+    return Progress(number=1, position=folder.size_bytes(), done=True)
 
 
 def test_a_machine_that_falls_silent_is_the_reason_where_others_failed(

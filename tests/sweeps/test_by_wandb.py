@@ -47,10 +47,15 @@ def test_wandb_searches_and_each_trial_is_a_run_in_mlflow(
     with wandb_server(tmp_path / "wandb-server") as server:
         for name, value in server.env.items():
             monkeypatch.setenv(name, value)
-        found = sweeps.sweep(tmp_path / "sweep.yaml", engine="wandb", tracking_uri=store(tmp_path))
+        begun: list[tuple[str, str]] = []
+        found = sweeps.sweep(
+            tmp_path / "sweep.yaml", engine="wandb", tracking_uri=store(tmp_path),
+            say=lambda *told: begun.append(told),
+        )  # fmt: skip
         wait_until(lambda: len(server.state()["runs"]) > 0)
         row = server.run("sweep0run0", project="films")
         wait_until(lambda: server.run("sweep0run0", project="films")["state"] == "finished")
+    assert begun == [(found.name, found.run_id)]
     good, bad = found.trials
     assert (good.state, good.value, good.values) == ("complete", 0.5, {"x": 1})
     assert (bad.state, bad.reason) == ("failed", "exit code 3")

@@ -78,7 +78,7 @@ def test_what_a_dead_worker_had_is_tried_again(tmp_path: Path) -> None:
     workers = [claims_of(study, on_lost=told.append) for _ in range(2)]
     taken = [one.next() for one in workers]
     assert told
-    assert told[0]._trial_id == lost.trial_id
+    assert told[0].last._trial_id == lost.trial_id
     again = next(one for one in taken if one and one.number == lost.number)
     assert (again.attempt, again.values) == (2, lost.values)
     assert sorted(one.number for one in taken if one) == [0, 1]
@@ -103,6 +103,29 @@ def test_who_is_told_lost_at_once_by_two_is_tried_again_once(tmp_path: Path) -> 
     assert mine.next()
     assert other.next() is None
     assert [one.state for one in mine.board().doubles] == [TrialState.FAIL]
+
+
+def test_who_finds_a_worker_lost_and_dies_leaves_one_that_runs_the_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between asking for a further attempt and ending the lost one: its worker, cut off, ends."""
+    study = study_of(tmp_path, config_of(), count=1)
+    far = claims_of(study)
+    far._me = far._me | {"host": "elsewhere"}
+    claim = far.next()
+    assert claim
+    dying = claims_of(study)
+    monkeypatch.setattr(dying, "_end_lost", lambda *_: None)
+    dying.lose(dying.board().slots[0])
+    third = claims_of(study)
+    assert far.is_still_mine(claim) is False
+    again = third.next()
+    assert again
+    assert (again.number, again.attempt) == (0, 2)
+    assert third.is_still_mine(again)
+    # A search that learns takes who is said to run for bad.
+    assert third.board().slots[0].attempts[0].state == TrialState.FAIL
+    assert not far.end(claim, TrialState.COMPLETE, 0.5, "")
 
 
 def test_a_trial_that_kills_its_workers_is_given_up(tmp_path: Path) -> None:

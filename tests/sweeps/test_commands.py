@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from opusclip_mlops.errors import ConfigError
-from opusclip_mlops.sweeps.commands import check_command, filled
+from opusclip_mlops.sweeps.commands import check_command, check_program, filled
 
 VALUES: dict[str, Any] = {"lr": 0.1, "amp": True, "old": False, "opt": {"name": "a b; rm -rf /"}}
 
@@ -67,3 +67,52 @@ def test_a_program_is_named_where_it_is_needed() -> None:
     with pytest.raises(ConfigError, match="program is missing"):
         check_command(["${program}"], "")
     check_command(["python", "t.py", "${args}"], "")
+
+
+DEFAULT = ("${env}", "${interpreter}", "${program}", "${args}")
+
+
+@pytest.mark.parametrize(
+    ("command", "program", "said"),
+    [
+        (DEFAULT, "trian.py", r"program: there is no trian\.py in .*: train\.py\?"),
+        (("${program}", "${args}"), "trian.py", r"no trian\.py"),
+        (("pyhton", "-m", "films.train"), "", "command: pyhton is no program on PATH"),
+        (("${env}", "pyhton", "${program}"), "train.py", "command: pyhton is no program"),
+        (("./train.py",), "", r"command: \./train\.py is no program that can be run"),
+        (("${program}",), "train.py", r"command: train\.py is no program on PATH"),
+    ],
+)
+def test_a_program_that_is_not_there_is_refused(
+    command: tuple[str, ...], program: str, said: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Before anything starts: else each trial would fail of it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").touch()
+    with pytest.raises(ConfigError, match=said):
+        check_program(command, program)
+
+
+@pytest.mark.parametrize(
+    ("command", "program"),
+    [
+        (DEFAULT, "train.py"),
+        (DEFAULT, "films"),
+        (("${interpreter}", "-m", "${program}"), "films.train"),
+        (("${env}", "A=b", "anything", "${args}"), ""),
+        (("bash", "-c", "true"), ""),
+        (("${envvar:MV_SHELL}", "train.py"), ""),
+        (("${env}", "bash", "${program}"), "train.py"),
+        ((), "train.py"),
+    ],
+)
+def test_a_program_that_is_there_is_not(
+    command: tuple[str, ...], program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file, a folder, a module; what a word of `env` hides is not looked for."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MV_SHELL", "bash")
+    (tmp_path / "train.py").touch()
+    (tmp_path / "films").mkdir()
+    check_program(command, program)

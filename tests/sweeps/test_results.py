@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from opusclip_mlops.layout import REASON_TAG
 from opusclip_mlops.sweeps.results import begin_run, end_run, go_on
 from opusclip_mlops.sweeps.schema import Metric
 from tests.journeys import store
@@ -57,9 +58,13 @@ def test_a_sweep_of_nothing_ends_and_goes_on(tmp_path: Path) -> None:
     """No trial, no metric: the list is empty, and there is no picture."""
     client = MlflowClient(store(tmp_path))
     run_id = begin_run(client, config_of(), name="s", experiment="films")
-    end_run(client, run_id, [], metric=None, best=None, shares={}, status="KILLED")
-    assert client.get_run(run_id).info.status == "KILLED"
+    end_run(
+        client, run_id, [], metric=None, best=None, shares={}, status="KILLED", reason="it\nstopped"
+    )
+    ended = client.get_run(run_id)
+    assert (ended.info.status, ended.data.tags[REASON_TAG]) == ("KILLED", "it stopped")
     names = {one.path for one in client.list_artifacts(run_id, "sweep")}
     assert names == {"sweep/sweep.yaml", "sweep/trials.json"}
     go_on(client, run_id)
-    assert client.get_run(run_id).info.status == "RUNNING"
+    goes_on = client.get_run(run_id)
+    assert (goes_on.info.status, REASON_TAG in goes_on.data.tags) == ("RUNNING", False)

@@ -16,15 +16,16 @@ from tests.sweeps.small_sweeps import claims_of, config_of, end
 PROXY = """
 import sys, optuna
 from optuna.storages import RDBStorage, run_grpc_proxy_server
-run_grpc_proxy_server(RDBStorage(sys.argv[1]), host="127.0.0.1", port=int(sys.argv[2]))
+address = sys.argv[1].replace("postgresql:", "postgresql+psycopg2:")
+run_grpc_proxy_server(RDBStorage(address), host="127.0.0.1", port=int(sys.argv[2]))
 """
 
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
-    """A PostgreSQL of this file."""
+    """A PostgreSQL of this file, by the address that the documentation gives."""
     with postgres() as uri:
-        yield uri
+        yield uri.replace("postgresql+psycopg2://", "postgresql://")
 
 
 @pytest.fixture

@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import optuna
 import pytest
 
 from opusclip_mlops.errors import ConfigError
-from opusclip_mlops.sweeps.storage import KernelLock, open_storage
+from opusclip_mlops.sweeps.storage import Asker, KernelLock, open_storage
 
 
 def test_a_line_that_a_killed_process_left_is_cut_off(tmp_path: Path) -> None:
@@ -77,3 +78,35 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot be written"):
         open_storage(os.fspath(tmp_path / "file" / "s.journal"))
+
+
+def test_a_call_that_is_not_answered_holds_up_nobody() -> None:
+    """It goes on: who makes it again has its answer, and other calls come after it."""
+    asker, go, calls = Asker(), threading.Event(), []
+
+    def slow() -> int:
+        calls.append("slow")
+        go.wait(60)
+        return 5
+
+    for call in (slow, slow, lambda: calls.append("other")):
+        with pytest.raises(TimeoutError):
+            asker.ask(call, wait_s=0.1)
+    go.set()
+    assert asker.ask(slow) == 5
+    assert calls == ["slow"]
+    assert asker.ask(lambda: 6) == 6
+
+
+def test_who_waits_for_an_answer_may_be_stopped() -> None:
+    """What is raised meanwhile ends the waiting, and a fault of the call is raised as it is."""
+    asker, go = Asker(), threading.Event()
+
+    def stop() -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        asker.ask(lambda: go.wait(60), before=stop)
+    go.set()
+    with pytest.raises(KeyError):
+        asker.ask(lambda: {}["x"])

@@ -5,18 +5,22 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
-from opusclip_mlops import sweeps
+from opusclip_mlops import open_sweeps, sweep_cli, sweeps
 from opusclip_mlops.errors import ConfigError
+from opusclip_mlops.layout import REASON_TAG
 from opusclip_mlops.sweeps.claims import is_process_gone
 from opusclip_mlops.sweeps.results import BEST_TAG
 from opusclip_mlops.sweeps.studies import open_study
 from tests.journeys import store, wait_until
 from tests.sweeps.small_sweeps import LOGS, claims_of, program
+
+Said = Callable[..., tuple[int, str]]
 
 SLOW = (
     LOGS
@@ -42,10 +46,13 @@ def sweep_file(folder: Path, text: str = LOGS) -> Path:
 def test_a_sweep_is_one_run_with_all_that_came_of_it(tmp_path: Path) -> None:
     """Two workers; the best is a tag, the pictures are artifacts, the values are points."""
     seen: list[int] = []
+    begun: list[tuple[str, str, int]] = []
     found = sweeps.sweep(
         sweep_file(tmp_path), workers=2, tracking_uri=store(tmp_path),
         show=lambda _, done, _of: seen.append(done),
+        say=lambda name, run_id: begun.append((name, run_id, len(seen))),
     )  # fmt: skip
+    assert begun == [(found.name, found.run_id, 0)], "named once, before anything is under way"
     assert [one.state for one in found.trials] == ["complete"] * 4
     assert found.best
     assert (found.best.number, found.best.value, found.best.values["x"]) == (1, 2.5, 5.0)
@@ -70,9 +77,12 @@ def test_a_sweep_is_one_run_with_all_that_came_of_it(tmp_path: Path) -> None:
 
 def _goes_on_with_more(found: sweeps.SweepResult, folder: Path) -> None:
     """A sweep that is over is over, whoever goes on with it: nothing is run again."""
+    MlflowClient(store(folder)).update_run(found.trials[0].run_id, status="RUNNING")
     again = sweeps.sweep(resume=found.name, tracking_uri=store(folder))
     assert [one.run_id for one in again.trials] == [one.run_id for one in found.trials]
     client = MlflowClient(store(folder))
+    # MLflow may have been away when this one's end was told.
+    assert client.get_run(found.trials[0].run_id).info.status == "FINISHED"
     assert client.get_run(found.run_id).info.status == "FINISHED"
     assert len(client.get_metric_history(found.run_id, "sweep/best")) == 4
 
@@ -94,7 +104,22 @@ def begun(folder: Path) -> "tuple[subprocess.Popen[bytes], str]":
     return process, place.name
 
 
-def test_killed_workers_and_a_killed_sweep_lose_nothing(tmp_path: Path) -> None:
+def _is_named_and_ended(said: Said, name: str, folder: Path) -> None:
+    """`status` names the sweep, and `recover --all` ends its run and those of its trials."""
+    [left] = open_sweeps.cut_off()
+    client = MlflowClient(store(folder))
+    assert client.get_run(left.run_id).info.status == "RUNNING"
+    # Nothing else is on its way from here: then both would name it on stderr alone.
+    sweep_cli.tell_cut_off()
+    assert said("recover", "--all")[0] == 0
+    run = client.get_run(left.run_id)
+    assert (run.info.status, open_sweeps.cut_off()) == ("KILLED", [])
+    assert run.data.tags[REASON_TAG].endswith(f"go on: opusclip sweep --resume {name}")
+    trials = client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{left.run_id}'")
+    assert {one.info.status for one in trials} == {"KILLED"}
+
+
+def test_killed_workers_and_a_killed_sweep_lose_nothing(said: Said, tmp_path: Path) -> None:
     """A worker by -9, then the sweep itself by -9: each trial is there once when it has gone on."""
     process, name = begun(tmp_path)
     study = open_study(str(tmp_path / f".opusclip/sweeps/{name}/study.journal"), name)
@@ -103,10 +128,12 @@ def test_killed_workers_and_a_killed_sweep_lose_nothing(tmp_path: Path) -> None:
     os.kill(worker["pid"], signal.SIGKILL)
     wait_until(lambda: len(mine.board().slots[0].attempts) == 2)
     wait_until(lambda: mine.board().slots[0].last.user_attrs.get("group") is not None)
+    assert open_sweeps.cut_off() == [], "its command lives"
     process.kill()
     process.wait()
     running = [one.last.user_attrs for one in mine.board().slots]
     wait_until(lambda: all(is_process_gone(one["worker"]) for one in running if "worker" in one))
+    _is_named_and_ended(said, name, tmp_path)
     (tmp_path / "go").touch()
     found = sweeps.sweep(resume=name, workers=2, tracking_uri=store(tmp_path))
     assert [one.state for one in found.trials] == ["complete"] * 4
@@ -147,3 +174,12 @@ def test_what_the_engine_cannot_do_is_refused_before_anything_starts(tmp_path: P
         sweeps.sweep(path, tracking_uri=store(tmp_path))
     assert MlflowClient(store(tmp_path)).get_experiment_by_name("sweeps") is None
     assert not (tmp_path / ".opusclip").exists()
+
+
+def test_a_program_that_is_not_there_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    """A misspelt file is one line, and not a trial that fails over and over."""
+    path = sweep_file(tmp_path)
+    path.write_text(path.read_text().replace("train.py", "trian.py"))
+    with pytest.raises(ConfigError, match=r"program: there is no trian\.py in .*: train\.py\?"):
+        sweeps.sweep(path, tracking_uri=store(tmp_path))
+    assert MlflowClient(store(tmp_path)).get_experiment_by_name("sweeps") is None

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from opusclip_mlops.sweeps import SweepResult
 from opusclip_mlops.sweeps.outcome import TrialOutcome
-from opusclip_mlops.sweeps.telling import is_well, lines, status_of
+from opusclip_mlops.sweeps.telling import is_well, lines, reason_of, say_begun, status_of
 
 
 def outcome(number: int, state: str, reason: str = "") -> TrialOutcome:
@@ -52,3 +54,18 @@ def test_a_sweep_of_which_no_trial_ended_well_has_failed() -> None:
     many = result(*(outcome(number, "failed") for number in range(5)))
     said = "the first trials all failed: begin a new sweep"
     assert (said in lines(few, None), said in lines(many, None)) == (False, True)
+
+
+def test_a_sweep_that_begins_is_named_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """On stderr: what is on stdout is for scripts."""
+    say_begun("s", "r0")
+    assert capsys.readouterr() == ("", "sweep s begins (run r0)\n")
+
+
+def test_the_sweeps_run_says_why_it_did_not_finish() -> None:
+    """By the first trial's reason, or by what goes on with it."""
+    assert reason_of(result(outcome(0, "complete"))) == ""
+    failed = result(outcome(0, "failed", "it logged no loss"), outcome(1, "failed", "exit code 1"))
+    assert reason_of(failed) == "no trial ended well: trial 0: it logged no loss"
+    stopped = result(outcome(0, "waiting"), is_over=False)
+    assert reason_of(stopped) == "stopped before it was over; go on: opusclip sweep --resume s"

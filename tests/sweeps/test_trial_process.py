@@ -1,5 +1,6 @@
 """The program of one trial."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -87,6 +88,37 @@ def test_it_dies_with_its_worker(tmp_path: Path) -> None:
         wait_until(lambda: (tmp_path / "log").read_text() == "up\n")
         worker.kill()
     wait_until(lambda: gone(pid))
+
+
+def test_what_it_started_dies_with_its_worker_too(tmp_path: Path) -> None:
+    """By SIGTERM, and by -9 who is deaf to it."""
+    log = tmp_path / "log"
+    shell = f'{sys.executable} -I -S -c "{DEAF}" & sleep 600 & echo $! $!; wait'
+    code = (
+        "import os, time; from pathlib import Path;"
+        "from opusclip_mlops.sweeps import trial_process;"
+        "trial_process.GRACE_S = 0.5;"
+        f"p = trial_process.TrialProcess(['/bin/sh', '-c', {shell!r}], environment=os.environ,"
+        f" log=Path({str(log)!r}));"
+        "print(p.group['pid'], flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as worker:
+        assert worker.stdout
+        group = int(worker.stdout.readline())
+        wait_until(lambda: "up" in log.read_text() and len(log.read_text().split()) == 3)
+        assert members(group) == 3
+        worker.kill()
+    wait_until(lambda: not members(group))
+
+
+def members(group: int) -> int:
+    """How many run in a group."""
+    running = 0
+    for one in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, found = one.read_text(errors="replace").rpartition(")")[2].split()[:3]
+            running += state != "Z" and int(found) == group
+    return running
 
 
 def test_what_a_shell_started_may_end_well(tmp_path: Path) -> None:

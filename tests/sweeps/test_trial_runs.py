@@ -30,6 +30,20 @@ def test_a_trackers_run_is_left_to_its_shipper(tmp_path: Path) -> None:
     assert (run.info.status, run.data.tags[STATE_TAG]) == ("RUNNING", "complete")
 
 
+def test_a_run_that_nobody_could_end_is_ended_later(tmp_path: Path) -> None:
+    """As its attempt ended: MLflow was away then. Who still runs is left alone."""
+    runs, client = runs_of(tmp_path), MlflowClient(store(tmp_path))
+    well, lost, running = (runs.begin(*one, {}) for one in ((0, 1), (1, 1), (1, 2)))
+    assert runs.found(1, 1) == lost
+    assert runs.found(7, 1) == ""
+    for _ in range(2):
+        runs.settle({(0, 1): ("complete", ""), (1, 1): ("lost", "its worker was lost")})
+    read = [client.get_run(one) for one in (well, lost, running)]
+    assert [one.info.status for one in read] == ["FINISHED", "KILLED", "RUNNING"]
+    assert [one.data.tags.get(STATE_TAG) for one in read] == ["complete", "lost", None]
+    assert read[1].data.tags["opusclip.end_reason"] == "its worker was lost"
+
+
 def test_the_group_is_what_a_mirror_calls_the_family(tmp_path: Path) -> None:
     """So that what a program logs to W&B itself stands beside what is mirrored."""
     from opusclip_mlops.contents import identity_of

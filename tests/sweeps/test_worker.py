@@ -3,17 +3,23 @@
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState, create_trial
 
+from opusclip_mlops.errors import RegistryError
 from opusclip_mlops.sessions import process_started_s
-from opusclip_mlops.sweeps import storage
-from opusclip_mlops.sweeps.claims import Claims, this_process
+from opusclip_mlops.sweeps import mlflow_away, storage, trial_runs
+from opusclip_mlops.sweeps import worker as worker_module
+from opusclip_mlops.sweeps.board import Slot
+from opusclip_mlops.sweeps.claims import Claim, Claims, this_process
 from opusclip_mlops.sweeps.trial_runs import STATE_TAG, TrialRuns
 from opusclip_mlops.sweeps.worker import Worker, end_left
 from tests.journeys import store
@@ -100,10 +106,27 @@ def test_a_program_that_fails_is_a_trial_that_failed(tmp_path: Path, runs: Trial
 
 
 def test_a_program_that_never_logs_the_metric_has_failed(tmp_path: Path, runs: TrialRuns) -> None:
-    """The metric's name is said: it may be misspelt."""
+    """The metric's name is said, and what else was logged: it may be misspelt."""
     worker = work(tmp_path, runs, SILENT)
     [slot] = worker._claims.board().slots
     assert slot.last.user_attrs["reason"] == "it logged no loss"
+
+
+def test_what_was_logged_in_the_metrics_stead_is_said(tmp_path: Path, runs: TrialRuns) -> None:
+    """Its own metrics, and none of the machine's."""
+    client = MlflowClient(store(tmp_path))
+    begin = runs.begin
+
+    def with_others(*args: Any) -> str:
+        run_id = begin(*args)
+        for name in ("val/loss", "acc", "system/cpu_utilization_percentage"):
+            client.log_metric(run_id, name, 0.25)
+        return run_id
+
+    runs.begin = with_others  # type: ignore[method-assign]
+    worker = work(tmp_path, runs, SILENT)
+    [slot] = worker._claims.board().slots
+    assert slot.last.user_attrs["reason"] == "it logged no loss, but acc, val/loss"
 
 
 def test_what_a_program_logs_by_mlflow_itself_counts(tmp_path: Path, runs: TrialRuns) -> None:
@@ -180,7 +203,7 @@ def test_a_worker_that_is_stopped_leaves_its_trial_to_others(
     assert MlflowClient(store(tmp_path)).get_run(run_id).info.status == "KILLED"
 
 
-def test_where_mlflow_is_away_the_trial_fails_and_says_why(tmp_path: Path, runs: TrialRuns) -> None:
+def test_where_mlflow_refuses_the_trial_fails_and_says_why(tmp_path: Path, runs: TrialRuns) -> None:
     """No program is started that nobody could find again."""
     runs.experiment_id = "987654321"
     worker = work(tmp_path, runs, SHOWS)
@@ -188,6 +211,111 @@ def test_where_mlflow_is_away_the_trial_fails_and_says_why(tmp_path: Path, runs:
     assert slot.state == "failed"
     assert "cannot make the run of trial 0" in slot.last.user_attrs["reason"]
     assert not (tmp_path / "seen.json").exists()
+
+
+def away(monkeypatch: pytest.MonkeyPatch, runs: TrialRuns, name: str, times: int) -> None:
+    """Have MLflow be away for a call of the runs, so often."""
+    real, faults = getattr(runs, name), [None] * times
+
+    def call(*args: Any) -> Any:
+        if faults:
+            faults.pop()
+            raise RegistryError("connection refused") from MlflowException("connection refused")
+        return real(*args)
+
+    monkeypatch.setattr(runs, name, call)
+
+
+def test_mlflow_away_for_a_while_uses_up_no_trial(
+    tmp_path: Path, runs: TrialRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is waited for: when a run is made, read and ended."""
+    monkeypatch.setattr(mlflow_away, "_PAUSE_S", 0.0)
+    for name in ("begin", "latest", "end"):
+        away(monkeypatch, runs, name, 3)
+    worker = work(tmp_path, runs, SILENT)
+    [slot] = worker._claims.board().slots
+    assert len(slot.attempts) == 1
+    assert slot.last.user_attrs["reason"] == "it logged no loss"
+    run = MlflowClient(store(tmp_path)).get_run(slot.last.user_attrs["run_id"])
+    assert run.info.status == "FAILED"
+
+
+def test_mlflow_away_for_long_leaves_the_trial_to_whoever_goes_on(
+    tmp_path: Path, runs: TrialRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker ends with MLflow's reason; the trial waits, however often that comes."""
+    monkeypatch.setattr(mlflow_away, "_PAUSE_S", 0.0)
+    config = config_of(program(tmp_path, LOGS), command=PLAIN_COMMAND)
+    study = study_of(tmp_path, config, count=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(worker_module, "_TELL_WAIT_S", -1.0)
+        away(patched, runs, "begin", 5)
+        for _ in range(5):
+            with pytest.raises(RegistryError, match="connection refused"):
+                Worker(claims_of(study), config, runs, tmp_path / "trials").work()
+    Worker(claims_of(study), config, runs, tmp_path / "trials").work()
+    slots = claims_of(study).board().slots
+    assert [one.state for one in slots] == ["complete", "complete"]
+    assert [len(one.attempts) for one in slots] == [6, 1]
+
+
+def test_a_storage_that_says_nothing_holds_up_no_stop(
+    tmp_path: Path, runs: TrialRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is connected and silent: the program of the trial is ended, and the worker ends."""
+    config = config_of(program(tmp_path, SLEEPS), command=PLAIN_COMMAND)
+    mine = claims_of(study_of(tmp_path, config, count=1))
+    worker, silent = Worker(mine, config, runs, tmp_path / "trials"), threading.Event()
+    monkeypatch.setattr(worker_module, "_BEAT_S", 0.0)
+    monkeypatch.setattr(worker_module, "_LAST_WORDS_S", 0.2)
+
+    def say_nothing(_claim: Claim) -> bool:
+        silent.set()
+        return threading.Event().wait()
+
+    monkeypatch.setattr(mine, "is_still_mine", say_nothing)
+    thread = threading.Thread(target=worker.work, daemon=True)
+    thread.start()
+    assert silent.wait(60)
+    worker.is_stopping = True
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("is_delivered", [True, False])
+@pytest.mark.parametrize(("status", "state"), [("FINISHED", "complete"), ("KILLED", "waiting")])
+def test_a_trial_whose_run_has_finished_is_complete_when_its_worker_is_stopped(
+    tmp_path: Path, runs: TrialRuns, monkeypatch: pytest.MonkeyPatch,
+    status: str, state: str, is_delivered: bool,
+) -> None:  # fmt: skip
+    """Its tracker said so, and MLflow may not know it yet; one that was cut off is no result."""
+    client = MlflowClient(store(tmp_path))
+    config = config_of(program(tmp_path, DROPS), command=PLAIN_COMMAND, method="grid",
+                       parameters={"x": {"values": [9.0]}})  # fmt: skip
+    study = study_of(tmp_path, config, count=1)
+    worker = Worker(claims_of(study), config, runs, tmp_path / "trials")
+    learn = worker._learn
+
+    def learn_and_stop(*args: Any) -> bool:
+        learn(*args)
+        if (tmp_path / "trials" / "00000-1.values").exists() and not worker.is_stopping:
+            if is_delivered:
+                client.log_metric(worker._run_id, "loss", 9.0)
+                client.set_terminated(worker._run_id, status)
+            else:
+                left = SimpleNamespace(end_status=status)
+                monkeypatch.setattr(trial_runs, "status", lambda _: [left])
+            worker.is_stopping = True
+        return False
+
+    worker._learn = learn_and_stop  # type: ignore[method-assign]
+    worker.work()
+    [slot] = claims_of(study).board().slots
+    assert (slot.state, slot.last.values) == (state, [9.0] if state == "complete" else None)
+    run = client.get_run(slot.attempts[0].user_attrs["run_id"])
+    ended = "complete" if state == "complete" else "lost"
+    assert (run.info.status, run.data.tags[STATE_TAG]) == (status, ended)
 
 
 def test_a_storage_that_is_away_for_a_moment_ends_no_worker(
@@ -219,6 +347,19 @@ def _fail_once(monkeypatch: pytest.MonkeyPatch, claims: Claims, name: str) -> No
     monkeypatch.setattr(claims, name, call)
 
 
+def slot_of(attrs: dict[str, Any]) -> Slot:
+    """A trial that a lost worker ran."""
+    return Slot(0, (create_trial(state=TrialState.RUNNING, user_attrs=attrs),))
+
+
+def test_a_run_that_its_worker_could_not_tell_of_is_ended(tmp_path: Path, runs: TrialRuns) -> None:
+    """Killed between making the run and saying which it is: it is found by the attempt."""
+    run_id = runs.begin(0, 1, {})
+    end_left(runs, slot_of({"worker": this_process()}))
+    assert MlflowClient(store(tmp_path)).get_run(run_id).info.status == "KILLED"
+    end_left(runs, slot_of({"worker": this_process(), "attempt": 2}))
+
+
 def test_nothing_of_another_machine_is_ended_here(tmp_path: Path, runs: TrialRuns) -> None:
     """A process here may have the number of a lost one there; its run is ended all the same."""
     with subprocess.Popen([sys.executable, "-c", SLEEPS], start_new_session=True) as process:
@@ -226,8 +367,8 @@ def test_nothing_of_another_machine_is_ended_here(tmp_path: Path, runs: TrialRun
         run_id = runs.begin(0, 1, {})
         attrs = {"worker": this_process(), "group": group, "run_id": run_id}
         far = attrs | {"worker": {**this_process(), "host": "elsewhere"}}
-        end_left(runs, create_trial(state=TrialState.RUNNING, user_attrs=far))
+        end_left(runs, slot_of(far))
         assert process.poll() is None
         assert MlflowClient(store(tmp_path)).get_run(run_id).info.status == "KILLED"
-        end_left(runs, create_trial(state=TrialState.RUNNING, user_attrs=attrs))
+        end_left(runs, slot_of(attrs))
         assert process.wait(60) == -9

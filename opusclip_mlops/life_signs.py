@@ -1,0 +1,156 @@
+"""Signs of life that the machines of a run give one another: a small file each, written anew.
+
+    opusclip/ranks/<machine>/alive.bin      of a machine that sends what its ranks log
+    opusclip/ranks/owner/alive.bin          of the machine that owns the run
+
+Each content differs from the one before, and nobody reads another machine's clock: who sees a new
+one knows that there was life since the last look. However long a run takes, there is one file of
+each machine.
+"""
+
+import math
+import socket
+import time
+import uuid
+from pathlib import Path
+
+import msgspec
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+
+from opusclip_mlops.faults import attempted
+from opusclip_mlops.layout import RANKS
+from opusclip_mlops.listing import download, problem_with
+from opusclip_mlops.redaction import one_line
+
+OWNER = "owner"
+"""Where the machine that owns the run gives its signs."""
+INTERVAL_S = 20.0
+"""How often a machine that sends nothing else gives a sign, at most."""
+
+_NAME = "alive.bin"
+_MOST_BYTES = 4096
+_MOST_CHARACTERS = 80
+
+
+class Sign(msgspec.Struct, frozen=True, kw_only=True):
+    """That a machine lived: its name, a mark that no other sign has, and whether it leaves now."""
+
+    host: str
+    mark: str
+    is_over: bool = False
+
+
+class Showing:
+    """Shows that this machine lives, as often as is due.
+
+    A sign that cannot be given now is left out: what is logged goes by another road, and its
+    faults are told there.
+
+    Args:
+        folder: The run's on this machine.
+        machine: Where the signs are given.
+        interval_s: How long one holds.
+    """
+
+    def __init__(self, folder: Path, machine: str, *, interval_s: float) -> None:
+        self._file, self._place = folder / _NAME, f"{RANKS}/{machine}"
+        self._interval_s = interval_s
+        self._next_s = 0.0
+        self.has_shown = False
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the last sign does not hold any more."""
+        return time.monotonic() >= self._next_s
+
+    def put_off(self) -> None:
+        """Note that something else has just shown it."""
+        self._next_s = time.monotonic() + self._interval_s
+
+    def renew(self, repository: ArtifactRepository) -> None:
+        """Give a sign if the last does not hold any more."""
+        if self.is_due:
+            self.put_off()
+            self._give(repository, is_over=False)
+
+    def take_leave(self, repository: ArtifactRepository, *, again: bool = False) -> None:
+        """Give the last sign: nobody need look for another. It is given once, but for `again`."""
+        if self.has_shown or again:
+            self.has_shown = False
+            self._give(repository, is_over=True)
+
+    def _give(self, repository: ArtifactRepository, *, is_over: bool) -> None:
+        sign = Sign(host=socket.gethostname(), mark=uuid.uuid4().hex, is_over=is_over)
+        fault = attempted(lambda: self._send(repository, sign))
+        self.has_shown |= fault is None and not is_over
+
+    def _send(self, repository: ArtifactRepository, sign: Sign) -> None:
+        self._file.write_bytes(msgspec.json.encode(sign))
+        repository.log_artifact(str(self._file), self._place)
+
+
+def last_sign(repository: ArtifactRepository, machine: str, folder: Path) -> Sign | None:
+    """The last sign that a machine gave; None where there is none, or it cannot be read.
+
+    Args:
+        repository: Where the run's artifacts lie.
+        machine: Where it gives its signs.
+        folder: The run's on this machine.
+
+    Raises:
+        Any fault of the artifact store.
+    """
+    place = f"{RANKS}/{machine}"
+    listed = [one for one in repository.list_artifacts(place) if not problem_with(one, place)]
+    sizes = [int(one.file_size or 0) for one in listed if one.path == f"{place}/{_NAME}"]
+    if not sizes or sizes[0] > _MOST_BYTES:
+        return None
+    local = folder / f"{_NAME}.fetched"
+    download(repository, f"{place}/{_NAME}", local)
+    try:
+        content = local.read_bytes()[: _MOST_BYTES + 1]
+        sign = msgspec.json.decode(content, type=Sign)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        # It is being written just now.
+        return None
+    finally:
+        local.unlink()
+    host = one_line(sign.host)[:_MOST_CHARACTERS]
+    return msgspec.structs.replace(sign, host=host)
+
+
+class Listening:
+    """Looks, as often as is due, whether a machine has given a new sign.
+
+    Attributes:
+        heard_s: When the last new one was seen, by this machine's monotonic clock; before the
+            first, when this began.
+        news: How many new ones were seen.
+        last: The last sign, None before the first.
+    """
+
+    def __init__(self, folder: Path, machine: str) -> None:
+        self._folder, self._machine = folder, machine
+        self._looked_s = -math.inf
+        self.heard_s = time.monotonic()
+        self.news = 0
+        self.last: Sign | None = None
+
+    def look(self, repository: ArtifactRepository, *, every_s: float) -> bool:
+        """Look if the last look was so long ago; whether there is another sign than before.
+
+        The first one that is seen is none: it may have been given long ago.
+
+        Raises:
+            Any fault of the artifact store.
+        """
+        if time.monotonic() - self._looked_s < every_s:
+            return False
+        sign = last_sign(repository, self._machine, self._folder)
+        self._looked_s = time.monotonic()
+        before, self.last = self.last, sign or self.last
+        if sign is None or before is None or sign == before:
+            return False
+        self.heard_s = time.monotonic()
+        self.news += 1
+        return True

@@ -1,0 +1,126 @@
+"""A run whose owner's machine is gone has an end, told by a machine that is still there."""
+
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from opusclip_mlops import owner_watch
+from opusclip_mlops.layout import REASON_TAG
+from opusclip_mlops.life_signs import OWNER, Showing
+from opusclip_mlops.owner_watch import SILENCE, TOLD, OwnerWatch
+from opusclip_mlops.records import Metrics, RunEnded
+from opusclip_mlops.sessions import RELAY
+from opusclip_mlops.sinks import open_sink, relay
+from opusclip_mlops.waiting import has_ended, undelivered
+from tests.journeys import store, wait_until
+from tests.sinks.test_relay import T0_MS, Delivering, Node, node
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> tuple[Node, Node]:
+    """The owner's machine, which has made the run, and another."""
+    both = node(tmp_path, 0), node(tmp_path, 1)
+    for one in both:
+        one.begin()
+        open_sink("mlflow", one.folder).open({})
+    return both
+
+
+def run_of(one: Node, tmp_path: Path) -> Run:
+    """The run as MLflow has it."""
+    identity = one.folder.identity()
+    assert identity
+    return MlflowClient(store(tmp_path)).get_run(identity.run_id)
+
+
+def show(one: Node, tmp_path: Path) -> Showing:
+    """Have the owner's machine show that it lives."""
+    repository = get_artifact_repository(run_of(one, tmp_path).info.artifact_uri)
+    showing = Showing(one.folder.path, OWNER, interval_s=0.0)
+    showing.renew(repository)
+    return showing
+
+
+def test_a_run_whose_owner_is_gone_ends(
+    nodes: tuple[Node, Node],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is FAILED, says whose machine is silent, and where the points lie."""
+    monkeypatch.setattr(owner_watch, "WAIT_S", 1.0)
+    owner, other = nodes
+    show(owner, tmp_path)
+    other.log(Metrics(T0_MS, 3, {"system/host-1/cpu": 7.0}))
+    other.end()
+    Delivering(other.folder).wait()
+    run = run_of(other, tmp_path)
+    assert run.info.status == "FAILED"
+    assert run.info.end_time == T0_MS + 100_000
+    assert "which owns the run, for 1 s" in run.data.tags[REASON_TAG]
+    assert other.folder.is_delivered()
+    (line,) = [one for one in capsys.readouterr().out.splitlines() if "is FAILED now" in one]
+    assert run.info.run_id in line
+    assert "opusclip/ranks" in line
+
+
+def test_a_run_that_has_an_end_keeps_it(
+    nodes: tuple[Node, Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the owner's machine ended the run and left, nothing is said against it."""
+    monkeypatch.setattr(owner_watch, "WAIT_S", 1.0)
+    owner, other = nodes
+    sink = open_sink("mlflow", owner.folder)
+    sink.open({})
+    sink.close(RunEnded(owner.session, "FINISHED", T0_MS + 5))
+    other.end("FAILED", "it failed")
+    Delivering(other.folder).wait()
+    run = run_of(other, tmp_path)
+    assert run.info.status == "FINISHED"
+    assert REASON_TAG not in run.data.tags
+
+
+def test_an_owner_that_shows_life_is_left_the_end(
+    nodes: tuple[Node, Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sign may have been given before all was told: the second says that it lived after it."""
+    monkeypatch.setattr(owner_watch, "_FIRST_LOOK_S", 0.0)
+    owner, other = nodes
+    showing = show(owner, tmp_path)
+    repository = get_artifact_repository(run_of(owner, tmp_path).info.artifact_uri)
+    watch = OwnerWatch(other.folder, repository, silent_after_s=3600)
+    assert watch.look(has_told=False)
+    assert watch.look(has_told=True)
+    showing.renew(repository)
+    assert watch.look(has_told=True)
+    showing.renew(repository)
+    wait_until(lambda: not watch.look(has_told=True))
+    assert run_of(owner, tmp_path).info.status == "RUNNING"
+    # Ranks that are started anew have an end to tell again.
+    assert watch.look(has_told=False)
+    assert watch.look(has_told=True)
+    showing.take_leave(repository)
+    wait_until(lambda: not watch.look(has_told=True))
+
+
+def test_nobody_waits_for_the_owner_but_is_told_that_it_is_silent(
+    nodes: tuple[Node, Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`close` returns once all is told, and says where it lies if the owner shows no life."""
+    monkeypatch.setattr(relay, "WAIT_S", 0.0)
+    _, other = nodes
+    other.log(Metrics(T0_MS, 3, {"system/host-1/cpu": 7.0}))
+    other.end()
+    delivering = Delivering(other.folder)
+    wait_until(lambda: has_ended(other.folder, ["mlflow", RELAY]))
+    progress = other.folder.progress(RELAY)
+    assert not progress.done
+    assert progress.state[TOLD]
+    (line,) = undelivered(other.folder, ["mlflow", RELAY])
+    assert line == progress.state[SILENCE]
+    assert "nothing is heard of the machine that owns the run" in line
+    monkeypatch.setattr(owner_watch, "WAIT_S", 0.0)
+    delivering.wait()
