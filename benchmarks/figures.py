@@ -67,7 +67,7 @@ def number(value: float | None) -> str:
     """A number with three digits that count, thousands set apart."""
     if value is None:
         return ""
-    if abs(value) >= 1000:
+    if abs(value) >= 999.5:
         return f"{value:,.0f}"
     return f"{value:.3g}"
 

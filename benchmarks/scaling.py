@@ -1,8 +1,8 @@
 """How far it goes: `python -m benchmarks.scaling [PART …]` measures, and writes scaling.json.
 
 A part that is measured replaces what the file had of it, with the machine and its load at that
-time: the parts take too long to be measured in one go. docs/scaling.md is written from that file,
-and the simulation of `scaling_forecast` takes its times from it.
+time: parts may be measured apart. `scaling_page` makes the tables of docs/scaling.md from that
+file, and the simulation of `scaling_forecast` takes its times from it.
 """
 
 import argparse

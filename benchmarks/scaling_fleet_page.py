@@ -14,6 +14,7 @@ from benchmarks.scaling_forecast import (
 )
 from benchmarks.scaling_kept import NONE, Kept, Row, error, seconds, share
 from benchmarks.scaling_servers import CLIENTS, NODES, ROWS
+from benchmarks.scaling_tables import SIZES
 
 FEW = 2
 """Clients of a worker that wait for each other little."""
@@ -117,10 +118,47 @@ def _outage(kept: Kept) -> Iterator[Row]:
         yield str(servers), seconds(wait_s), number(again), f"{seconds(backlog_s)} of points"
 
 
+_DAY_S = 86_400
+
+
+def _sizing(kept: Kept) -> Iterator[Row]:
+    """What a fleet needs, by what a batch of the most rows took and a point in a table weighs."""
+    yield (
+        "points/s a node", f"of {FLEET} nodes, points/s", "points a day", "disk a day", "workers",
+        "database cores", "workers, with the largest error above",
+    )  # fmt: skip
+    rows = ROWS[-1]
+    most = max(
+        kept.value("scaling_servers", f"1 worker, {n} clients x {rows} rows") for n in CLIENTS
+    )
+    database_s = kept.value("scaling_servers", f"database_ms of {rows} rows") / 1000 / rows
+    worst = max(simulated / seen for simulated, seen in errors(kept).values())
+    for rate in dict.fromkeys(rate for rate, _ in ASKED):
+        points = FLEET * rate
+        yield (
+            f"{rate:g}", number(points), f"{points * _DAY_S / 1e9:.1f} G",
+            f"{points * _DAY_S * point_bytes(kept) / 1e9:,.0f} GB", f"{points / most:.1f}",
+            f"{points * database_s:.1f}", f"{worst * points / most:.1f}",
+        )  # fmt: skip
+
+
+def point_bytes(kept: Kept) -> float:
+    """What a point takes in MLflow's table and its indexes: by how much they grew."""
+    least, most = SIZES[0], SIZES[-1]
+    before, behind = (
+        sum(kept.value("scaling_tables", f"{size} M points there: {part}") for part in _PARTS)
+        for size in (least, most)
+    )
+    return (behind - before) / (most - least)
+
+
+_PARTS = ("table", "indexes")
+
 FLEET_TABLES: dict[str, Callable[[Kept], Iterator[Row]]] = {
     "costs": _costs,
     "checked": _checked,
     "errors": _errors,
     "fleet": _fleet,
     "outage": _outage,
+    "sizing": _sizing,
 }

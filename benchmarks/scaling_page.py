@@ -6,7 +6,7 @@ outside of them is written by hand; tests/test_scaling_page.py holds its figures
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from benchmarks.figures import number
@@ -73,7 +73,12 @@ def _bends(kept: Kept) -> Iterator[Row]:
         "larger batches, then workers",
     )
     yield "shipper", _shipper_bend(kept), "Python in the shipper", "merge ranks (`reduce`)"
-    yield "follower", _follower_bend(kept), "one process", "a follower an experiment"
+    yield (
+        "follower",
+        _follower_bend(kept),
+        "one process for all of W&B's logs",
+        "a follower an experiment",
+    )
     for place, next_step in (("file", "fewer trials a study"), ("PostgreSQL", "longer trials")):
         workers, rate = _best_workers(kept, place)
         bend = f"{workers} workers: {number(rate)} trials/s"
@@ -100,22 +105,24 @@ def _arrived_share(kept: Kept, case: Case) -> float:
 
 
 def _shipper_bend(kept: Kept) -> str:
+    """For each number of ranks that was tried at more than one rate, beside nothing else."""
     cases = [one for one in CASES if not one.reduce and not one.is_busy]
-    late = [one.offered for one in cases if not keeps_up(kept, one)]
-    least = min(late, default=0)
-    most = max((one.offered for one in cases if not late or one.offered < least), default=0)
-    return _between(most, least, "points/s")
+    told = []
+    for ranks in sorted({one.ranks for one in cases}):
+        rates = {one.offered: keeps_up(kept, one) for one in cases if one.ranks == ranks}
+        told.append(f"{ranks} rank{'s' * (ranks > 1)}: {_bend(rates, 'points/s')}")
+    return "; ".join(told)
 
 
-def _between(most: int, least: int, unit: str) -> str:
+def _bend(kept_up: Mapping[int, bool], unit: str) -> str:
+    """Between the most before the first that was too much, and that one."""
+    least = min((one for one, is_kept in kept_up.items() if not is_kept), default=0)
+    most = max((one for one in kept_up if not least or one < least), default=0)
     return f"between {most:,} and {least:,} {unit}" if least else f"not up to {most:,} {unit}"
 
 
 def _follower_bend(kept: Kept) -> str:
-    late = [runs for runs in RUNS if not is_level(kept, runs)]
-    least = min(late, default=0)
-    most = max((runs for runs in RUNS if not late or runs < least), default=0)
-    return _between(most, least, "runs")
+    return _bend({runs: is_level(kept, runs) for runs in RUNS}, "runs")
 
 
 def is_level(kept: Kept, runs: int) -> bool:

@@ -3,9 +3,9 @@
 PostgreSQL takes as many connections as it is told to; each is a process. Many connections write
 batches of 100 points straight to it and through a PgBouncer that shares ten by transaction, by
 turns that are first in half of them: as fast as they can, and 50 batches a second together, which
-is what idle pools of many servers do. Told are batches a second and the memory that PostgreSQL's
-processes have for themselves, without what they share, which only grows. Then more connect than
-PostgreSQL allows, and at last our own server writes through it.
+is what idle pools of many servers do. Told are batches a second, where they write as fast as they
+can, and the memory that PostgreSQL's processes have for themselves, without what they share, which
+only grows. Then more connect than PostgreSQL allows, and at last our own server writes through it.
 """
 
 import contextlib
@@ -139,7 +139,9 @@ class _Site:
                 told[way].append(self._asked(way, connections, a_second, wait_s))
         how = f"{a_second} batches/s" if a_second else "as fast as they can"
         what = f"{connections} connections, {how}"
-        names = {what: ("a_second", "batches/s"), f"{what}: memory": ("memory_mb", "MB")}
+        names = {f"{what}: memory": ("memory_mb", "MB")}
+        if not a_second:
+            names |= {what: ("a_second", "batches/s")}
         return [_beside(what, told, name, unit) for what, (name, unit) in names.items()]
 
     def refused(self) -> Figure:
