@@ -35,7 +35,6 @@ from opusclip_mlops.resuming import last_verified
 from opusclip_mlops.tracker import ExperimentTracker
 
 _MAX_GRADIENT_NORM = 1.0
-_TELL_AFTER_S = 15.0
 _MONITOR, _MODE = "val/psnr", "max"
 _EXIT_CODE_OF_SIGTERM = 128 + signal.SIGTERM
 
@@ -332,10 +331,7 @@ def register(name: str, tracker: ExperimentTracker) -> RegisteredVersion:
         RegistryError: MLflow refused or did not answer.
     """
     wait_s = max(ARRIVAL_WAIT_S, tracker.config.drain_timeout_s)
-    has_arrived = tracker.flush(sink="mlflow", timeout_s=_TELL_AFTER_S)
-    if not has_arrived:
-        click.echo(f"{name} is registered once all is in MLflow: waiting for that", err=True)
-    if not (has_arrived or tracker.flush(sink="mlflow", timeout_s=wait_s)):
+    if not tracker.flush(sink="mlflow", timeout_s=wait_s):
         raise DeliveryError(
             f"{name} is not registered: not all is in MLflow after {wait_s:g} s; once it is "
             f"(opusclip status): opusclip register RUN --as {name}"
