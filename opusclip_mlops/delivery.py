@@ -38,7 +38,8 @@ POLL_S = 0.1
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 10.0
 HEARS_ALERTS_S = 10.0
 _MERGING = frozenset((RANKS, RELAY))
-_MOST_INTERVAL_S = 300.0
+_BY_THE_CLOCK = _MERGING | {"alerts"}
+_INTERVAL_S, _MOST_INTERVAL_S = 0.9, 300.0
 
 
 def send_interval_s(environment: Mapping[str, str]) -> float:
@@ -50,7 +51,7 @@ def send_interval_s(environment: Mapping[str, str]) -> float:
     try:
         return min(max(0.0, float(environment["OPUSCLIP_SEND_INTERVAL_S"])), _MOST_INTERVAL_S)
     except (KeyError, ValueError):
-        return 0.9
+        return _INTERVAL_S
 
 
 LINGER_S = send_interval_s(os.environ)
@@ -225,7 +226,9 @@ class _Delivery:
 
     def _linger(self, batch: Batch, *, ended: bool) -> None:
         """A short wait lets a batch grow: fewer, larger ones cost the machine far less."""
-        deadline = time.monotonic() + LINGER_S
+        # What shows life, or looks at the time, does so as often as ever.
+        is_timely = self._name in _BY_THE_CLOCK
+        deadline = time.monotonic() + (min(LINGER_S, _INTERVAL_S) if is_timely else LINGER_S)
         few = len(batch.records) < BATCH_RECORDS // 4
         while few and not (ended or self._repeats) and time.monotonic() < deadline:
             time.sleep(POLL_S)

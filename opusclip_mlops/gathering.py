@@ -147,7 +147,7 @@ class _Batch:
     def _timed(self, name: str, records: list[Record]) -> Iterator[tuple[float, Record]]:
         """The records of a journal by times that never fall."""
         times = (time_ms for one in records if (time_ms := _time_ms(one)))
-        last_ms = 0 if name in self._begun else next(times, math.inf)
+        last_ms = 0 if name in self._begun else next(times, _begun_ms(name))
         for one in records:
             last_ms = max(last_ms, _time_ms(one))
             yield last_ms, one
@@ -258,6 +258,12 @@ def _items(
 def _is_settled(path: Path) -> bool:
     """Whether nobody is in the midst of a write: a child may outlive the process that ended."""
     return abs(time.time() - path.stat().st_mtime) > SETTLED_S
+
+
+def _begun_ms(name: str) -> float:
+    """When the process of a journal began, as its name ends; for ever where that says nothing."""
+    last = name.rpartition("-")[2]
+    return int(last) if last.isdecimal() and not name.startswith("+") else math.inf
 
 
 def _journal_of(segment: str) -> str:

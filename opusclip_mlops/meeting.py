@@ -163,7 +163,9 @@ class Answering:
         # Where the board is gone nobody asks; an interpreter that ends begins no thread.
         with contextlib.suppress(ConfigError, OSError, RuntimeError):
             while not self._leaves.wait(self._pause_s()):
-                self._look()
+                # A fault of the disk passes; what was asked is answered with the next look.
+                with contextlib.suppress(OSError):
+                    self._look()
             self._look()
             over = msgspec.structs.replace(
                 self.meeting, ended_s=time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -21,4 +21,6 @@ def alone_in_store(uri: str) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
+        # A process that another thread has forked meanwhile would hold it on.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)

@@ -238,6 +238,19 @@ def test_the_end_waits_for_no_interval(
     assert steps == [[0], [1, 2]]
 
 
+def test_what_shows_life_waits_for_no_interval(
+    folder: RunFolder, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long interval would have a machine taken for silent, and alerts come late."""
+    monkeypatch.setattr(delivery, "LINGER_S", 1e6)
+    append(folder, metrics(1))
+    threading.Thread(target=deliver, args=(folder, "relay"), daemon=True).start()
+    wait_until(lambda: len(memory.batches) == 1)
+    append(folder, metrics(1, first=1))
+    wait_until(lambda: len(memory.batches) == 2)
+    end(folder)
+
+
 def watched(tmp_path: Path) -> RunFolder:
     """A run that has ended, and whose alerts have judged nothing of it yet."""
     folder = make_run(tmp_path, ["memory", "alerts"])

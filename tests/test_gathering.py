@@ -123,6 +123,16 @@ def test_a_training_that_goes_on_speaks_behind_the_one_before(
     assert records == [*before, Tags({"state": "ended"}), *new]
 
 
+def test_who_died_before_its_first_point_spoke_before_who_goes_on(tmp_path: Path) -> None:
+    """Tags have no time: those of a process go by its beginning, so that the newer one holds."""
+    folder = made(tmp_path)
+    append(folder, [old := Tags({"state": "old"})], journal="host-9-2000")
+    new = [Tags({"state": "new"}), point(0, 1, timestamp_ms=3001)]
+    append(folder, new, journal="host-10-3000")
+    (batch,) = batches(folder, 20, by_time_alone=False)
+    assert batch.records == [old, *new]
+
+
 def test_what_has_no_time_is_gathered_with_what_stands_before_it(tmp_path: Path) -> None:
     """A tag keeps its journal's place among the others', and waits for none of them."""
     folder = made(tmp_path)
