@@ -1,5 +1,6 @@
 import gc
 import os
+import resource
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
@@ -14,6 +15,10 @@ _OURS = ("MLFLOW_", "WANDB_", "OPUSCLIP_")
 # Shippers give way to all else: on a machine full of tests a close() waits long for them. What is
 # logged once an interval would depend on how long a run takes there.
 _PATIENT = {"OPUSCLIP_DRAIN_TIMEOUT_S": "240", "OPUSCLIP_PROFILE_INTERVAL_S": "3600"}
+
+# MLflow keeps every store open that a process has ever asked: hundreds, in one of the tests' own.
+_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (max(_FILES[0], min(_FILES[1], 16384)), _FILES[1]))
 
 # Some machines keep Python from it; then each process that a test starts compiles what it imports.
 sys.dont_write_bytecode = False
