@@ -17,8 +17,10 @@ _OURS = ("MLFLOW_", "WANDB_", "OPUSCLIP_")
 _PATIENT = {"OPUSCLIP_DRAIN_TIMEOUT_S": "240", "OPUSCLIP_PROFILE_INTERVAL_S": "3600"}
 
 # MLflow keeps every store open that a process has ever asked: hundreds, in one of the tests' own.
-_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)
-resource.setrlimit(resource.RLIMIT_NOFILE, (max(_FILES[0], min(_FILES[1], 16384)), _FILES[1]))
+_FILES, _MOST_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)
+if 0 <= _FILES < 16384:
+    may = 16384 if _MOST_FILES < 0 else min(_MOST_FILES, 16384)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (may, _MOST_FILES))
 
 # Some machines keep Python from it; then each process that a test starts compiles what it imports.
 sys.dont_write_bytecode = False
