@@ -20,11 +20,14 @@ import msgspec
 
 from opusclip_mlops.errors import ConfigError
 from opusclip_mlops.flight import boot_id
-from opusclip_mlops.rendezvous import Board
+from opusclip_mlops.rendezvous import Board, FileBoard
 from opusclip_mlops.sessions import process_started_s
 
 LAST_PAUSE_S = 2.0
 """How long a rank waits at most for the answer of an owner that trains, in seconds."""
+
+_ASK_AGAIN_S = 5.0
+"""How often a rank looks whether its question is still there, in files."""
 
 _FIRST_PAUSE_S, _PARTING_S = 0.02, 1.0
 _KEEP_EVERY_S = 3600.0
@@ -92,7 +95,7 @@ def seen_here(found: Meeting, journal_dir: Path) -> Path | None:
 
 
 class Asking:
-    """A rank's question which run it is; asked with the first look.
+    """A rank's question which run it is; asked with the first look, and again where it got lost.
 
     Args:
         board: Where the ranks meet.
@@ -103,6 +106,7 @@ class Asking:
         self._board, self._name = board, name
         self._word = secrets.token_hex(_WORD_BYTES)
         self._has_asked = False
+        self._asked_s = 0.0
 
     def look(self) -> Meeting | None:
         """What the owner has answered; None as long as it has not.
@@ -113,15 +117,31 @@ class Asking:
             ConfigError: the board does not answer.
         """
         if not self._has_asked:
-            self._board.append(_asks(self._name), self._word.encode())
-            self._has_asked = True
+            self._ask()
         answer = _answer(self._name, self._word)
         if found := said(self._board, answer):
             self._board.write(answer, None)
             return found
+        if time.monotonic() - self._asked_s >= _ASK_AGAIN_S:
+            self._ask_again()
         left = self.left()
         is_ours = left and left.boot == boot_id() and left.ended_s
         return left if is_ours and is_ours > process_started_s(os.getpid()) else None
+
+    def _ask(self) -> None:
+        # A line of its own: what stands before it may be half a word, as of a full disk.
+        self._board.append(_asks(self._name), f"\n{self._word}".encode())
+        self._has_asked, self._asked_s = True, time.monotonic()
+
+    def _ask_again(self) -> None:
+        """Ask once more where the question is gone: over NFS others may write at the same place."""
+        self._asked_s = time.monotonic()
+        if isinstance(self._board, FileBoard):
+            # A fault of the disk passes.
+            with contextlib.suppress(OSError):
+                asked = _WORD.findall(self._board.read(_asks(self._name)) or b"")
+                if self._word.encode() not in asked:
+                    self._ask()
 
     def left(self) -> Meeting | None:
         """What the last owner was that has left; maybe that of an earlier attempt."""
@@ -146,7 +166,7 @@ class Answering:
     may_ask: bool
     keep: Callable[[], None]
     _leaves: threading.Event = field(default_factory=threading.Event)
-    _read: int = 0
+    _answered: set[bytes] = field(default_factory=set)
     _news_s: float = field(default_factory=time.monotonic)
     _kept_s: float = field(default_factory=time.monotonic)
 
@@ -182,12 +202,12 @@ class Answering:
     def _look(self) -> None:
         asked = (self.board.read(_asks(self.name)) if self.may_ask else None) or b""
         said_now = msgspec.json.encode(self.meeting)
-        # A file may have been removed meanwhile, and begun anew.
-        new = asked[self._read if self._read <= len(asked) else 0 :]
-        for word in _WORD.findall(new):
-            self.board.write(_answer(self.name, word.decode()), said_now)
-            self._news_s = time.monotonic()
-        self._read = len(asked) - len(asked) % (2 * _WORD_BYTES)
+        # Not by its place: a file may be begun anew, and a word stand where another was.
+        for word in _WORD.findall(asked):
+            if word not in self._answered:
+                self.board.write(_answer(self.name, word.decode()), said_now)
+                self._answered.add(word)
+                self._news_s = time.monotonic()
         if time.monotonic() - self._kept_s >= _KEEP_EVERY_S:
             self._kept_s = time.monotonic()
             self.keep()

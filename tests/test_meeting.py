@@ -118,6 +118,55 @@ def test_the_last_words_of_an_owner_are_for_who_lived_then(
     assert asking.left() == other
 
 
+@pytest.mark.parametrize("is_read", [False, True])
+def test_a_question_that_another_machine_has_overwritten_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_read: bool
+) -> None:
+    """As over NFS, where two may write at one place; each is answered once, and little is left."""
+    monkeypatch.setattr("opusclip_mlops.meeting._ASK_AGAIN_S", 0.0)
+    board: Board = FileBoard(tmp_path)
+    answers = None
+    first, second = Asking(board, "run"), Asking(board, "run")
+    assert first.look() is None
+    if is_read:
+        answers = owner(board)
+        wait_until(lambda: said(board, f"run/answer/{first._word}") == MEETING)
+    board.write("run/asks", None)
+    assert second.look() is None
+    answers = answers or owner(board)
+    assert answer(second) == answer(first) == MEETING
+    answers.leave()
+    assert len(list((tmp_path / FOLDER).iterdir())) == 2
+
+
+def test_a_question_of_which_the_disk_took_half_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it has room; neither half a word nor what is behind it is taken for another."""
+    monkeypatch.setattr("opusclip_mlops.meeting._ASK_AGAIN_S", 0.0)
+    board, asking = FileBoard(tmp_path), Asking(FileBoard(tmp_path), "run")
+    assert asking.look() is None
+    board.write("run/asks", asking._word[:20].encode())
+    answers = owner(board)
+    assert answer(asking) == MEETING
+    answers.leave()
+    assert len(list((tmp_path / FOLDER).iterdir())) == 2
+
+
+def test_a_question_that_is_seen_is_not_asked_again(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the owner takes; a store, which loses none, is not even looked at."""
+    monkeypatch.setattr("opusclip_mlops.meeting._ASK_AGAIN_S", 0.0)
+    asking = Asking(board, "run")
+    for _ in range(3):
+        assert asking.look() is None
+    assert board.read("run/asks") == f"\n{asking._word}".encode()
+    board.write("run/asks", None)
+    assert asking.look() is None
+    assert (board.read("run/asks") is not None) == isinstance(board, FileBoard)
+
+
 def test_an_owner_that_leaves_says_so(board: Board) -> None:
     """And answers those that have asked by then."""
     answers = owner(board)

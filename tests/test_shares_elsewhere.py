@@ -7,7 +7,7 @@ import pytest
 
 from opusclip_mlops import shares_elsewhere
 from opusclip_mlops.folder import CONTROL, RunFolder
-from opusclip_mlops.records import RunEnded, RunStarted
+from opusclip_mlops.records import RunEnded, RunStarted, Text
 from opusclip_mlops.sessions import ELSEWHERE
 from opusclip_mlops.shares_elsewhere import SharesElsewhere
 from tests.journeys import append, make_run
@@ -49,8 +49,15 @@ def begin(looks: Looks, rank: int, attempt: int = 0, *, end: bool = False) -> No
     start = RunStarted(name, "b", 1, 0.0, began_ms, rank=rank, attempt=attempt, world_size=2)
     append(looks.folder, [start], journal=elsewhere)
     if end:
-        ended = RunEnded(name, "FAILED", MADE_MS + 500)
-        append(looks.folder, [ended], journal=elsewhere)
+        leave(looks, rank)
+
+
+def leave(looks: Looks, rank: int, *, silent: bool = False) -> None:
+    """A rank has ended by its machine's word; or by this one's, which hears nothing of it."""
+    told_in = f"{ELSEWHERE}1-b-0" if rank else f"s{rank}-0"
+    reason = "nothing was heard of its machine for 60 s" if silent else ""
+    ended = RunEnded(f"s{rank}-0", "FAILED", MADE_MS + 500, reason)
+    append(looks.folder, [ended], journal=("+relay" if silent else told_in) + CONTROL)
 
 
 def test_a_machine_that_lives_has_an_hour(looks: Looks) -> None:
@@ -65,16 +72,46 @@ def test_a_machine_that_lives_has_an_hour(looks: Looks) -> None:
     assert looks.until_vain() == 60
 
 
-@pytest.mark.parametrize("how", ["ended", "superseded"])
-def test_what_its_writers_have_ended_without_is_soon_given_up(looks: Looks, how: str) -> None:
+def test_what_its_writers_have_ended_without_is_given_up_sooner(looks: Looks) -> None:
     """Behind the time in which their machine, which has it on its disk, would have sent more."""
     begin(looks, 0)
-    begin(looks, 1, end=how == "ended")
-    if how == "superseded":
-        begin(looks, 0, attempt=1)
-    assert looks.until_vain() == 4
+    begin(looks, 1, end=True)
+    assert looks.until_vain() == 16
     large = {"weights-00001-of-00002.safetensors": 2**30}
-    assert looks.until_vain("c2", large) == 12
+    assert looks.until_vain("c2", large) == 24
+
+
+def test_ranks_that_are_started_anew_have_not_sent_all(looks: Looks) -> None:
+    """Their shares lie on the disk of a machine that may send still, and hold up no run's end."""
+    begin(looks, 0)
+    begin(looks, 1)
+    begin(looks, 0, attempt=1)
+    assert looks.until_vain(most=59) == 59
+
+
+@pytest.mark.parametrize("is_silent", [True, False])
+def test_a_machine_that_is_heard_again_has_the_whole_time_to_send(
+    looks: Looks, is_silent: bool
+) -> None:
+    """Its small words come before its large files: an end, or what was logged before it."""
+    begin(looks, 0, end=True)
+    begin(looks, 1)
+    if is_silent:
+        leave(looks, 1, silent=True)
+    assert looks.until_vain(most=15) == 15
+    if is_silent:
+        append(looks.folder, [Text(MADE_MS, 1, "note", "late")], journal=f"{ELSEWHERE}1-b-0")
+    else:
+        leave(looks, 1)
+    assert looks.until_vain() == 16
+
+
+def test_whose_machine_stays_silent_is_given_up_before_the_hour(looks: Looks) -> None:
+    """A share that never comes does not hold up the run's end for so long."""
+    begin(looks, 0, end=True)
+    begin(looks, 1)
+    leave(looks, 1, silent=True)
+    assert looks.until_vain() == 16
 
 
 def test_time_in_which_nobody_looked_does_not_count_and_the_next_process_counts_on(
@@ -87,4 +124,13 @@ def test_time_in_which_nobody_looked_does_not_count_and_the_next_process_counts_
     looks.now_s += 80_000.0
     assert not looks.shares.is_vain("c1", MADE_MS, ABSENT)
     looks.shares = SharesElsewhere(looks.folder)
-    assert looks.until_vain() == 2
+    assert looks.until_vain() == 14
+
+
+def test_what_an_earlier_version_counted_is_counted_on(looks: Looks) -> None:
+    """Its mark has no word of ends."""
+    begin(looks, 0)
+    begin(looks, 1)
+    (looks.folder.path / "uploads").mkdir()
+    (looks.folder.path / "uploads" / "c1.awaited").write_bytes(b"[3540.0,2]")
+    assert looks.until_vain() == 1

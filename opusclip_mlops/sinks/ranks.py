@@ -126,14 +126,15 @@ class RanksSink:
         """Do what was decided, then merge what was logged since."""
         decided, state = self._state.decided, self._state
         told = [one for one in (decided, News(records)) if not one.is_empty]
+        # What is remembered is what is said: a rank may begin in between.
+        unheard = self._unheard() if decided.finish else state.unheard
         for one in told:
             self._say(self._merger.advance(one))
             if one.finish:
-                self._say_last(self._last_words())
+                self._say_last(self._last_words(unheard))
         if told:
             self._log.append(self._merger, *told)
         merged = state.sessions if decided.finish else state.merged
-        unheard = self._unheard() if decided.finish else state.unheard
         if records:
             # What comes behind an end, from a machine that was silent, is merged as well.
             merged = 0
@@ -227,10 +228,9 @@ class RanksSink:
         progress = self._folder.progress(RANKS)
         return progress.given[0] if batch.records and progress.given else progress.position
 
-    def _last_words(self) -> Iterator[Record]:
+    def _last_words(self, unheard: str) -> Iterator[Record]:
         """What was not merged as it was meant, and what all processes left out."""
         step, timestamp_ms = max(0, self._state.last_step), now_ms()
-        unheard = self._unheard()
         never = f"{NEVER_BEGAN}: {unheard}" if unheard else ""
         if text := "\n".join(filter(None, [never, self._merger.gaps.text()])):
             yield Text(timestamp_ms, step, KEY, text)

@@ -304,6 +304,27 @@ def test_a_rank_that_begins_after_the_end_is_named_no_more(
     assert _tags(folder, UNHEARD_TAG) == ["1", "none: all have begun since"]
 
 
+def test_a_rank_that_begins_while_the_end_is_told_is_named_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is remembered of who was lacking is what was told."""
+    monkeypatch.setattr("opusclip_mlops.sinks.ranks.BEGIN_WAIT_S", 0)
+    folder = make_run(tmp_path, ["ranks"])
+    end(folder)
+    leave(folder, begin(folder, 0))
+    unheard = RanksSink._unheard
+
+    def then_it_begins(sink: RanksSink) -> str:
+        found = unheard(sink)
+        if found:
+            leave(folder, begin(folder, 1))
+        return found
+
+    monkeypatch.setattr(RanksSink, "_unheard", then_it_begins)
+    assert deliver(folder, "ranks")
+    assert _tags(folder, UNHEARD_TAG) == ["1", "none: all have begun since"]
+
+
 def _tags(folder: RunFolder, name: str) -> list[str]:
     """What the sink has said under a tag."""
     said_so = [one.values for one in merged(folder) if isinstance(one, Tags)]
