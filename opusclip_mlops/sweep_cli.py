@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from opusclip_mlops.errors import ConfigError, OpusclipError
+from opusclip_mlops.faults import attempted
+from opusclip_mlops.redaction import one_line
 
 if TYPE_CHECKING:
     from opusclip_mlops.open_sweeps import OpenSweep
@@ -183,13 +185,17 @@ def _settled(one: "OpenSweep") -> str:
     storage = os.environ.get("OPUSCLIP_SWEEP_STORAGE")
     if one.is_shared and not storage:
         return "its run goes on, for others may work at it: set OPUSCLIP_SWEEP_STORAGE to see"
-    try:
-        is_settled = sweeps.settle(
-            one.name, storage=storage if one.is_shared else None, tracking_uri=one.tracking_uri
-        )
-    except OpusclipError as error:
-        return f"its run goes on: {error}"
-    return "" if is_settled else "its run goes on, for others work at it"
+    place = storage if one.is_shared else None
+    found: list[SweepResult | None] = []
+    fault = attempted(
+        lambda: found.append(sweeps.settle(one.name, storage=place, tracking_uri=one.tracking_uri))
+    )
+    if isinstance(fault, OpusclipError):
+        return f"its run goes on: {fault}"
+    if fault:
+        why = one_line(str(fault)) or type(fault).__name__
+        return f"its run goes on, for it cannot be looked at: {why}; again: opusclip recover --all"
+    return "" if found != [None] else "its run goes on, for others work at it"
 
 
 def _content(found: "SweepResult", version: str | None) -> dict[str, object]:

@@ -1,6 +1,8 @@
 """Of many journals what was logged first is gathered first, and each record once."""
 
+import os
 import random
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from opusclip_mlops import gathering
 from opusclip_mlops.folder import CONTROL, Position, RunFolder
 from opusclip_mlops.gathering import Amount, Gathered, gather, gather_again
 from opusclip_mlops.journal import Journal, framed
@@ -174,12 +177,37 @@ def test_damage_is_counted_once_where_it_is_passed_over(
 
 
 def test_starts_and_ends_come_first(tmp_path: Path) -> None:
-    """Whenever they were logged."""
+    """Whenever they were logged, and however little a batch takes."""
     folder = made(tmp_path)
     append(folder, [point(0, 1)], journal="a-1-1")
     append(folder, [point(7, 9)], journal="z-1-1" + CONTROL)
+    assert [one.records for one in batches(folder, 1)] == [[point(7, 9)], [point(0, 1)]]
     [found] = batches(folder, 100)
     assert found.records == [point(7, 9), point(0, 1)]
+
+
+def test_half_a_record_is_no_damage_while_its_writer_may_be_in_the_midst_of_it(
+    tmp_path: Path,
+) -> None:
+    """A child may write on behind its run's end; what has long been torn stays so."""
+    folder = made(tmp_path)
+    append(folder, [point(0, 1)], journal="host-1-1")
+    [segment] = folder.segments()
+    torn = framed(point(0, 2))
+    with segment.open("ab") as file:
+        file.write(torn[:-1])
+
+    def damaged_bytes() -> int:
+        most = Amount(9, MUCH)
+        return gather(folder, {}, most, ended=True, by_time_alone=False).damaged_bytes
+
+    later_s = time.time() + 60  # On a slow machine, too, it counts as written just now.
+    os.utime(segment, (later_s, later_s))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gathering.time, "time", lambda: later_s)
+        assert damaged_bytes() == 0
+    os.utime(segment, (0, 0))
+    assert damaged_bytes() == len(torn) - 1
 
 
 class Ranks:

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import click
 import pytest
+from optuna.exceptions import StorageInternalError
 
-from opusclip_mlops import operating, registry, sweeps
+from opusclip_mlops import console, operating, registry, sweeps
 from opusclip_mlops.errors import RegistryError
+from opusclip_mlops.open_sweeps import Mark, OpenSweep
 from opusclip_mlops.sweep_cli import _own_model, _registered
 from opusclip_mlops.sweeps import SweepResult
 from opusclip_mlops.sweeps.outcome import TrialOutcome
@@ -86,6 +88,34 @@ def test_the_best_is_registered_once_its_checkpoint_has_arrived(
     )  # fmt: skip
     assert _registered(found, "clips", None) == ("models:/clips/1", "")
     assert done == ["recovered r1", "registered r1"]
+
+
+def test_a_storage_that_is_away_holds_up_no_other_sweep(
+    said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is named, with why and what to do; the others are settled, and the exit code is 1."""
+    for name in ("a", "b"):
+        sweep = OpenSweep(name=name, run_id="r", tracking_uri=None, is_shared=name == "a")
+        Mark(sweep).close()
+    monkeypatch.setenv("OPUSCLIP_SWEEP_STORAGE", "postgresql://h/s")
+    settled: list[tuple[str, object]] = []
+
+    def settle(name: str, *, storage: str | None, **_: object) -> SweepResult:
+        if storage:
+            raise StorageInternalError("no connection to\nserver")
+        settled.append((name, storage))
+        return result()
+
+    told: list[str] = []
+    monkeypatch.setattr(sweeps, "settle", settle)
+    monkeypatch.setattr(console, "tell", told.append)
+    assert said("recover", "--all")[0] == 1
+    assert settled == [("b", None)]
+    assert told == [
+        "sweep a was cut off: its run goes on, for it cannot be looked at: no connection to server;"
+        " again: opusclip recover --all; go on: opusclip sweep --resume a --storage PLACE",
+        "sweep b was cut off: its run is ended; go on: opusclip sweep --resume b",
+    ]
 
 
 def test_the_best_so_far_is_not_registered() -> None:

@@ -22,6 +22,7 @@ from opusclip_mlops.errors import ConfigError, OpusclipError, RegistryError
 from opusclip_mlops.faults import attempted
 from opusclip_mlops.open_sweeps import FOLDER, Mark, OpenSweep, clear
 from opusclip_mlops.redaction import one_line
+from opusclip_mlops.sweeps.board import GROUP, Slot
 from opusclip_mlops.sweeps.claims import Claims
 from opusclip_mlops.sweeps.commands import check_program
 from opusclip_mlops.sweeps.crew import Crew, Show
@@ -32,6 +33,7 @@ from opusclip_mlops.sweeps.schema import SweepConfig, read_sweep
 from opusclip_mlops.sweeps.storage import Asker, insisted, open_storage
 from opusclip_mlops.sweeps.studies import Study, begin_study, open_study
 from opusclip_mlops.sweeps.telling import Say, reason_of, status_of
+from opusclip_mlops.sweeps.trial_process import end_left_group
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -146,25 +148,46 @@ def _worked(
             crew.work(workers, show)
             wait_s = _STORAGE_WAIT_S
     finally:
-        result = _ended(client, study, folder, wait_s=wait_s)
-        mark.take_away()
+        with contextlib.closing(mark):
+            result, is_open = _ended(client, study, folder, wait_s=wait_s)
+            # Who still works at it here has a mark, too; else this one says that it is to be ended.
+            if not (is_open and _is_file(place)):
+                mark.take_away()
     return result
 
 
 def _marked(client: "MlflowClient", study: Study, place: str) -> Mark:
     """For the case that this process is killed, and nobody goes on with the sweep."""
-    uri, is_shared = str(client.tracking_uri), "://" in place
-    return Mark(
+    uri, is_shared = str(client.tracking_uri), not _is_file(place)
+    mark = Mark(
         OpenSweep(
             name=study.name, run_id=study.parent_run_id, tracking_uri=uri, is_shared=is_shared
         )
     )
+    if not is_shared:
+        _link(study.name, Path(place))
+    return mark
+
+
+def _is_file(place: str) -> bool:
+    return "://" not in place
+
+
+def _link(name: str, place: Path) -> None:
+    """Have a study's file, where the user has named one, found by the sweep's name."""
+    own = _place(name, is_new=True)
+    with contextlib.suppress(OSError):
+        if own.resolve() == place.resolve():
+            return
+        if own.is_symlink():
+            own.unlink()
+        own.symlink_to(place.resolve())
 
 
 def settle(
     name: str, *, storage: str | None = None, tracking_uri: str | None = None
 ) -> SweepResult | None:
-    """Say in MLflow how a sweep stands whose command was killed; `resume` goes on with it.
+    """Say in MLflow how a sweep stands whose commands were killed; `resume` goes on with it.
 
     Args:
         name: The sweep's.
@@ -182,15 +205,18 @@ def settle(
     from opusclip_mlops.sweeps.trial_runs import TrialRuns
     from opusclip_mlops.sweeps.worker import end_left
 
-    study = open_study(_place_of(name, storage), name)
+    place = _place_of(name, storage)
+    study = open_study(place, name)
     ask_briefly()
     client = connected(tracking_uri=tracking_uri)
     runs = TrialRuns(client, study.parent_run_id, name)
-    claims = Claims(study.storage, name, study.config, on_lost=partial(end_left, runs))
+    claims = Claims(
+        study.storage, name, study.config, on_lost=partial(end_left, runs), is_alone=_is_file(place)
+    )
     if claims.is_worked_at():
         return None
     claims.reclaim(claims.board(), claims.count())
-    result = _ended(client, study, FOLDER / name, wait_s=_STOPPED_WAIT_S)
+    result, _ = _ended(client, study, FOLDER / name, wait_s=_STOPPED_WAIT_S)
     clear((FOLDER / name).absolute())
     return result
 
@@ -234,13 +260,17 @@ def _place_of(name: str, storage: str | None) -> str:
 def _place(name: str, *, is_new: bool = False) -> Path:
     """The file of a sweep of this machine."""
     place = (FOLDER / name / "study.journal").absolute()
-    if not is_new and not place.exists():
+    if is_new:
+        return place
+    if not place.exists():
         raise ConfigError(f"no sweep {name} in {FOLDER}: give --storage where it is elsewhere")
-    return place
+    return place.resolve()
 
 
-def _ended(client: "MlflowClient", study: Study, folder: Path, *, wait_s: float) -> SweepResult:
-    """Say in MLflow what came of it so far."""
+def _ended(
+    client: "MlflowClient", study: Study, folder: Path, *, wait_s: float
+) -> tuple[SweepResult, bool]:
+    """Say in MLflow what came of it so far; whether its run goes on, for others work at it."""
     from opusclip_mlops.sweeps.results import end_run
     from opusclip_mlops.sweeps.trial_runs import TrialRuns
 
@@ -254,7 +284,7 @@ def _ended(client: "MlflowClient", study: Study, folder: Path, *, wait_s: float)
         )  # fmt: skip
     except RegistryError as error:
         raise RegistryError(f"{error}; go on: opusclip sweep --resume {study.name}") from error
-    return result
+    return result, is_worked_at
 
 
 def _read(study: Study, folder: Path, wait_s: float) -> _Read:
@@ -267,8 +297,12 @@ def _read(study: Study, folder: Path, wait_s: float) -> _Read:
 
 
 def _result(study: Study, folder: Path) -> _Read:
-    """What came of it so far, whether others still work at it, and which attempts are over."""
-    claims = Claims(study.storage, study.name, study.config)
+    """What came of it so far, whether others still work at it, and which attempts are over.
+
+    What workers of this machine had that were killed is left to others; their runs end below.
+    """
+    claims = Claims(study.storage, study.name, study.config, on_lost=_end_program)
+    attempted(lambda: claims.reclaim(claims.board(), claims.count()))
     found, count, metric = claims.board(), claims.count(), study.config.metric
     trials = outcomes(found, study.config, count)
     is_over = claims.is_over()
@@ -283,3 +317,8 @@ def _result(study: Study, folder: Path) -> _Read:
         folder=folder,
     )
     return result, not is_over and claims.is_worked_at(), found.ended()
+
+
+def _end_program(slot: Slot) -> None:
+    """End what is left of a trial of this machine."""
+    end_left_group(slot.last.user_attrs.get(GROUP) or {})

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,16 @@ def _host() -> str:
     return socket.gethostname()
 
 
-def is_process_gone(named: dict[str, Any]) -> bool | None:
-    """Whether a process of this machine has died; None for one of another machine."""
-    if named.get("host") != _host():
-        return None
+def is_process_gone(named: dict[str, Any], *, is_alone: bool = False) -> bool | None:
+    """Whether a process of this machine has died; None for one of another machine.
+
+    Args:
+        named: What `this_process` was there.
+        is_alone: Whether who has this machine's name was it, before it was begun anew.
+    """
+    if (host := str(named.get("host"))) != _host():
+        is_namesake = host.partition(" ")[0] == socket.gethostname()
+        return True if is_alone and is_namesake else None
     try:
         return process_started_s(int(named["pid"])) != float(named["started_s"])
     except ProcessLookupError:
@@ -90,6 +97,7 @@ class Claims:
         name: The study's.
         config: The sweep's.
         on_lost: Called with the trial of a worker that was lost, before it is tried again.
+        is_alone: Whether the study is a file of this machine that no command works at any more.
     """
 
     def __init__(
@@ -99,8 +107,10 @@ class Claims:
         config: SweepConfig,
         *,
         on_lost: Callable[[Slot], object] = lambda _: None,
+        is_alone: bool = False,
     ) -> None:
         self._config, self._on_lost = config, on_lost
+        self._is_process_gone = partial(is_process_gone, is_alone=is_alone)
         self._storage = storage
         self._name, self._sampler = name, _sampler(config.method)
         self._study = self._loaded()
@@ -138,7 +148,7 @@ class Claims:
         """Whether somebody runs a trial, here or elsewhere, and is not known to be dead."""
         running = self.board().running(self.count())
         signs = (one.last.user_attrs.get(board.WORKER) for one in running)
-        return any(sign and not is_process_gone(sign) for sign in signs)
+        return any(sign and not self._is_process_gone(sign) for sign in signs)
 
     def next(self) -> Claim | None:
         """Claim a trial; None where there is none to be had now."""
@@ -179,12 +189,18 @@ class Claims:
             self._storage.set_trial_user_attr(trial._trial_id, board.REASON, why)
         self._fail(trial._trial_id)
 
-    def give_up(self, claim: Claim) -> None:
-        """Leave a trial of one's own to others, because this worker is stopped."""
+    def give_up(self, claim: Claim) -> bool:
+        """Leave a trial of one's own to others, because this worker is stopped.
+
+        False where it is over: that may have been told without an answer.
+        """
         for slot in self.board().slots:
-            if slot.last._trial_id == claim.trial_id and not slot.last.state.is_finished():
+            if slot.last._trial_id == claim.trial_id:
+                if slot.last.state.is_finished():
+                    return False
                 self._try_again(slot.last)
                 self._end_lost(slot.last, "its worker was stopped")
+        return True
 
     def is_still_mine(self, claim: Claim) -> bool:
         """Whether nobody else has given this worker up meanwhile; it is told to be alive."""
@@ -220,10 +236,14 @@ class Claims:
         ]
         return is_behind(progress, at_band, hyperband, maximizes=metric.maximizes)
 
-    def end(self, claim: Claim, state: TrialState, value: float | None, reason: str) -> bool:
-        """Say how a trial ended; False where another worker tries it by now."""
-        if reason:
-            self.note(claim, board.REASON, reason)
+    def end(
+        self, claim: Claim, state: TrialState, value: float | None, reason: str, run_id: str = ""
+    ) -> bool:
+        """Say how a trial ended, and in which run; False where another worker tries it by now."""
+        # Which run it is was said when that was made, but the storage may have been away.
+        for name, said in ((board.RUN_ID, run_id), (board.REASON, reason)):
+            if said:
+                self.note(claim, name, said)
         values = None if value is None else [value]
         try:
             self._storage.set_trial_state_values(claim.trial_id, state, values)
@@ -301,7 +321,7 @@ class Claims:
         if worker == self._me:
             # The storage went away between its beginning and the claim's end.
             return trial._trial_id not in self._mine
-        if worker and (is_gone := is_process_gone(worker)) is not None:
+        if worker and (is_gone := self._is_process_gone(worker)) is not None:
             return is_gone
         sign, now_s = (worker, trial.user_attrs.get(board.BEAT)), time.monotonic()
         seen, since_s = self._seen.get(trial._trial_id, (None, now_s))

@@ -1,6 +1,5 @@
 """The workers of one machine: started, replaced where they are killed, and stopped together."""
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -24,6 +23,8 @@ Show = Callable[[str, int, int], object]
 
 _POLL_S = 0.5
 _STOP_WAIT_S = GRACE_S + 30.0
+# Of one Ctrl-C `mlflow run` makes two signals.
+_SAME_STOP_S = 2.0
 _MOST_REPLACEMENTS = 20
 # A storage that says nothing holds up neither Ctrl-C nor the looking after workers.
 _ANSWER_S = 5.0
@@ -121,17 +122,29 @@ class Crew:
         return words.removeprefix("error: ")
 
     def _stop(self) -> None:
-        """Have all end, with their trials, and those that do not by force."""
+        """Have all end, with their trials, and those that do not by force.
+
+        A further Ctrl-C or SIGTERM waits for none any more.
+        """
+        began_s = time.monotonic()
+        while not self._end_by(began_s + _STOP_WAIT_S):
+            if time.monotonic() - began_s > _SAME_STOP_S:
+                break
         for process in self._processes:
-            with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        for process in self._processes:
+            process.wait()
+
+    def _end_by(self, deadline_s: float) -> bool:
+        """Ask all to end, and wait; False where they did not in time, or a signal came."""
+        try:
+            for process in self._processes:
                 process.terminate()
-        deadline_s = time.monotonic() + _STOP_WAIT_S
-        for process in self._processes:
-            try:
+            for process in self._processes:
                 process.wait(max(0.0, deadline_s - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            return False
+        return True
 
     def _seen(self) -> tuple[Board, int]:
         return self._claims.board(), self._claims.count()

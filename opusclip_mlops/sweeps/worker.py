@@ -161,10 +161,11 @@ class Worker:
 
     def _leave(self, claim: Claim) -> None:
         """Leave a trial to others."""
-        # Where this cannot be said, it is found that this worker is dead.
+        given_up: list[bool] = []
         give_up = partial(self._claims.give_up, claim)
-        attempted(lambda: self._asker.ask(give_up, wait_s=_LAST_WORDS_S))
-        if self._run_id:
+        # Where this cannot be said, it is found that this worker is dead.
+        attempted(lambda: given_up.append(self._asker.ask(give_up, wait_s=_LAST_WORDS_S)))
+        if self._run_id and given_up == [True]:
             self._runs.forget_broken(self._run_id)
 
     def _started(self, claim: Claim) -> tuple[TrialProcess, Path]:
@@ -309,7 +310,7 @@ class Worker:
         Raises:
             Stopped: this worker is to end, and the storage says nothing.
         """
-        end = partial(self._claims.end, claim, state, value, reason)
+        end = partial(self._claims.end, claim, state, value, reason, run_id)
         began_s = time.monotonic()
 
         def go_on() -> None:

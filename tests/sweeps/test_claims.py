@@ -2,6 +2,7 @@
 
 import ast
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -12,9 +13,9 @@ from optuna.samplers import TPESampler
 from optuna.trial import TrialState
 
 from opusclip_mlops.sweeps import board, claims
-from opusclip_mlops.sweeps.claims import Claim, is_process_gone, this_process
+from opusclip_mlops.sweeps.claims import Claim, Claims, is_process_gone, this_process
 from opusclip_mlops.sweeps.stopping_early import Progress
-from opusclip_mlops.sweeps.studies import open_study
+from opusclip_mlops.sweeps.studies import Study, open_study
 from tests.sweeps.small_sweeps import claims_of, config_of, end, study_of
 
 GRID = {"method": "grid", "parameters": {"x": {"values": list(range(12))}}}
@@ -57,6 +58,20 @@ def dead_process() -> dict[str, object]:
     code = "from opusclip_mlops.sweeps.claims import this_process; print(this_process())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return dict(ast.literal_eval(done.stdout))
+
+
+def earlier_process() -> dict[str, object]:
+    """A process of this machine, as the machine was before it was begun anew."""
+    return {**this_process(), "host": f"{socket.gethostname()} earlier pid:[1]"}
+
+
+def far_away(study: Study) -> tuple[Claims, Claim]:
+    """A worker of another machine, and the trial that it runs."""
+    far = claims_of(study)
+    far._me = far._me | {"host": "elsewhere"}
+    claim = far.next()
+    assert claim
+    return far, claim
 
 
 def test_a_process_is_known_to_be_dead_by_its_number_and_start() -> None:
@@ -110,10 +125,7 @@ def test_who_finds_a_worker_lost_and_dies_leaves_one_that_runs_the_trial(
 ) -> None:
     """Between asking for a further attempt and ending the lost one: its worker, cut off, ends."""
     study = study_of(tmp_path, config_of(), count=1)
-    far = claims_of(study)
-    far._me = far._me | {"host": "elsewhere"}
-    claim = far.next()
-    assert claim
+    far, claim = far_away(study)
     dying = claims_of(study)
     monkeypatch.setattr(dying, "_end_lost", lambda *_: None)
     dying.lose(dying.board().slots[0])
@@ -150,10 +162,7 @@ def test_a_worker_of_another_machine_is_lost_when_it_is_silent(
 ) -> None:
     """Each sign of life counts anew, whatever the clocks say; who was given up learns of it."""
     study = study_of(tmp_path, config_of(), count=1)
-    far = claims_of(study)
-    far._me = far._me | {"host": "elsewhere"}
-    claim = far.next()
-    assert claim
+    far, claim = far_away(study)
     now_s = 1000.0
     monkeypatch.setattr(claims.time, "monotonic", lambda: now_s)
     near = claims_of(study)
@@ -241,3 +250,31 @@ def test_a_sweep_that_others_work_at_is_not_stopped_by_one(tmp_path: Path) -> No
         mine._me = me
         assert mine.next()
         assert claims_of(study).is_worked_at() is expected
+
+
+@pytest.mark.parametrize(("host", "is_alone", "state"), [
+    (None, True, "waiting"), (None, False, "running"), ("elsewhere", True, "running"),
+])  # fmt: skip
+def test_a_machine_that_was_begun_anew_has_ended_its_workers(
+    tmp_path: Path, host: str | None, is_alone: bool, state: str
+) -> None:
+    """Where no command works at the study; of another machine nothing is known even then."""
+    study = study_of(tmp_path, config_of(), count=1)
+    lost = claims_of(study)
+    lost._me = earlier_process() | ({"host": host} if host else {})
+    assert lost.next()
+    mine = claims_of(study, is_alone=is_alone)
+    assert mine.is_worked_at() is (state == "running")
+    mine.reclaim(mine.board(), 1)
+    assert mine.board().slots[0].state == state
+
+
+def test_who_gives_up_a_trial_knows_whether_it_was_over(tmp_path: Path) -> None:
+    """Its end may have been told already, though the answer never came."""
+    mine = claims_of(study_of(tmp_path, config_of(), count=2))
+    ended, left = mine.next(), mine.next()
+    end(mine, ended, 1.0)
+    assert ended
+    assert left
+    assert [mine.give_up(one) for one in (ended, left, left)] == [False, True, True]
+    assert [one.state for one in mine.board().slots] == ["complete", "waiting"]

@@ -1,5 +1,8 @@
 """The workers of one machine."""
 
+import os
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +10,17 @@ import pytest
 from mlflow import MlflowClient
 
 from opusclip_mlops.errors import ConfigError, OpusclipError
+from opusclip_mlops.sweeps import crew as crew_module
 from opusclip_mlops.sweeps.crew import Crew, _is_struck
 from tests.journeys import store
-from tests.sweeps.small_sweeps import config_of, study_of
+from tests.sweeps.small_sweeps import config_of, python, study_of
+
+SLEEPS = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, {told})
+print("begun", flush=True)
+time.sleep(600)
+"""
 
 
 def test_who_fell_over_a_fault_is_replaced() -> None:
@@ -31,6 +42,45 @@ def test_workers_that_cannot_work_say_why(tmp_path: Path) -> None:
     assert not isinstance(told.value, ConfigError)
     assert oct((tmp_path / "s").stat().st_mode & 0o777) == "0o700"
     assert oct((tmp_path / "s" / "workers.log").stat().st_mode & 0o777) == "0o600"
+
+
+@pytest.mark.parametrize(
+    ("signum", "told", "same_stop_s", "code"),
+    [
+        (signal.SIGINT, "signal.SIG_IGN", -1.0, -signal.SIGKILL),
+        (signal.SIGTERM, "lambda *_: sys.exit(7)", 60.0, 7),
+    ],
+)
+def test_who_is_stopped_twice_leaves_no_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    signum: signal.Signals, told: str, same_stop_s: float, code: int,
+) -> None:  # fmt: skip
+    """The second stop ends by force who has not ended, but for the one that is sent on at once."""
+    monkeypatch.setattr(crew_module, "_SAME_STOP_S", same_stop_s)
+    study = study_of(tmp_path, config_of())
+    crew = Crew(study, str(tmp_path / "study.journal"), folder=tmp_path, tracking_uri="")
+    words = python("-c", SLEEPS.format(told=told))
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as worker:
+        assert worker.stdout
+        assert worker.stdout.readline() == b"begun\n"
+        wait = worker.wait
+
+        def stopped_again(timeout: float | None = None) -> int:
+            monkeypatch.setattr(worker, "wait", wait)
+            os.kill(os.getpid(), signum)
+            return wait(timeout)
+
+        monkeypatch.setattr(worker, "wait", stopped_again)
+        monkeypatch.setattr(crew, "_start", lambda: worker)
+        with pytest.raises(KeyboardInterrupt):
+            crew.work(1, stopped)
+        ended = worker.returncode
+        worker.kill()
+    assert ended == code
+
+
+def stopped(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 class Dying:

@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -14,11 +16,15 @@ from mlflow import MlflowClient
 from opusclip_mlops import open_sweeps, sweep_cli, sweeps
 from opusclip_mlops.errors import ConfigError
 from opusclip_mlops.layout import REASON_TAG
-from opusclip_mlops.sweeps.claims import is_process_gone
+from opusclip_mlops.sessions import process_started_s
+from opusclip_mlops.sweeps.claims import Claim, is_process_gone, this_process
+from opusclip_mlops.sweeps.crew import Crew
 from opusclip_mlops.sweeps.results import BEST_TAG
-from opusclip_mlops.sweeps.studies import open_study
+from opusclip_mlops.sweeps.schema import read_sweep
+from opusclip_mlops.sweeps.studies import Study, open_study
+from opusclip_mlops.sweeps.trial_runs import TrialRuns
 from tests.journeys import store, wait_until
-from tests.sweeps.small_sweeps import LOGS, claims_of, program
+from tests.sweeps.small_sweeps import LOGS, claims_of, program, python
 
 Said = Callable[..., tuple[int, str]]
 
@@ -146,6 +152,91 @@ def test_killed_workers_and_a_killed_sweep_lose_nothing(said: Said, tmp_path: Pa
     assert statuses.count("FINISHED") == 4
     assert statuses.count("KILLED") == len(statuses) - 4
     assert len(list((tmp_path / f".opusclip/sweeps/{name}/trials").glob("*.log"))) == len(statuses)
+
+
+def left(folder: Path, worker: dict[str, Any], place: str | None = None) -> tuple[Study, str, str]:
+    """A sweep whose command was killed, where it is, and the run of its trial, of a worker."""
+    client = MlflowClient(store(folder))
+    config = read_sweep(sweep_file(folder))
+    study, place = sweeps._begun(client, config, 1, place, "sweeps")
+    sweeps._marked(client, study, place).close()
+    mine = claims_of(study)
+    mine._me = worker
+    claim = mine.next()
+    assert claim
+    runs = TrialRuns(client, study.parent_run_id, study.name)
+    return study, place, runs.begin(claim.number, claim.attempt, claim.values)
+
+
+def statuses(folder: Path, *run_ids: str) -> list[str]:
+    client = MlflowClient(store(folder))
+    return [client.get_run(one).info.status for one in run_ids]
+
+
+EARLIER = {**this_process(), "host": f"{socket.gethostname()} earlier pid:[1]"}
+DEAD = {**this_process(), "started_s": 1.0}
+
+
+@pytest.mark.parametrize(("worker", "place"), [(EARLIER, None), (DEAD, "there/s.journal")])
+def test_a_sweep_that_was_cut_off_is_ended(
+    tmp_path: Path, worker: dict[str, Any], place: str | None
+) -> None:
+    """When the machine was begun anew, too; and when the user has named a file for its study."""
+    study, _, run_id = left(tmp_path, worker, place)
+    assert sweep_cli.settle_cut_off()
+    assert statuses(tmp_path, study.parent_run_id, run_id) == ["KILLED", "KILLED"]
+    assert open_sweeps.cut_off() == []
+    found = claims_of(open_study(sweeps._place_of(study.name, None), study.name)).board()
+    assert [one.state for one in found.slots] == ["waiting"]
+
+
+def test_a_sweep_is_found_where_its_study_was_last(tmp_path: Path) -> None:
+    """The user has moved its file; one that lies in the sweep's own folder is never replaced."""
+    own = tmp_path / ".opusclip/sweeps/s/study.journal"
+    own.parent.mkdir(parents=True)
+    for name in ("a", "b"):
+        (tmp_path / name).touch()
+        sweeps._link("s", Path(name))
+        assert sweeps._place_of("s", None) == str(tmp_path / name)
+    sweeps._link("s", own)
+    assert own.readlink() == tmp_path / "b"
+    own.unlink()
+    own.write_text("own")
+    sweeps._link("s", Path("a"))
+    assert own.read_text() == "own"
+
+
+def stop(*_: object) -> None:
+    """What a user does at once."""
+    raise KeyboardInterrupt
+
+
+def test_who_is_stopped_before_it_knows_of_the_dead_leaves_the_sweep_to_be_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its run goes on as long as another machine may work at it, and `recover` finds it."""
+    study, place, _ = left(tmp_path, EARLIER)
+    monkeypatch.setattr(Crew, "work", stop)
+    sweeps._worked(MlflowClient(store(tmp_path)), study, place, 1, lambda *_: None)
+    assert statuses(tmp_path, study.parent_run_id) == ["RUNNING"]
+    assert sweep_cli.settle_cut_off()
+    assert statuses(tmp_path, study.parent_run_id) == ["KILLED"]
+    assert open_sweeps.cut_off() == []
+
+
+def test_what_workers_that_were_ended_by_force_had_is_left_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not run on behind a sweep that was stopped, and neither does its program."""
+    study, place, run_id = left(tmp_path, DEAD)
+    monkeypatch.setattr(Crew, "work", stop)
+    with subprocess.Popen(python("-c", "input()"), stdin=subprocess.PIPE, process_group=0) as left_:
+        group = {"pid": left_.pid, "started_s": process_started_s(left_.pid)}
+        claims_of(study).note(Claim(0, 1, 0, {}), "group", group)
+        found = sweeps._worked(MlflowClient(store(tmp_path)), study, place, 1, lambda *_: None)
+        assert left_.wait(60) == -signal.SIGKILL
+    assert [one.state for one in found.trials] == ["waiting"]
+    assert statuses(tmp_path, study.parent_run_id, run_id) == ["KILLED", "KILLED"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -180,24 +181,34 @@ def config_without_metric(folder: Path, more: dict[str, Any]) -> Any:
     return sweep_of({"program": str(folder / "train.py"), "command": PLAIN_COMMAND, **more})
 
 
-def test_a_worker_that_is_stopped_leaves_its_trial_to_others(
-    tmp_path: Path, runs: TrialRuns
-) -> None:
-    """The program is ended; the trial waits for its next attempt, with the same values."""
-    config = config_of(program(tmp_path, DROPS), command=PLAIN_COMMAND, method="grid",
+def stopped(
+    folder: Path, runs: TrialRuns, before: Callable[[str], object] = lambda _: None
+) -> Slot:
+    """A trial whose worker is asked to end once it has logged; `before` has its run."""
+    config = config_of(program(folder, DROPS), command=PLAIN_COMMAND, method="grid",
                        parameters={"x": {"values": [9.0]}})  # fmt: skip
-    study = study_of(tmp_path, config, count=1)
-    worker = Worker(claims_of(study), config, runs, tmp_path / "trials")
+    study = study_of(folder, config, count=1)
+    worker = Worker(claims_of(study), config, runs, folder / "trials")
     learn = worker._learn
 
     def learn_and_stop(*args: Any) -> bool:
         learn(*args)
-        worker.is_stopping = (tmp_path / "trials" / "00000-1.values").exists()
+        if (folder / "trials" / "00000-1.values").exists() and not worker.is_stopping:
+            before(worker._run_id)
+            worker.is_stopping = True
         return False
 
     worker._learn = learn_and_stop  # type: ignore[method-assign]
     worker.work()
     [slot] = claims_of(study).board().slots
+    return slot
+
+
+def test_a_worker_that_is_stopped_leaves_its_trial_to_others(
+    tmp_path: Path, runs: TrialRuns
+) -> None:
+    """The program is ended; the trial waits for its next attempt, with the same values."""
+    slot = stopped(tmp_path, runs)
     assert (slot.state, len(slot.attempts)) == ("waiting", 2)
     run_id = slot.attempts[0].user_attrs["run_id"]
     assert MlflowClient(store(tmp_path)).get_run(run_id).info.status == "KILLED"
@@ -283,6 +294,45 @@ def test_a_storage_that_says_nothing_holds_up_no_stop(
     assert not thread.is_alive()
 
 
+def test_a_trial_that_was_told_complete_is_not_lost_when_its_worker_is_stopped(
+    tmp_path: Path, runs: TrialRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The storage took its end and answers late: the run ends with the sweep, as complete."""
+    monkeypatch.setattr(worker_module, "_LAST_WORDS_S", 0.2)
+    config = config_of(program(tmp_path, LOGS), command=PLAIN_COMMAND)
+    mine = claims_of(study_of(tmp_path, config, count=1))
+    worker, tell, answers = Worker(mine, config, runs, tmp_path / "trials"), mine.end, []
+
+    def tell_slowly(*args: Any, **more: Any) -> bool:
+        answers.append(tell(*args, **more))
+        worker.is_stopping = True
+        threading.Event().wait(0.5)
+        return True
+
+    monkeypatch.setattr(mine, "end", tell_slowly)
+    worker.work()
+    [slot] = mine.board().slots
+    assert (slot.state, answers) == ("complete", [True])
+    run = MlflowClient(store(tmp_path)).get_run(slot.last.user_attrs["run_id"])
+    assert (run.info.status, run.data.tags.get(STATE_TAG)) == ("RUNNING", None)
+    runs.settle(mine.board().ended())
+    run = MlflowClient(store(tmp_path)).get_run(slot.last.user_attrs["run_id"])
+    assert (run.info.status, run.data.tags[STATE_TAG]) == ("FINISHED", "complete")
+
+
+def test_a_run_that_could_not_be_told_of_is_told_with_the_end(
+    tmp_path: Path, runs: TrialRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The storage was away when the run was made: the trial's result names it all the same."""
+    config = config_of(program(tmp_path, LOGS), command=PLAIN_COMMAND)
+    mine = claims_of(study_of(tmp_path, config, count=1))
+    _fail_once(monkeypatch, mine, "note")
+    Worker(mine, config, runs, tmp_path / "trials").work()
+    [slot] = mine.board().slots
+    assert slot.state == "complete"
+    assert slot.last.user_attrs["run_id"] == runs.found(0, 1)
+
+
 @pytest.mark.parametrize("is_delivered", [True, False])
 @pytest.mark.parametrize(("status", "state"), [("FINISHED", "complete"), ("KILLED", "waiting")])
 def test_a_trial_whose_run_has_finished_is_complete_when_its_worker_is_stopped(
@@ -291,27 +341,16 @@ def test_a_trial_whose_run_has_finished_is_complete_when_its_worker_is_stopped(
 ) -> None:  # fmt: skip
     """Its tracker said so, and MLflow may not know it yet; one that was cut off is no result."""
     client = MlflowClient(store(tmp_path))
-    config = config_of(program(tmp_path, DROPS), command=PLAIN_COMMAND, method="grid",
-                       parameters={"x": {"values": [9.0]}})  # fmt: skip
-    study = study_of(tmp_path, config, count=1)
-    worker = Worker(claims_of(study), config, runs, tmp_path / "trials")
-    learn = worker._learn
 
-    def learn_and_stop(*args: Any) -> bool:
-        learn(*args)
-        if (tmp_path / "trials" / "00000-1.values").exists() and not worker.is_stopping:
-            if is_delivered:
-                client.log_metric(worker._run_id, "loss", 9.0)
-                client.set_terminated(worker._run_id, status)
-            else:
-                left = SimpleNamespace(end_status=status)
-                monkeypatch.setattr(trial_runs, "status", lambda _: [left])
-            worker.is_stopping = True
-        return False
+    def end_run(run_id: str) -> None:
+        if is_delivered:
+            client.log_metric(run_id, "loss", 9.0)
+            client.set_terminated(run_id, status)
+        else:
+            left = SimpleNamespace(end_status=status)
+            monkeypatch.setattr(trial_runs, "status", lambda _: [left])
 
-    worker._learn = learn_and_stop  # type: ignore[method-assign]
-    worker.work()
-    [slot] = claims_of(study).board().slots
+    slot = stopped(tmp_path, runs, end_run)
     assert (slot.state, slot.last.values) == (state, [9.0] if state == "complete" else None)
     run = client.get_run(slot.attempts[0].user_attrs["run_id"])
     ended = "complete" if state == "complete" else "lost"
