@@ -138,10 +138,13 @@ def _worked(
     client: "MlflowClient", study: Study, place: str, workers: int, show: Show
 ) -> SweepResult:
     """Have the workers of this machine work, and say what came of it."""
+    from opusclip_mlops.sweeps.results import or_failed
+
     folder = FOLDER / study.name
     crew = Crew(study, place, folder=folder, tracking_uri=str(client.tracking_uri))
     wait_s = _STOPPED_WAIT_S
-    mark = _marked(client, study, place)
+    note = partial(_marked, client, study, place)
+    mark = or_failed(client, study.parent_run_id, study.name, note)
     try:
         # Who stops it is told what is left to do.
         with contextlib.suppress(KeyboardInterrupt):
@@ -228,7 +231,7 @@ def _new_name() -> str:
 def _begun(
     client: "MlflowClient", config: SweepConfig, count: int | None, storage: str | None, where: str
 ) -> tuple[Study, str]:
-    from opusclip_mlops.sweeps.results import begin_run
+    from opusclip_mlops.sweeps.results import begin_run, or_failed
 
     name = _new_name()
     place = storage or str(_place(name, is_new=True))
@@ -236,7 +239,8 @@ def _begun(
     open_storage(place)
     run_id = begin_run(client, config, name=name, experiment=where)
     asked = trial_count(config, count)
-    return begin_study(place, name, config, parent_run_id=run_id, count=asked), place
+    begin = partial(begin_study, place, name, config, parent_run_id=run_id, count=asked)
+    return or_failed(client, run_id, name, begin), place
 
 
 def _resumed(client: "MlflowClient", name: str, place: str, count: int | None) -> Study:

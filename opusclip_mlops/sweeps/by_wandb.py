@@ -2,11 +2,13 @@
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from opusclip_mlops.patience import patiently
 from opusclip_mlops.sweeps.outcome import SweepResult, best_of
-from opusclip_mlops.sweeps.results import begin_run, end_run
+from opusclip_mlops.sweeps.results import begin_run, end_run, or_failed
 from opusclip_mlops.sweeps.schema import SweepConfig
 from opusclip_mlops.sweeps.telling import Say, reason_of, status_of
 from opusclip_mlops.sweeps.wandb_engine import Agents, Spec, begin_at_wandb, kept_outcomes
@@ -38,17 +40,24 @@ def sweep_by_wandb(
     """
     place = begin_at_wandb(config.document)
     run_id = begin_run(client, config, name=name, experiment=experiment)
-    client.set_tag(run_id, PLACE_TAG, "/".join(place))
+    spec = Spec(name, run_id, config.document, str(folder.absolute()))
+    written = or_failed(client, run_id, name, partial(_noted, client, spec, place))
     say(name, run_id)
-    spec = Spec(name, run_id, config.document, str(folder.absolute())).write()
     shares = [count // workers + (number < count % workers) for number in range(workers)]
     try:
         with contextlib.suppress(KeyboardInterrupt):
-            for _ in Agents(place, spec, tracking_uri=str(client.tracking_uri)).work(shares):
+            for _ in Agents(place, written, tracking_uri=str(client.tracking_uri)).work(shares):
                 show("by W&B", len(kept_outcomes(folder)), count)
     finally:
         result = _ended(client, config, name, run_id, folder, count)
     return result
+
+
+def _noted(client: "MlflowClient", spec: Spec, place: tuple[str, ...]) -> Path:
+    """Say in MLflow which sweep at W&B it is, and here what the agents are to do."""
+    what, name = f"cannot describe the run of sweep {spec.name}", "/".join(place)
+    patiently(what, lambda: client.set_tag(spec.parent_run_id, PLACE_TAG, name))
+    return spec.write()
 
 
 def _ended(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric as MlflowMetric
@@ -15,6 +15,7 @@ from mlflow.entities import Param
 from mlflow.exceptions import MlflowException
 
 from opusclip_mlops import records
+from opusclip_mlops.errors import OpusclipError
 from opusclip_mlops.faults import attempted
 from opusclip_mlops.layout import REASON_TAG
 from opusclip_mlops.patience import patiently
@@ -33,6 +34,8 @@ FOLDER = "sweep"
 """Where the sweep's files lie among the artifacts of its run."""
 
 _BATCH = 500
+
+_Made = TypeVar("_Made")
 
 
 def begin_run(client: MlflowClient, config: SweepConfig, *, name: str, experiment: str) -> str:
@@ -53,8 +56,30 @@ def begin_run(client: MlflowClient, config: SweepConfig, *, name: str, experimen
         client.set_tag(run_id, SWEEP_TAG, name)
         client.log_dict(run_id, dict(config.document), f"{FOLDER}/sweep.yaml")
 
-    patiently(what, describe)
+    or_failed(client, run_id, name, lambda: patiently(what, describe))
     return run_id
+
+
+def or_failed(client: MlflowClient, run_id: str, name: str, begin: Callable[[], _Made]) -> _Made:
+    """Do what a sweep begins with, and have what came of it; where that fails, so has its run.
+
+    Raises:
+        OpusclipError: it could not be done.
+    """
+    made: list[_Made] = []
+    fault = attempted(lambda: made.append(begin()))
+    if fault is None:
+        return made[0]
+    why = one_line(str(fault)) or type(fault).__name__
+    attempted(lambda: _fail(client, run_id, why))
+    if isinstance(fault, OpusclipError):
+        raise fault
+    raise OpusclipError(f"sweep {name} cannot begin: {why}") from None
+
+
+def _fail(client: MlflowClient, run_id: str, why: str) -> None:
+    client.set_tag(run_id, REASON_TAG, f"the sweep could not begin: {why}")
+    client.set_terminated(run_id, "FAILED")
 
 
 def _made(client: MlflowClient, config: SweepConfig, name: str, experiment: str) -> str:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from opusclip_mlops.errors import OpusclipError
 from opusclip_mlops.layout import REASON_TAG
-from opusclip_mlops.sweeps.results import begin_run, end_run, go_on
+from opusclip_mlops.sweeps.results import begin_run, end_run, go_on, or_failed
 from opusclip_mlops.sweeps.schema import Metric
 from tests.journeys import store
 from tests.sweeps.small_sweeps import config_of
@@ -68,3 +69,16 @@ def test_a_sweep_of_nothing_ends_and_goes_on(tmp_path: Path) -> None:
     go_on(client, run_id)
     goes_on = client.get_run(run_id)
     assert (goes_on.info.status, REASON_TAG in goes_on.data.tags) == ("RUNNING", False)
+
+
+def test_a_sweep_that_cannot_begin_has_failed(tmp_path: Path) -> None:
+    """Its run says why, and who began it too; what can be done is had."""
+    client = MlflowClient(store(tmp_path))
+    run_id = begin_run(client, config_of(), name="s", experiment="films")
+    assert or_failed(client, run_id, "s", lambda: 3) == 3
+    assert client.get_run(run_id).info.status == "RUNNING"
+    with pytest.raises(OpusclipError, match=r"^sweep s cannot begin: .*No such file"):
+        or_failed(client, run_id, "s", (tmp_path / "none").read_bytes)
+    run = client.get_run(run_id)
+    assert run.info.status == "FAILED"
+    assert "No such file" in run.data.tags[REASON_TAG]

@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from opusclip_mlops import open_sweeps, sweep_cli, sweeps
-from opusclip_mlops.errors import ConfigError
+from opusclip_mlops.errors import ConfigError, OpusclipError
 from opusclip_mlops.layout import REASON_TAG
 from opusclip_mlops.sessions import process_started_s
 from opusclip_mlops.sweeps.claims import Claim, is_process_gone, this_process
@@ -222,6 +222,17 @@ def test_who_is_stopped_before_it_knows_of_the_dead_leaves_the_sweep_to_be_ended
     assert sweep_cli.settle_cut_off()
     assert statuses(tmp_path, study.parent_run_id) == ["KILLED"]
     assert open_sweeps.cut_off() == []
+
+
+def test_a_sweep_that_has_no_room_here_has_failed(tmp_path: Path) -> None:
+    """Nobody would find it where its mark cannot be written: it is not left as running."""
+    study, place, _ = left(tmp_path, DEAD, "there/s.journal")
+    folder = tmp_path / ".opusclip/sweeps" / study.name
+    folder.rename(tmp_path / "away")
+    folder.touch()
+    with pytest.raises(OpusclipError, match=r"cannot begin: .*exists"):
+        sweeps._worked(MlflowClient(store(tmp_path)), study, place, 1, lambda *_: None)
+    assert statuses(tmp_path, study.parent_run_id) == ["FAILED"]
 
 
 def test_what_workers_that_were_ended_by_force_had_is_left_to_others(
