@@ -66,10 +66,13 @@ def launched(run: str, wait: bool, cancel: bool, as_json: bool) -> None:
 
     RUN is an MLflow run id, a run name or a unique beginning of one.
     """
-    from opusclip_mlops.launching import asking_after
+    from opusclip_mlops.lean_mlflow import load_mlflow
 
     if wait and cancel:
         raise click.UsageError("--wait and --cancel exclude each other")
+    load_mlflow()
+    from opusclip_mlops.launching import asking_after
+
     found = asking_after.launched(run, wait=wait, cancel=cancel)
     click.echo(json.dumps(vars(found), indent=2) if as_json else _line(found))
     sys.exit(found.exit_code if wait else 0)

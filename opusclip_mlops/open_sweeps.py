@@ -53,15 +53,26 @@ class Mark:
         self._folder = (FOLDER / sweep.name).absolute()
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self._folder / f"open-{secrets.token_hex(4)}.json"
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        self._held = contextlib.ExitStack()
+        self._held.callback(os.close, descriptor)
         if redacted(uri := sweep.tracking_uri or "", values=()) != uri:
             sweep = msgspec.structs.replace(sweep, tracking_uri=None)
-        os.write(self._descriptor, msgspec.json.encode(sweep))
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            os.write(descriptor, msgspec.json.encode(sweep))
+        except OSError:
+            path.unlink(missing_ok=True)
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of it: it stays, and says that the sweep was cut off; nothing the second time."""
+        self._held.close()
 
     def take_away(self) -> None:
         """Take it away, and those that dead processes have left: MLflow knows how it stands."""
-        os.close(self._descriptor)
+        self.close()
         clear(self._folder)
 
 

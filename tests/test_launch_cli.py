@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,20 @@ def test_a_launch_says_how_it_is(
     found = json.loads(capsys.readouterr().out)
     assert (found["status"], found["exit_code"], found["folder"]) == ("FAILED", 7, str(place.path))
     assert code_of("launched", plan.run_id, "--wait", "--cancel") == 2
+
+
+def test_asking_after_a_launch_loads_what_it_needs_of_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever cancels one waits for that: MLflow's own way takes twice as long."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store(tmp_path))
+    code = (
+        "import sys\n"
+        "from opusclip_mlops.cli import main\n"
+        "try:\n"
+        "    main(['launched', 'none'])\n"
+        "except SystemExit:\n"
+        "    print('mlflow' in sys.modules, 'pandas' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True False\n", done.stderr

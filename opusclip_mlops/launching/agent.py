@@ -3,6 +3,7 @@
 torchrun's own exit code is 1 whatever a rank's was; this process has the rank's.
 """
 
+import contextlib
 import os
 import socket
 import sys
@@ -28,7 +29,9 @@ def main(arguments: Sequence[str]) -> int:
     """Run torchrun with these arguments, the file for the outcome first; the rank's exit code."""
     place, *rest = arguments
     outcome = _run(_with_host(rest))
-    Path(place.replace("{node}", str(node_number()))).write_bytes(msgspec.json.encode(outcome))
+    # The exit code is true also where the disk is full.
+    with contextlib.suppress(OSError):
+        Path(place.replace("{node}", str(node_number()))).write_bytes(msgspec.json.encode(outcome))
     return shell_code(outcome.exit_code)
 
 

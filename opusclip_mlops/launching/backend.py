@@ -1,6 +1,5 @@
 """`mlflow run . -b torchrun -c backend.json`: MLflow's project backend, for every place."""
 
-import contextlib
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -129,8 +128,7 @@ def _never_started(place: Workplace, plan: Plan, error: BaseException) -> None:
     """First in the folder: a job that was submitted all the same finds there that it is over."""
     why = one_line(f"never started: {str(error) or 'interrupted'}")
     ending = Ending(status="FAILED", reason=why, exit_code=1)
-    with contextlib.suppress(OSError):
-        place.end(ending)
+    place.end(ending)
     settle(plan, ending, delivery_wait_s=0)
 
 

@@ -74,6 +74,6 @@ def deliver(plan: Plan, *, wait_s: float) -> None:
         return
     try:
         operating.recover([plan.run_id], journal_dir=journal_dir, timeout_s=wait_s)
-    except OpusclipError:
-        # It was delivered meanwhile, or waits for an operator: the end is told all the same.
+    except (OpusclipError, OSError):
+        # Delivered meanwhile, left to an operator, or on a full disk: the end is told all the same.
         return

@@ -23,6 +23,7 @@ from opusclip_mlops.launching.outcomes import Ending, ending_of
 from opusclip_mlops.launching.settings import LaunchConfig
 from opusclip_mlops.launching.workplace import Plan, Workplace, python_of
 from opusclip_mlops.lean_mlflow import load_mlflow
+from opusclip_mlops.redaction import one_line
 
 POLL_S = 0.2
 DELIVERY_WAIT_S = 60.0
@@ -46,8 +47,12 @@ class Supervisor:
 
     def run(self) -> Ending:
         """Run it to its end."""
-        attempt = self._place.begin_attempt(f"{socket.gethostname()}:{os.getpid()}")
-        agent = self._start(attempt)
+        try:
+            attempt = self._place.begin_attempt(f"{socket.gethostname()}:{os.getpid()}")
+            agent = self._start(attempt)
+        except OSError as error:
+            reason = one_line(f"never started: {error}")
+            return Ending(status="FAILED", reason=reason, exit_code=1)
         self._watch(agent)
         if agent.returncode:
             left = list(leftovers.ranks_of(self._plan, [attempt]))

@@ -175,9 +175,10 @@ def ending_of(place: Workplace, states: Sequence[JobState]) -> Ending | None:
     if not all(one.is_over for one in states):
         return None
     known = [one for one in states if one.state != "GONE"] or list(states)
-    last = known[-1]
-    if last.status == "FINISHED":
+    # The jobs behind one that was done are cancelled.
+    if any(one.status == "FINISHED" for one in known):
         return Ending(status="FINISHED")
+    last = known[-1]
     began = place.attempts()
     if not began and last.state != "GONE":
         return Ending(status=last.status, reason=f"{last} before it began", exit_code=1)

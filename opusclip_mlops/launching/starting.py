@@ -88,17 +88,17 @@ def start(place: Workplace, plan: Plan, *, tied: bool, secrets: Mapping[str, str
 
     Raises:
         OpusclipError: it could not be started; then nothing of it runs.
+        OSError: what is started could not be written down; then nothing of it runs either.
     """
     if plan.config.kind == "slurm":
         return _submitted(place, plan, secrets)
     if plan.config.kind == "kubernetes":
         place.write_script("job.yaml", _yaml(plan))
-        place.write_submitted(Submitted(jobs=[Cluster(plan).create()]))
+        # First: where that cannot be written, nothing runs.
+        place.write_submitted(Submitted(jobs=[manifest.name_of(plan)]))
+        Cluster(plan).create()
         return KubernetesLaunch(plan)
-    supervisor = start_supervisor(place, plan, tied=tied, secrets=secrets)
-    # Where it dies before it can say that it began, others see that it is gone.
-    place.write_submitted(Submitted(jobs=[f"{socket.gethostname()}:{supervisor.pid}"]))
-    return LocalLaunch(place, supervisor)
+    return _supervised(place, plan, tied=tied, secrets=secrets)
 
 
 def _is_missing(name: str, plan: Plan) -> bool:
@@ -115,11 +115,25 @@ def _submitted(place: Workplace, plan: Plan, secrets: Mapping[str, str]) -> Slur
             after = jobs[-1] if jobs else ""
             jobs.append(slurm.submit(script, cwd=plan.cwd, after=after, secrets=secrets))
             place.write_submitted(Submitted(jobs=jobs[: plan.config.chain]))
-    except (OpusclipError, KeyboardInterrupt):
+        place.write_submitted(Submitted(jobs=jobs[:-1], closing=jobs[-1]))
+    except (OpusclipError, OSError, KeyboardInterrupt):
         slurm.cancel(jobs)
         raise
-    place.write_submitted(Submitted(jobs=jobs[:-1], closing=jobs[-1]))
     return SlurmLaunch(place)
+
+
+def _supervised(
+    place: Workplace, plan: Plan, *, tied: bool, secrets: Mapping[str, str]
+) -> LocalLaunch:
+    supervisor = start_supervisor(place, plan, tied=tied, secrets=secrets)
+    launched = LocalLaunch(place, supervisor)
+    try:
+        # Where it dies before it can say that it began, others see that it is gone.
+        place.write_submitted(Submitted(jobs=[f"{socket.gethostname()}:{supervisor.pid}"]))
+    except (OSError, KeyboardInterrupt):
+        launched.cancel()
+        raise
+    return launched
 
 
 def _yaml(plan: Plan) -> str:

@@ -14,7 +14,7 @@ from opusclip_mlops.errors import LaunchError
 from opusclip_mlops.launching import leftovers, slurm
 from opusclip_mlops.launching.ending import settle
 from opusclip_mlops.launching.kubernetes import Cluster, KubernetesAwayError
-from opusclip_mlops.launching.outcomes import Ending, exit_words
+from opusclip_mlops.launching.outcomes import Ending, exit_words, shell_code
 from opusclip_mlops.launching.slurm import SlurmAwayError
 from opusclip_mlops.launching.workplace import Plan, Workplace
 
@@ -132,7 +132,8 @@ class LocalLaunch:
         code = self._supervisor.poll()
         if code is None:
             return "RUNNING"
-        return _left_by(self._place, f"what ran it here ended without a word: {exit_words(code)}")
+        gone = f"what ran it here ended without a word: {exit_words(code)}"
+        return _left_by(self._place, gone, shell_code(code))
 
     def cancel(self) -> None:
         """The supervisor ends the ranks, then itself; those of one that was killed end here."""
@@ -151,7 +152,7 @@ class LocalLaunchElsewhere:
 
     def state(self) -> State:
         """What its supervisor has said; or that it is gone without a word."""
-        is_started = self._is_started()
+        is_started = self._place.ending() is not None or self._is_started()
         if (ending := self._place.ending()) is not None or not is_started:
             return ending or "SCHEDULED"
         if not (named := self._named()):
@@ -188,7 +189,8 @@ class LocalLaunchElsewhere:
     def _named(self) -> str:
         """The supervisor's host and process, by itself or by who started it; "" before both."""
         submitted = self._place.submitted()
-        return next(iter([*self._place.attempts(), *(submitted.jobs if submitted else [])]), "")
+        names = [*self._place.attempts(), *(submitted.jobs if submitted else [])]
+        return next(filter(None, names), "")
 
     def _supervisor(self, pid: int) -> psutil.Process | None:
         """The process, unless its number is another's by now."""
@@ -256,23 +258,33 @@ def launch_of(place: Workplace) -> Watched:
         LaunchError: it was never submitted, or runs on another machine.
     """
     plan = place.plan()
-    if plan.config.kind == "slurm":
+    if plan.config.kind == "slurm" and not _was_left(place):
         return SlurmLaunch(place)
     if plan.config.kind == "kubernetes":
         return KubernetesLaunch(plan)
     return LocalLaunchElsewhere(place)
 
 
-def _left_by(place: Workplace, gone: str) -> State:
+def _was_left(place: Workplace) -> bool:
+    """Whether who was to submit jobs died on this machine before that, and none ever began."""
+    launcher = place.launcher()
+    if launcher is None or launcher.host != socket.gethostname() or launcher.runs_here:
+        return False
+    return not place.is_submitted() and not place.attempts()
+
+
+def _left_by(place: Workplace, gone: str, exit_code: int = 1) -> State:
     """How a launch is whose supervisor is gone: its ranks may have outlived it."""
     if place.ending() is None and leftovers.run_on(place):
         return "RUNNING"
-    return place.ending() or _guess(gone)
+    return place.ending() or _guess(gone, exit_code)
 
 
-def _guess(reason: str) -> Ending:
-    """How a launch ended of whose end nobody said anything."""
-    return Ending(status="FAILED", reason=reason, exit_code=1, is_guess=True)
+def _guess(reason: str, exit_code: int) -> Ending:
+    """How a launch ended of whose end nobody wrote anything: 0 is said of what finished only."""
+    if exit_code == 0:
+        return Ending(status="FINISHED")
+    return Ending(status="FAILED", reason=reason, exit_code=exit_code, is_guess=True)
 
 
 def _until(is_so: Callable[[], bool], wait_s: float, problem: str) -> None:

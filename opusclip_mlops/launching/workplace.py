@@ -1,7 +1,8 @@
 """The folder of a launch: what is to be run, what its nodes said, and how it ended."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from socket import gethostname
 from typing import BinaryIO, TypeVar
@@ -13,12 +14,16 @@ from opusclip_mlops.folder import write_whole
 from opusclip_mlops.launching.outcomes import AgentOutcome, Ending
 from opusclip_mlops.launching.settings import LaunchConfig
 from opusclip_mlops.sessions import process_started_s
+from opusclip_mlops.slots import read_slot, write_slot
 
 LAUNCHES = ".opusclip/launches"
 """Where launches lie in a project's folder, unless the configuration says otherwise."""
 
 PLACE_TAG = "opusclip.launch"
 """The tag by which a run says what launched it and where that lies."""
+
+_RESERVED = "ended.reserved"
+_RESERVED_BYTES = 4000  # one block, with what stands before it
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -123,6 +128,7 @@ class Workplace:
             started_s = process_started_s(pid)
             self.note_launcher(Launcher(host=gethostname(), pid=pid, started_s=started_s))
             self.write_plan(plan)
+            write_slot(self.path / _RESERVED, b"".ljust(_RESERVED_BYTES))
         except OSError as error:
             raise ConfigError(f"the launch's folder {self.path}: {error.strerror}") from None
 
@@ -177,8 +183,8 @@ class Workplace:
         return [path.read_text() for path in paths]
 
     def note_stop(self, attempt: int, why: str) -> None:
-        """Write down that an attempt was ended from outside."""
-        write_whole(self.path / "outcomes" / f"{attempt}.stopped", why.encode())
+        """Write down that an attempt was ended from outside, where the disk lets."""
+        _note(self.path / "outcomes" / f"{attempt}.stopped", why.encode())
 
     def stop_of(self, attempt: int) -> str:
         """Why an attempt was ended from outside; "" where it was not, or could not say."""
@@ -188,16 +194,20 @@ class Workplace:
             return ""
 
     def end(self, ending: Ending) -> None:
-        """Write down how the launch ended."""
-        write_whole(self.path / "ended.json", msgspec.json.encode(ending))
+        """Write down how the launch ended, where the disk lets: a full one has room kept for it."""
+        content = msgspec.json.encode(ending)
+        if not _note(self.path / "ended.json", content):
+            with contextlib.suppress(OSError):
+                write_slot(self.path / _RESERVED, content)
 
     def ending(self) -> Ending | None:
-        """How the launch ended; None where nobody has said."""
-        return self._read("ended.json", Ending)
+        """How the launch ended; None where nobody has said, or could write it down."""
+        said = self._read("ended.json", Ending)
+        return said if said is not None else self._read(_RESERVED, Ending, read_slot)
 
     def note_told(self) -> None:
-        """Write down that MLflow knows how the launch ended."""
-        write_whole(self.path / "told", b"")
+        """Write down that MLflow knows how the launch ended; where not, it may be told again."""
+        _note(self.path / "told", b"")
 
     def is_told(self) -> bool:
         """Whether MLflow knows how the launch ended."""
@@ -211,6 +221,10 @@ class Workplace:
         """What the scheduler calls it; None where it was not submitted."""
         return self._read("submitted.json", Submitted)
 
+    def is_submitted(self) -> bool:
+        """Whether it was submitted, also where what was written of that cannot be read."""
+        return (self.path / "submitted.json").exists()
+
     def write_script(self, name: str, text: str) -> Path:
         """Write a script or manifest for whoever wants to read it."""
         write_whole(self.path / name, text.encode())
@@ -221,11 +235,22 @@ class Workplace:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         return open(os.open(self.path / "local.log", flags, 0o600), "ab")
 
-    def _read(self, name: str, kind: type[S]) -> S | None:
+    def _read(
+        self, name: str, kind: type[S], content: Callable[[Path], bytes | None] = Path.read_bytes
+    ) -> S | None:
         try:
-            return msgspec.json.decode((self.path / name).read_bytes(), type=kind)
+            return msgspec.json.decode(content(self.path / name) or b"", type=kind)
         except (OSError, UnicodeDecodeError, msgspec.DecodeError):
             return None
+
+
+def _note(path: Path, content: bytes) -> bool:
+    """Write a file that nothing hangs on; whether the disk let it."""
+    try:
+        write_whole(path, content)
+    except OSError:
+        return False
+    return True
 
 
 def folder_for(config: LaunchConfig, cwd: str, run_id: str) -> Path:

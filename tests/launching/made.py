@@ -1,12 +1,16 @@
 """Small projects to launch, and the folder and MLflow run of a launch."""
 
+import errno
+import os
 import socket
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import pytest
 from mlflow import MlflowClient
 
+from opusclip_mlops.launching import workplace
 from opusclip_mlops.launching.settings import LaunchConfig, checked
 from opusclip_mlops.launching.workplace import Plan, Workplace, folder_for
 from tests.journeys import store
@@ -89,6 +93,15 @@ def gone_supervisor(place: Workplace) -> None:
     process = subprocess.Popen(["true"])
     process.wait()
     place.begin_attempt(f"{socket.gethostname()}:{process.pid}")
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no note of a launch find room any more; what is written over in place does."""
+
+    def full(path: Path, _: bytes) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(workplace, "write_whole", full)
 
 
 def end_of(plan: Plan) -> tuple[str, str]:

@@ -34,6 +34,15 @@ def test_the_first_node_holds_the_store(
     ]
 
 
+def test_an_exit_code_is_true_where_the_outcome_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk, or in a folder that is gone: ranks that finished have not failed for it."""
+    monkeypatch.setattr(agent.torchrun, "run", lambda _: None)
+    file = f"{tmp_path}/gone/{{node}}.json"
+    assert agent.main([file, "--nnodes=1", "a.py"]) == 0
+
+
 def test_what_torchrun_cannot_do_is_left_in_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,11 +1,14 @@
 """What MLflow is told: the end of a launch, unless a tracker knows it better."""
 
+import errno
+import os
 from pathlib import Path
 
 import msgspec
 import pytest
 from mlflow import MlflowClient
 
+from opusclip_mlops import operating
 from opusclip_mlops.errors import RegistryError
 from opusclip_mlops.launching.ending import go_on, settle
 from opusclip_mlops.launching.outcomes import Ending
@@ -93,3 +96,19 @@ def test_a_run_that_is_gone_is_an_error_of_one_line(tmp_path: Path) -> None:
     _, plan = launch(tmp_path)
     with pytest.raises(RegistryError, match=r"cannot say how run f{32} ended"):
         settle(msgspec.structs.replace(plan, run_id="f" * 32), GOOD, delivery_wait_s=0)
+
+
+def test_a_journal_that_cannot_be_delivered_hides_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk has no room for a shipper's log."""
+    _, plan = launch(tmp_path)
+    monkeypatch.setenv("OPUSCLIP_JOURNAL_DIR", str(tmp_path))
+    (tmp_path / plan.run_id).mkdir()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(operating, "recover", full)
+    settle(plan, BAD, delivery_wait_s=0)
+    assert end_of(plan) == ("FAILED", BAD.reason)

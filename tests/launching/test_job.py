@@ -9,10 +9,10 @@ import msgspec
 import pytest
 from mlflow import MlflowClient
 
-from opusclip_mlops.launching import job, slurm
+from opusclip_mlops.launching import ending, job, slurm
 from opusclip_mlops.launching.outcomes import AgentOutcome, Ending
 from opusclip_mlops.launching.workplace import Plan, Submitted, Workplace
-from tests.launching.made import end_of, launch
+from tests.launching.made import end_of, full_disk, launch
 from tests.launching.programs import only_on_path, program
 
 
@@ -154,3 +154,32 @@ def test_the_last_job_tells_what_the_others_could_not(
     assert job.main(["close", str(place.path)]) == 0
     assert end_of(plan) == ("FAILED", "Slurm's job 14 lost its node")
     assert place.is_told()
+
+
+def test_a_full_disk_hides_no_end_of_a_job(
+    made: tuple[Workplace, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow knows at once; the closing job, to which Slurm shows cancelled ones, says the same."""
+    place, plan = made
+    answers = only_on_path(tmp_path, monkeypatch)
+    program(answers, "scancel")
+    program(answers, "scontrol", "JobId=14 JobState=CANCELLED Reason=None")
+    place.begin_attempt("12")
+    full_disk(monkeypatch)
+    assert job.main(["end", str(place.path), "0", "0", ""]) == 0
+    assert end_of(plan)[0] == "FINISHED"
+    assert job.main(["close", str(place.path)]) == 0
+    assert end_of(plan) == ("FINISHED", "")
+
+
+def test_a_full_disk_holds_up_no_job_that_was_told_to_end(
+    made: tuple[Workplace, Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its ranks left in the journal is delivered, and its exit code is theirs."""
+    place, plan = made
+    place.begin_attempt("12")
+    full_disk(monkeypatch)
+    delivered: list[Plan] = []
+    monkeypatch.setattr(ending, "deliver", lambda plan, **_: delivered.append(plan))
+    assert job.main(["end", str(place.path), "0", "143", "SIGTERM"]) == 143
+    assert delivered == [plan]

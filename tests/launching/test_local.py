@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,13 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from opusclip_mlops.launching import local
 from opusclip_mlops.launching.local import start_supervisor
 from opusclip_mlops.launching.outcomes import Ending
+from opusclip_mlops.launching.submitted import LaunchedRun, launch_of
 from opusclip_mlops.launching.workplace import Workplace
 from tests.journeys import wait_until
-from tests.launching.made import end_of, launch, said
+from tests.launching.made import end_of, full_disk, launch, said
 
 
 def runs(pid: int) -> bool:
@@ -77,6 +80,50 @@ def test_time_that_is_over_ends_it(tmp_path: Path, limit: str) -> None:
     supervisor = start_supervisor(place, plan, tied=False, secrets={})
     assert supervisor.wait(timeout=240) == 143
     assert end_of(plan) == ("KILLED", f"the time limit of {limit} was over")
+
+
+@pytest.fixture
+def unheard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process keeps its own ways with signals."""
+    monkeypatch.setattr(local.Supervisor, "listen", lambda _: None)
+
+
+@pytest.mark.usefixtures("unheard")
+@pytest.mark.parametrize(
+    "ending",
+    [
+        Ending(status="FINISHED"),
+        Ending(status="FAILED", reason="rank 1 on vm: exit code 7", exit_code=7),
+        Ending(status="KILLED", reason="cancelled (SIGTERM)", exit_code=143),
+    ],
+    ids=["finished", "failed", "cancelled"],
+)
+def test_a_full_disk_hides_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: Ending
+) -> None:
+    """MLflow is told, the exit code is the launch's, and who asks later hears the same."""
+    place, plan = launch(tmp_path)
+    place.begin_attempt(f"{socket.gethostname()}:1")
+    monkeypatch.setattr(local.Supervisor, "run", lambda _: ending)
+    with monkeypatch.context() as patch:
+        full_disk(patch)
+        assert local.main([str(place.path)]) == ending.exit_code
+    assert end_of(plan) == (ending.status, ending.reason)
+    later = LaunchedRun(place, launch_of(place))
+    assert later.wait() == ending.is_good
+    assert later.ending == ending
+    assert end_of(plan) == (ending.status, ending.reason)
+
+
+@pytest.mark.usefixtures("unheard")
+def test_torchrun_that_cannot_be_started_has_failed(tmp_path: Path) -> None:
+    """Nobody waits for it: MLflow is told all the same."""
+    place, plan = launch(tmp_path, python="/no/such/python")
+    assert local.main([str(place.path)]) == 1
+    status, reason = end_of(plan)
+    assert (status, reason.startswith("never started: ")) == ("FAILED", True)
+    assert "/no/such/python" in reason
+    assert place.is_told()
 
 
 DDP = """\

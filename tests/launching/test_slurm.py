@@ -170,3 +170,10 @@ def test_cancelling_begins_with_the_last(answers: Path) -> None:
     program(answers, "scancel", error="Access/permission denied")
     with pytest.raises(LaunchError, match="cannot cancel job 12: Access/permission denied"):
         slurm.cancel(["12"])
+
+
+def test_a_job_that_was_done_tells_of_the_launch_where_it_could_not_write(place: Workplace) -> None:
+    """The jobs behind it were cancelled for that, and are no end of it."""
+    chain = [("12", "TIMEOUT"), ("13", "COMPLETED"), ("14", "CANCELLED")]
+    states = [JobState(job=job, state=state) for job, state in chain]
+    assert ending_of(place, states) == Ending(status="FINISHED")

@@ -10,14 +10,14 @@ import pytest
 import yaml
 
 from opusclip_mlops.errors import ConfigError, LaunchError
-from opusclip_mlops.launching import slurm
+from opusclip_mlops.launching import leftovers, slurm
 from opusclip_mlops.launching.outcomes import Ending
 from opusclip_mlops.launching.starting import check, rendered, start
 from opusclip_mlops.launching.submitted import LaunchedRun, launch_of
 from opusclip_mlops.launching.workplace import Plan, Workplace
 from tests.journeys import wait_until
 from tests.launching.cluster import ClusterError, cluster, missing
-from tests.launching.made import config, end_of, launch, said
+from tests.launching.made import config, end_of, full_disk, launch, said
 from tests.launching.programs import only_on_path, program
 from tests.launching.test_manifest import planned
 from tests.launching.test_workplace import plan as planned_here
@@ -161,6 +161,61 @@ def test_ctrl_c_between_two_jobs_leaves_none_behind(
     with pytest.raises(KeyboardInterrupt):
         start(place, plan, tied=False, secrets={})
     assert (answers / "scancel.words").read_text().split() == ["12"]
+
+
+def test_jobs_that_cannot_be_noted_are_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full once Slurm has taken the last one: nothing may train that nobody knows."""
+    place, plan = launch(tmp_path, kind="slurm", chain=2)
+    answers = only_on_path(tmp_path, monkeypatch)
+    program(answers, "scancel")
+    jobs = iter(["12", "13", "14"])
+
+    def submit(*_: object, **__: object) -> str:
+        if (job := next(jobs)) == "14":
+            full_disk(monkeypatch)
+        return job
+
+    monkeypatch.setattr(slurm, "submit", submit)
+    with pytest.raises(OSError, match="No space left"):
+        start(place, plan, tied=False, secrets={})
+    assert (answers / "scancel.words").read_text().split() == ["14", "13", "12"]
+
+
+def test_a_job_of_kubernetes_is_noted_before_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name is known by then: on a full disk none is made."""
+    place = Workplace(tmp_path / "one")
+    place.create(planned())
+    answers = only_on_path(tmp_path, monkeypatch)
+    program(answers, "kubectl", '{"metadata": {"uid": "u-1"}}')
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workplace, "write_submitted", full)
+        with pytest.raises(OSError, match="No space left"):
+            start(place, planned(), tied=False, secrets={})
+    assert not (answers / "kubectl.words").exists()
+    start(place, planned(), tied=False, secrets={})
+    submitted = place.submitted()
+    assert submitted is not None
+    assert submitted.jobs == [f"opusclip-{planned().run_id[:16]}"]
+
+
+def test_a_supervisor_that_cannot_be_noted_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its ranks would train behind a run that says it never started."""
+    place, plan = launch(tmp_path, "wait")
+    full_disk(monkeypatch)
+    with pytest.raises(OSError, match="No space left"):
+        start(place, plan, tied=False, secrets={})
+    assert not leftovers.is_supervised(place)
+    assert not leftovers.run_on(place)
 
 
 def test_a_variable_that_is_to_be_passed_has_to_be_there(tmp_path: Path) -> None:

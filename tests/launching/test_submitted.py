@@ -12,7 +12,12 @@ import pytest
 from opusclip_mlops.errors import LaunchError
 from opusclip_mlops.launching import local
 from opusclip_mlops.launching.outcomes import Ending
-from opusclip_mlops.launching.submitted import LaunchedRun, LocalLaunchElsewhere, launch_of
+from opusclip_mlops.launching.submitted import (
+    LaunchedRun,
+    LocalLaunch,
+    LocalLaunchElsewhere,
+    launch_of,
+)
 from opusclip_mlops.launching.workplace import Launcher, Submitted
 from tests.journeys import wait_until
 from tests.launching.made import end_of, gone_supervisor, launch
@@ -119,3 +124,63 @@ def test_a_scheduler_that_is_away_has_ended_nothing(
     assert launched.ending == Ending(status="FINISHED")
     assert launched.wait()
     assert end_of(plan)[0] == "FINISHED"
+
+
+def test_an_end_that_was_said_is_known_from_every_machine(tmp_path: Path) -> None:
+    """Who launched it was elsewhere, and could not start it; the folder is on a shared disk."""
+    place, _ = launch(tmp_path)
+    place.note_launcher(Launcher(host="elsewhere", pid=1, started_s=1.0))
+    with pytest.raises(LaunchError, match="is on elsewhere: ask there"):
+        LocalLaunchElsewhere(place).state()
+    ending = Ending(status="FAILED", reason="never started: no python", exit_code=1)
+    place.end(ending)
+    assert LocalLaunchElsewhere(place).state() == ending
+
+
+def test_a_supervisor_whose_attempt_has_no_name_is_known_by_who_started_it(tmp_path: Path) -> None:
+    """The disk had room for a file, and none for what is in it."""
+    place, _ = launch(tmp_path)
+    place.begin_attempt("")
+    place.write_submitted(Submitted(jobs=[f"{socket.gethostname()}:1"]))
+    ending = LocalLaunchElsewhere(place).state()
+    assert isinstance(ending, Ending)
+    assert ending.reason == "what ran it here ended without a word"
+
+
+def test_jobs_that_were_never_submitted_have_failed_once_their_launcher_is_gone(
+    tmp_path: Path,
+) -> None:
+    """It was killed before it asked Slurm: who asks ends the run, a late job finds it over."""
+    place, plan = launch(tmp_path, kind="slurm")
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    place.note_launcher(Launcher(host=socket.gethostname(), pid=dead.pid, started_s=1.0))
+    launched = LaunchedRun(place, launch_of(place))
+    assert not launched.wait()
+    assert end_of(plan) == ("FAILED", "never started: what launched it is gone")
+    assert place.ending() == launched.ending
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "said"), [(0, "FINISHED", ""), (7, "FAILED", "exit code 7")]
+)
+def test_an_exit_code_is_a_word_where_nothing_could_be_written(
+    tmp_path: Path, code: int, status: str, said: str
+) -> None:
+    """The disk is gone to read-only: the command that waits has the code of what ran."""
+    place, _ = launch(tmp_path)
+    supervisor = subprocess.Popen(["sh", "-c", f"exit {code}"])
+    supervisor.wait()
+    ending = LocalLaunch(place, supervisor).state()
+    assert isinstance(ending, Ending)
+    assert (ending.status, ending.exit_code) == (status, code)
+    assert ending.reason.endswith(said)
+
+
+def test_a_note_that_cannot_be_read_ends_no_jobs(tmp_path: Path) -> None:
+    """They wait in the queue, and who submitted them is gone as it should be."""
+    place, _ = launch(tmp_path, kind="slurm")
+    place.note_launcher(Launcher(host=socket.gethostname(), pid=1, started_s=1.0))
+    (place.path / "submitted.json").write_bytes(b"{")
+    with pytest.raises(LaunchError, match="was never submitted"):
+        launch_of(place)

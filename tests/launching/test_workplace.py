@@ -9,7 +9,7 @@ import pytest
 from opusclip_mlops.errors import ConfigError
 from opusclip_mlops.launching.outcomes import AgentOutcome, Ending
 from opusclip_mlops.launching.workplace import Plan, Workplace, folder_for
-from tests.launching.made import config
+from tests.launching.made import config, full_disk
 
 
 def plan(**values: object) -> Plan:
@@ -44,6 +44,23 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
         if stat.S_IMODE(one.stat().st_mode) & 0o077
     ]  # fmt: skip
     assert open_to_others == []
+
+
+def test_an_end_is_known_though_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for it was kept; where there is none either, nobody has said it, and all goes on."""
+    place, away = Workplace(tmp_path / "one"), Workplace(tmp_path / "two")
+    place.create(plan())
+    assert place.ending() is None
+    full_disk(monkeypatch)
+    ending = Ending(status="FAILED", reason="x" * 500, exit_code=7)
+    for one in (place, away):
+        one.end(ending)
+        one.note_told()
+        one.note_stop(0, "told")
+    assert (place.ending(), away.ending()) == (ending, None)
+    assert not place.is_told()
 
 
 def test_a_folder_that_is_none_is_said_to_be_none(tmp_path: Path) -> None:
