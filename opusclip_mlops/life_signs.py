@@ -9,6 +9,7 @@ each machine.
 """
 
 import math
+import os
 import socket
 import time
 import uuid
@@ -29,6 +30,7 @@ INTERVAL_S = 20.0
 
 _NAME = "alive.bin"
 _MOST_BYTES = 4096
+_SIGN_BYTES = 1024
 _MOST_CHARACTERS = 80
 
 
@@ -44,7 +46,7 @@ class Showing:
     """Shows that this machine lives, as often as is due.
 
     A sign that cannot be given now is left out: what is logged goes by another road, and its
-    faults are told there.
+    faults are told there. Only the last one is tried again.
 
     Args:
         folder: The run's on this machine.
@@ -56,7 +58,12 @@ class Showing:
         self._file, self._place = folder / _NAME, f"{RANKS}/{machine}"
         self._interval_s = interval_s
         self._next_s = 0.0
-        self.has_shown = False
+        self._has_left = self._is_leaving = False
+
+    @property
+    def has_shown(self) -> bool:
+        """Whether a sign was given, or tried, also before this process."""
+        return self._file.exists()
 
     @property
     def is_due(self) -> bool:
@@ -70,23 +77,46 @@ class Showing:
     def renew(self, repository: ArtifactRepository) -> None:
         """Give a sign if the last does not hold any more."""
         if self.is_due:
-            self.put_off()
-            self._give(repository, is_over=False)
+            self._has_left = self._is_leaving = False
+            attempted(lambda: self.give(repository))
 
-    def take_leave(self, repository: ArtifactRepository, *, again: bool = False) -> None:
-        """Give the last sign: nobody need look for another. It is given once, but for `again`."""
-        if self.has_shown or again:
-            self.has_shown = False
-            self._give(repository, is_over=True)
+    def take_leave(self, repository: ArtifactRepository, *, again: bool = False) -> bool:
+        """Give the last sign: nobody need look for another. It is given once, but for `again`.
 
-    def _give(self, repository: ArtifactRepository, *, is_over: bool) -> None:
-        sign = Sign(host=socket.gethostname(), mark=uuid.uuid4().hex, is_over=is_over)
-        fault = attempted(lambda: self._send(repository, sign))
-        self.has_shown |= fault is None and not is_over
+        One that could not be given is tried again, by who asks, as often as a sign is due.
 
-    def _send(self, repository: ArtifactRepository, sign: Sign) -> None:
-        self._file.write_bytes(msgspec.json.encode(sign))
+        Returns:
+            Whether it is given.
+        """
+        self._has_left &= not again
+        if not self._has_left and (self.is_due or not self._is_leaving):
+            self._is_leaving = True
+            self._has_left = attempted(lambda: self.give(repository, is_over=True)) is None
+        if self._has_left:
+            # Who begins again shows it at once.
+            self._next_s, self._is_leaving = 0.0, False
+        return self._has_left
+
+    def give(self, repository: ArtifactRepository, *, is_over: bool = False) -> None:
+        """Give a sign now.
+
+        Raises:
+            Any fault of the artifact store, and of the disk.
+        """
+        self.put_off()
+        host = socket.gethostname()[:_MOST_CHARACTERS]
+        sign = Sign(host=host, mark=uuid.uuid4().hex, is_over=is_over)
+        _write_over(self._file, msgspec.json.encode(sign).ljust(_SIGN_BYTES))
         repository.log_artifact(str(self._file), self._place)
+
+
+def _write_over(path: Path, content: bytes) -> None:
+    """Write a content over one of the same size: that needs no room on a full disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        os.pwrite(descriptor, content, 0)
+    finally:
+        os.close(descriptor)
 
 
 def last_sign(repository: ArtifactRepository, machine: str, folder: Path) -> Sign | None:

@@ -3,17 +3,21 @@
 Once it has told all that its ranks logged, and how they ended, it stays until the owner's machine
 has shown life after that: the run's end is then that one's to declare. Where it shows none for long
 the run is ended from here, for it would stay RUNNING for ever. The owner's machine puts that right
-if it comes back.
+if it comes back. Silence counts only while the artifact store takes the signs of this machine.
 """
 
 import time
 
 from mlflow import MlflowClient
+from mlflow.entities import LifecycleStage
+from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
+from opusclip_mlops.faults import attempted
 from opusclip_mlops.folder import RunFolder
 from opusclip_mlops.layout import RANKS, REASON_TAG
-from opusclip_mlops.life_signs import INTERVAL_S, OWNER, Listening
+from opusclip_mlops.life_signs import INTERVAL_S, OWNER, Listening, Showing
+from opusclip_mlops.refusals import is_for_good
 from opusclip_mlops.sessions import sessions
 from opusclip_mlops.vain_waiting import WAIT_S
 
@@ -21,8 +25,11 @@ TOLD = "told_all"
 """In the relay's state: all is told that was logged here, only the owner's machine is awaited."""
 SILENCE = "owner_is_silent"
 """In the relay's state: what a user is to know where the owner's machine shows no life."""
+KNOWN = "owner_was"
+"""In the relay's state: the mark of the owner's last sign that was seen before all was told."""
 
 _FIRST_LOOK_S = 1.0
+_PROOF_S = 3 * INTERVAL_S
 
 
 class OwnerWatch:
@@ -31,19 +38,30 @@ class OwnerWatch:
     Args:
         folder: The run's on this machine.
         repository: Where its artifacts lie.
+        showing: The signs of this machine.
         silent_after_s: After this time without a sign the owner's machine counts as silent.
+        known: What was `known` when this machine watched before; None for the first time.
     """
 
     def __init__(
-        self, folder: RunFolder, repository: ArtifactRepository, *, silent_after_s: float
+        self,
+        folder: RunFolder,
+        repository: ArtifactRepository,
+        showing: Showing,
+        *,
+        silent_after_s: float,
+        known: str | None = None,
     ) -> None:
-        self._folder, self._repository = folder, repository
+        self._folder, self._repository, self._showing = folder, repository, showing
         self._silent_after_s = silent_after_s
         self._listening = Listening(folder.path, OWNER)
         self._listening.look(repository, every_s=0.0)
+        self.known = self._mark() if known is None else known
+        """The mark of the owner's last sign before all was told; empty where there was none."""
         self._told_s: float | None = None
-        self._told_at = (0, self._listening.last)
-        self._has_left = False
+        self._told_news = 0
+        self._prove_s = 0.0
+        self._is_refused = self._has_left = False
 
     @property
     def silence(self) -> str:
@@ -68,30 +86,68 @@ class OwnerWatch:
         if not has_told:
             self._told_s, self._has_left = None, False
             self._listening.look(self._repository, every_s=self._silent_after_s / 3)
+            self.known = self._mark()
             return True
         if self._told_s is None:
-            self._told_s = time.monotonic()
-            self._told_at = (self._listening.news, self._listening.last)
-        waited_s = time.monotonic() - self._told_s
-        every_s = min(max(_FIRST_LOOK_S, waited_s / 4), INTERVAL_S)
-        if not self._has_left and self._listening.look(self._repository, every_s=every_s):
-            self._has_left = self._has_answered()
-        if not self._has_left and self._silent_s(self._told_s) >= WAIT_S:
-            self._end_run()
-            self._has_left = True
+            self._told_s, self._told_news = time.monotonic(), self._listening.news
+        if not self._has_left:
+            self._has_left = self._is_answered(self._told_s) or self._is_ended(self._told_s)
         return not self._has_left
 
-    def _has_answered(self) -> bool:
-        """Whether the owner's machine lived after all was told.
+    def _is_answered(self, told_s: float) -> bool:
+        """Whether the owner's machine lived after all was told, or has left since.
 
-        One sign may have been given before and seen after.
+        One sign may have been given before and seen after. A leave that was known before all was
+        told is that of an earlier attempt, or of who did not wait: it answers nothing.
         """
-        news, last = self._listening.news, self._listening.last
-        is_over = last is not None and last.is_over and last != self._told_at[1]
-        return is_over or news >= self._told_at[0] + 2
+        every_s = min(max(_FIRST_LOOK_S, (time.monotonic() - told_s) / 4), INTERVAL_S)
+        self._listening.look(self._repository, every_s=every_s)
+        last = self._listening.last
+        is_over = last is not None and last.is_over and last.mark != self.known
+        return is_over or self._listening.news >= self._told_news + 2
+
+    def _mark(self) -> str:
+        return self._listening.last.mark if self._listening.last else ""
 
     def _silent_s(self, since_s: float) -> float:
         return time.monotonic() - max(since_s, self._listening.heard_s)
+
+    def _is_ended(self, told_s: float) -> bool:
+        """Whether the owner's machine was silent for so long that its run has an end from here."""
+        silent_s, now_s = self._silent_s(told_s), time.monotonic()
+        if silent_s >= WAIT_S - _PROOF_S and now_s >= self._prove_s:
+            self._prove_s = now_s + INTERVAL_S
+            self._prove()
+        if silent_s >= WAIT_S:
+            self._end_run()
+        return silent_s >= WAIT_S
+
+    def _prove(self) -> None:
+        """Have the store take a sign: where it takes none, nobody's silence tells anything.
+
+        Raises:
+            Any fault of MLflow: then all is counted anew.
+        """
+        if self._status() != "RUNNING":
+            return
+        fault = attempted(lambda: self._showing.give(self._repository))
+        self._is_refused = fault is not None and is_for_good(fault)
+        if fault and not self._is_refused:
+            raise fault
+
+    def _status(self) -> str:
+        """The run's status in MLflow, empty where it is not there any more."""
+        identity = self._folder.identity()
+        assert identity is not None
+        client = MlflowClient(self._folder.manifest().tracking_uri)
+        try:
+            run = client.get_run(identity.run_id)
+        except MlflowException as error:
+            if not is_for_good(error):
+                raise
+            return ""
+        is_there = run.info.lifecycle_stage == LifecycleStage.ACTIVE
+        return str(run.info.status) if is_there else ""
 
     def _owner(self) -> str:
         last = self._listening.last
@@ -99,15 +155,21 @@ class OwnerWatch:
 
     def _end_run(self) -> None:
         """Declare the end that the owner's machine did not, unless there is one."""
-        identity, every = self._folder.identity(), sessions(self._folder)
+        identity, every, status = self._folder.identity(), sessions(self._folder), self._status()
         assert identity is not None
-        client = MlflowClient(self._folder.manifest().tracking_uri)
-        is_going_on = client.get_run(identity.run_id).info.status == "RUNNING"
         reason = f"nothing was heard of {self._owner()}, for {WAIT_S:g} s"
+        is_going_on = status == "RUNNING" and not self._is_refused
         if is_going_on and any(one.start.owned for one in every):
+            client = MlflowClient(self._folder.manifest().tracking_uri)
             client.set_tag(identity.run_id, REASON_TAG, reason)
             end_ms = max(one.end.end_time_ms for one in every if one.end)
             client.set_terminated(identity.run_id, "FAILED", end_ms)
-        what = "the run is FAILED now" if is_going_on else "the run had ended"
         lie = f"what was logged here lies in the files of run {identity.run_id} under {RANKS}"
-        print(f"{reason}: {what}; {lie}", flush=True)
+        print(f"{reason}: {self._came_of(status)}; {lie}", flush=True)
+
+    def _came_of(self, status: str) -> str:
+        if status == "RUNNING" and self._is_refused:
+            return "the run is left as it is, for the artifact store takes no signs of life"
+        if not status:
+            return "the run is not in MLflow any more"
+        return "the run is FAILED now" if status == "RUNNING" else "the run had ended"

@@ -34,7 +34,7 @@ def test_a_new_sign_is_heard_once(tmp_path: Path, repository: ArtifactRepository
     assert listening.heard_s > began_s
     assert listening.last
     assert not listening.last.is_over
-    showing.take_leave(repository)
+    assert showing.take_leave(repository)
     assert listening.look(repository, every_s=0.0)
     assert listening.last.is_over
 
@@ -77,5 +77,56 @@ def test_a_sign_that_cannot_be_given_is_no_fault(
     monkeypatch.setattr(type(repository), "log_artifact", refuse)
     showing = Showing(tmp_path, OWNER, interval_s=0.0)
     showing.renew(repository)
-    showing.take_leave(repository)
+    assert not showing.take_leave(repository)
     assert last_sign(repository, OWNER, tmp_path) is None
+
+
+def test_a_last_sign_is_tried_until_it_is_given(
+    tmp_path: Path, repository: ArtifactRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not given twice, but to who asks again, or once this machine had begun again."""
+
+    def refuse(*_: object) -> None:
+        raise ConnectionError("away")
+
+    showing = Showing(tmp_path, OWNER, interval_s=0.0)
+    showing.renew(repository)
+    with monkeypatch.context() as away:
+        away.setattr(type(repository), "log_artifact", refuse)
+        assert not showing.take_leave(repository)
+        assert not showing.take_leave(repository)
+    seen = []
+    for is_again in (False, False, True):
+        assert showing.take_leave(repository, again=is_again)
+        seen.append(last_sign(repository, OWNER, tmp_path))
+    assert all(one and one.is_over for one in seen)
+    assert seen[0] == seen[1] != seen[2]
+    showing.renew(repository)
+    assert not (sign := last_sign(repository, OWNER, tmp_path)) or not sign.is_over
+    assert showing.take_leave(repository)
+    assert (sign := last_sign(repository, OWNER, tmp_path))
+    assert sign.is_over
+
+
+def test_who_begins_again_after_its_leave_shows_it_at_once(
+    tmp_path: Path, repository: ArtifactRepository
+) -> None:
+    """The leave would be taken for that of the next attempt, if that is a short one."""
+    showing = Showing(tmp_path, OWNER, interval_s=3600.0)
+    showing.renew(repository)
+    assert showing.take_leave(repository)
+    showing.renew(repository)
+    assert (sign := last_sign(repository, OWNER, tmp_path))
+    assert not sign.is_over
+
+
+def test_a_sign_is_as_large_as_the_one_before(
+    tmp_path: Path, repository: ArtifactRepository
+) -> None:
+    """It is written over that, in its place, so a full disk has room for it."""
+    showing = Showing(tmp_path, OWNER, interval_s=0.0)
+    showing.renew(repository)
+    before = (tmp_path / "alive.bin").stat()
+    showing.take_leave(repository)
+    after = (tmp_path / "alive.bin").stat()
+    assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size)

@@ -1,19 +1,23 @@
 """A run whose owner's machine is gone has an end, told by a machine that is still there."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import LifecycleStage, Run
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from opusclip_mlops import owner_watch
+from opusclip_mlops.folder import Progress
 from opusclip_mlops.layout import REASON_TAG
 from opusclip_mlops.life_signs import OWNER, Showing
 from opusclip_mlops.owner_watch import SILENCE, TOLD, OwnerWatch
-from opusclip_mlops.records import Metrics, RunEnded
+from opusclip_mlops.records import Batch, Metrics, RunEnded
 from opusclip_mlops.sessions import RELAY
-from opusclip_mlops.sinks import open_sink, relay
+from opusclip_mlops.sinks import Sink, SinkState, open_sink, relay
 from opusclip_mlops.waiting import has_ended, undelivered
 from tests.journeys import store, wait_until
 from tests.sinks.test_relay import T0_MS, Delivering, Node, node
@@ -91,7 +95,8 @@ def test_an_owner_that_shows_life_is_left_the_end(
     owner, other = nodes
     showing = show(owner, tmp_path)
     repository = get_artifact_repository(run_of(owner, tmp_path).info.artifact_uri)
-    watch = OwnerWatch(other.folder, repository, silent_after_s=3600)
+    mine = Showing(other.folder.path, "node-1-b-01234567", interval_s=3600.0)
+    watch = OwnerWatch(other.folder, repository, mine, silent_after_s=3600)
     assert watch.look(has_told=False)
     assert watch.look(has_told=True)
     before = watch._listening.news
@@ -104,7 +109,7 @@ def test_an_owner_that_shows_life_is_left_the_end(
     # Ranks that are started anew have an end to tell again.
     assert watch.look(has_told=False)
     assert watch.look(has_told=True)
-    showing.take_leave(repository)
+    assert showing.take_leave(repository)
     wait_until(lambda: not watch.look(has_told=True))
 
 
@@ -126,3 +131,130 @@ def test_nobody_waits_for_the_owner_but_is_told_that_it_is_silent(
     assert "nothing is heard of the machine that owns the run" in line
     monkeypatch.setattr(owner_watch, "WAIT_S", 0.0)
     delivering.wait()
+
+
+def told_all(one: Node, state: SinkState) -> tuple[Sink, SinkState]:
+    """Have a machine tell all that it has, and wait for the owner's."""
+    progress = Progress(number=1, position=one.folder.size_bytes())
+    one.folder.write_progress(RELAY, progress)
+    sink = open_sink(RELAY, one.folder)
+    sink.open(state)
+    states: list[SinkState] = []
+
+    def has_told() -> bool:
+        written = sink.write(Batch(records=()))
+        states.append(written.state)
+        assert written.unfinished
+        return bool(written.state[TOLD])
+
+    wait_until(has_told, deadline_s=60)
+    return sink, states[-1]
+
+
+def stays(sink: Sink) -> bool:
+    """Whether a machine that has told all goes on waiting."""
+    return sink.write(Batch(records=())).unfinished
+
+
+def test_a_leave_that_was_taken_meanwhile_counts_for_who_watches_anew(
+    nodes: tuple[Node, Node], tmp_path: Path
+) -> None:
+    """A process that was started again sees it first of all, and nothing comes after it."""
+    owner, other = nodes
+    showing = show(owner, tmp_path)
+    other.end()
+    _, state = told_all(other, {})
+    repository = get_artifact_repository(run_of(owner, tmp_path).info.artifact_uri)
+    assert showing.take_leave(repository)
+    again = open_sink(RELAY, other.folder)
+    again.open(state)
+    wait_until(lambda: not stays(again), deadline_s=60)
+    assert run_of(owner, tmp_path).info.status == "RUNNING"
+
+
+def test_a_leave_that_was_taken_before_is_no_answer(
+    nodes: tuple[Node, Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is that of an earlier attempt: who has left after it may be gone for good."""
+    monkeypatch.setattr(owner_watch, "_FIRST_LOOK_S", 0.0)
+    owner, other = nodes
+    showing = show(owner, tmp_path)
+    repository = get_artifact_repository(run_of(owner, tmp_path).info.artifact_uri)
+    assert showing.take_leave(repository)
+    other.end()
+    sink, state = told_all(other, {})
+    for watching in (sink, open_sink(RELAY, other.folder)):
+        watching.open(state)
+        assert all(stays(watching) for _ in range(5))
+    monkeypatch.setattr(owner_watch, "WAIT_S", 0.0)
+    wait_until(lambda: not stays(sink), deadline_s=60)
+    assert run_of(owner, tmp_path).info.status == "FAILED"
+
+
+def test_silence_tells_nothing_where_the_store_takes_no_signs(
+    nodes: tuple[Node, Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk lets nobody show life, and is read all the same: then all is counted anew."""
+    owner, other = nodes
+    show(owner, tmp_path)
+    other.end()
+    sink, state = told_all(other, {})
+    monkeypatch.setattr(owner_watch, "WAIT_S", 0.0)
+    with monkeypatch.context() as full:
+        full.setattr(LocalArtifactRepository, "log_artifact", refusing(errno.ENOSPC))
+        with pytest.raises(OSError, match="No space left"):
+            wait_until(lambda: not stays(sink), deadline_s=60)
+    assert run_of(owner, tmp_path).info.status == "RUNNING"
+    sink.open(state)
+    wait_until(lambda: not stays(sink), deadline_s=60)
+    assert run_of(owner, tmp_path).info.status == "FAILED"
+
+
+def test_nobody_stays_for_ever_where_signs_are_refused(
+    nodes: tuple[Node, Node],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A store where this machine may not write tells nothing of the owner's: its run stays."""
+    owner, other = nodes
+    other.end()
+    sink, _ = told_all(other, {})
+    monkeypatch.setattr(owner_watch, "WAIT_S", 0.0)
+    monkeypatch.setattr(LocalArtifactRepository, "log_artifact", refusing(errno.EACCES))
+    wait_until(lambda: not stays(sink), deadline_s=60)
+    assert run_of(owner, tmp_path).info.status == "RUNNING"
+    assert "is left as it is" in capsys.readouterr().out
+
+
+def refusing(code: int) -> object:
+    """What an artifact store does that takes no file."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return refuse
+
+
+@pytest.mark.parametrize("is_restorable", [True, False])
+def test_a_run_that_was_deleted_is_not_waited_for(
+    nodes: tuple[Node, Node],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    is_restorable: bool,
+) -> None:
+    """It has no end to be told: the machine says so and leaves it as it is."""
+    _, other = nodes
+    other.end()
+    sink, _ = told_all(other, {})
+    client, run_id = MlflowClient(store(tmp_path)), run_of(other, tmp_path).info.run_id
+    client.delete_run(run_id)
+    if not is_restorable:
+        client._tracking_client.store._hard_delete_run(run_id)
+    monkeypatch.setattr(owner_watch, "WAIT_S", 0.0)
+    wait_until(lambda: not stays(sink), deadline_s=60)
+    if is_restorable:
+        run = run_of(other, tmp_path)
+        assert (run.info.lifecycle_stage, run.info.status) == (LifecycleStage.DELETED, "RUNNING")
+    assert "is not in MLflow any more" in capsys.readouterr().out

@@ -25,7 +25,7 @@ from opusclip_mlops.journal import Journal
 from opusclip_mlops.layout import RANKS
 from opusclip_mlops.life_signs import INTERVAL_S as SIGN_S
 from opusclip_mlops.life_signs import OWNER, Listening, Showing
-from opusclip_mlops.owner_watch import SILENCE, TOLD, OwnerWatch
+from opusclip_mlops.owner_watch import KNOWN, SILENCE, TOLD, OwnerWatch
 from opusclip_mlops.rank_relay import PART_BYTES, Inbox, Outbox, Taken, begun, said
 from opusclip_mlops.records import Batch, Record, RunEnded, RunStarted, Tags, Text, now_ms
 from opusclip_mlops.sessions import (
@@ -107,10 +107,14 @@ class _Sender:
     def open(self, state: SinkState) -> SinkState:
         self._repository = _repository(self._folder)
         self._outbox = Outbox(self._folder, begun(state, number=self._folder.manifest().node))
-        place, node = self._folder.path, self._outbox.sending.node
-        self._showing = Showing(place, node, interval_s=_sign_s())
+        node = self._outbox.sending.node
+        self._showing = Showing(self._folder.path, node, interval_s=_sign_s())
+        if state and not ended_here(self._folder):
+            # Who cannot send anything, as on a full disk, trains all the same.
+            self._showing.renew(self._repository)
         self._showing.put_off()
-        self._owner = OwnerWatch(self._folder, self._repository, silent_after_s=1.5 * WAIT_S)
+        watched = (self._folder, self._repository, self._showing)
+        self._owner = OwnerWatch(*watched, silent_after_s=1.5 * WAIT_S, known=state.get(KNOWN))
         self._has_told = False
         return self._state()
 
@@ -137,7 +141,8 @@ class _Sender:
 
     def _state(self) -> SinkState:
         state: SinkState = msgspec.to_builtins(self._outbox.sending)
-        return {**state, TOLD: self._has_told, SILENCE: self._owner.silence}
+        known, silence = self._owner.known, self._owner.silence
+        return {**state, TOLD: self._has_told, KNOWN: known, SILENCE: silence}
 
     def _is_due(self) -> bool:
         sending = self._outbox.sending
@@ -201,6 +206,7 @@ class _Receiver:
         return self._state()
 
     def write(self, _: Batch) -> Written:
+        self._show_life()
         has_ended = ended_here(self._folder)
         has_news = self._look(_LOOK_S if has_ended else INTERVAL_S)
         if has_news and self._has_given_up():
@@ -209,16 +215,20 @@ class _Receiver:
             self._quiet_since_s = time.monotonic()
         elif not all_ended(self._folder):
             self._end_waiting()
-        self._show_life(has_news=has_news)
-        return Written(self._state(), unfinished=not all_ended(self._folder) or self._may_mend())
+        is_over = all_ended(self._folder) and self._is_over(self._has_left(has_news=has_news))
+        return Written(self._state(), unfinished=not is_over)
 
-    def _show_life(self, *, has_news: bool) -> None:
-        """Tell the other machines that this one lives, and at last that it waits no longer."""
-        if all_ended(self._folder):
-            # What comes late is answered too.
-            self._showing.take_leave(self._inbox.repository, again=has_news)
-        elif self._showing.is_due and self._may_come():
+    def _show_life(self) -> None:
+        """Tell the other machines that this one lives, also where it cannot take anything."""
+        if self._showing.is_due and not all_ended(self._folder) and self._may_come():
             self._showing.renew(self._inbox.repository)
+
+    def _has_left(self, *, has_news: bool) -> bool:
+        """Tell the other machines, if there are any, that this one waits no longer."""
+        if not self._inbox.taken and not self._showing.has_shown:
+            return True
+        # What comes late is answered too.
+        return self._showing.take_leave(self._inbox.repository, again=has_news)
 
     def _hears(self) -> bool:
         """Whether a machine whose ranks go on shows that it lives, though it says nothing."""
@@ -238,13 +248,13 @@ class _Receiver:
     def _has_given_up(self) -> bool:
         return any(self._folder.path.glob(f"+{RELAY}{CONTROL}-*"))
 
-    def _may_mend(self) -> bool:
-        """Whether what comes late is still waited for: while another sink is under way."""
-        if not self._has_given_up():
-            return False
+    def _is_over(self, has_left: bool) -> bool:
+        """Whether nothing is left to do; what is late is waited for while other sinks go on."""
+        if has_left and not self._has_given_up():
+            return True
         sizes = self._folder.size_bytes()
         others = [self._folder.progress(o) for o in self._folder.manifest().sinks if o != RELAY]
-        return not all(one.done and one.has_all(sizes) for one in others)
+        return all(one.done and one.has_all(sizes) for one in others)
 
     def _say_who_is_heard(self) -> None:
         """Correct what was said of a silence, once nobody is silent any more."""

@@ -1,5 +1,6 @@
 """Two machines of one run, as two folders: what is brought from one to the other, and its end."""
 
+import contextlib
 import dataclasses
 import threading
 from pathlib import Path
@@ -8,11 +9,13 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from opusclip_mlops import journal
 from opusclip_mlops.delivery import deliver
 from opusclip_mlops.folder import CONTROL, Identity, Manifest, Progress, RunFolder
-from opusclip_mlops.layout import REASON_TAG
+from opusclip_mlops.layout import RANKS, REASON_TAG
+from opusclip_mlops.life_signs import OWNER, Sign, last_sign
 from opusclip_mlops.records import (
     Batch,
     Checkpoint,
@@ -26,6 +29,7 @@ from opusclip_mlops.records import (
 )
 from opusclip_mlops.sessions import RELAY, all_ended, ended_here, final_end, sessions
 from opusclip_mlops.sinks import Waiting, open_sink, relay
+from tests.faults.disks import small_disk
 from tests.journeys import LOCAL_ID, append, store, wait_until
 
 T0_MS = 1_700_000_000_000
@@ -385,6 +389,131 @@ def test_ranks_of_one_machine_are_not_looked_for(
     assert asked == []
     one.begin(attempt=1, session="host-0-79-1")
     wait_until(lambda: bool(sink.write(Batch(records=())) and asked))
+
+
+def test_an_owner_that_is_started_anew_takes_its_leave(
+    nodes: tuple[Node, Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sink that was opened anew has given no sign itself, but others have seen those before."""
+    monkeypatch.setattr(relay, "WAIT_S", 0.2)
+    owner, _ = nodes
+    owner.begin()
+    open_sink("mlflow", owner.folder).open({})
+    sink = open_sink(RELAY, owner.folder)
+    state = sink.open({})
+    sink.write(Batch(records=()))
+    owner.end()
+    with monkeypatch.context() as away:
+        away.setattr(*deaf_to(OWNER, ConnectionError("away")))
+        wait_until(lambda: bool(sink.write(Batch(records=()))) and all_ended(owner.folder))
+    assert not sign_of(owner, OWNER).is_over
+    again = open_sink(RELAY, owner.folder)
+    again.open(state)
+    again.write(Batch(records=()))
+    assert sign_of(owner, OWNER).is_over
+
+
+def test_an_owner_whose_leave_is_not_taken_tries_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds up no end: that is told meanwhile, and the leave while another sink delivers."""
+    monkeypatch.setattr(relay, "SIGN_S", 0.2)
+    owner, other = node(tmp_path, 0, sinks=("away",)), node(tmp_path, 1)
+    for one in (owner, other):
+        one.begin()
+    delivering = Delivering(owner.folder, other.folder, but=("away",))
+    wait_until(lambda: len(sessions(owner.folder)) == 2)
+    with monkeypatch.context() as deaf:
+        deaf.setattr(*deaf_to(OWNER, ConnectionError("away")))
+        for one in (owner, other):
+            one.end()
+        client = MlflowClient(store(tmp_path))
+        (run,) = client.search_runs([client.get_experiment_by_name("films").experiment_id])
+        wait_until(lambda: client.get_run(run.info.run_id).info.status == "FINISHED")
+        assert not owner.folder.progress(RELAY).done
+    wait_until(lambda: sign_of(owner, OWNER).is_over)
+    owner.folder.write_progress("away", _all_of(owner.folder))
+    delivering.wait()
+
+
+def test_an_owner_whose_leave_is_never_taken_leaves_all_the_same(
+    nodes: tuple[Node, Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the run's end is in MLflow it tells others as much."""
+    monkeypatch.setattr(relay, "WAIT_S", 0.2)
+    monkeypatch.setattr(*deaf_to(OWNER, ConnectionError("away")))
+    owner, _ = nodes
+    owner.begin()
+    owner.end()
+    Delivering(owner.folder).wait()
+    assert owner.folder.is_delivered()
+
+
+def test_a_machine_that_is_alone_gives_no_signs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all ranks have begun here nothing is asked of the artifact store, to the end."""
+    one = node(tmp_path, 0, nodes=1)
+    open_sink("mlflow", one.folder).open({})
+    both = [one, Node(one.folder, 1, "host-0-78-1")]
+    for rank in both:
+        rank.begin()
+    for name in ("log_artifact", "list_artifacts"):
+        monkeypatch.setattr(LocalArtifactRepository, name, None)
+    sink = open_sink(RELAY, one.folder)
+    sink.open({})
+    assert sink.write(Batch(records=())).unfinished
+    for rank in both:
+        rank.end()
+    wait_until(lambda: not sink.write(Batch(records=())).unfinished, deadline_s=60)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_full_disk_stops_no_signs_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """What cannot be taken, or sent, waits; the machine is not taken for dead meanwhile."""
+    monkeypatch.setattr(relay, "SIGN_S", 0.0)
+    with small_disk(tmp_path / f"node-{number}") as disk:
+        nodes = node(tmp_path, 0), node(tmp_path, 1)
+        for one in nodes:
+            one.begin()
+        open_sink("mlflow", nodes[0].folder).open({})
+        open_sink("mlflow", nodes[1].folder).open({})
+        sinks = [open_sink(RELAY, one.folder) for one in nodes]
+        states = [sink.open({}) for sink in sinks]
+        for _ in range(2):
+            states = [sink.write(Batch(records=tuple(_records(nodes[1])))).state for sink in sinks]
+        name = states[1]["node"] if number else OWNER
+        before = sign_of(nodes[1 - number], name)
+        disk.fill()
+        again = open_sink(RELAY, nodes[number].folder)
+        with contextlib.suppress(OSError):
+            again.open(states[number])
+            again.write(Batch(records=tuple(_records(nodes[1]))))
+            pytest.fail("the disk has room")
+        after = sign_of(nodes[1 - number], name)
+    assert after != before
+    assert not after.is_over
+
+
+def sign_of(one: Node, machine: str) -> Sign:
+    """The last sign of a machine, as another one finds it."""
+    sign = last_sign(relay._repository(one.folder), machine, one.folder.path)
+    assert sign
+    return sign
+
+
+def deaf_to(machine: str, fault: Exception) -> tuple[type, str, Any]:
+    """An artifact store that takes everything but the signs of a machine."""
+    log = LocalArtifactRepository.log_artifact
+
+    def logged(store: Any, local_file: str, artifact_path: str | None = None) -> None:
+        if artifact_path == f"{RANKS}/{machine}":
+            raise fault
+        log(store, local_file, artifact_path)
+
+    return LocalArtifactRepository, "log_artifact", logged
 
 
 @pytest.mark.parametrize(("number", "refusing"), [(0, "mlflow"), (1, RELAY)])
