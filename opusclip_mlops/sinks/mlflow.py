@@ -19,8 +19,9 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 import msgspec
 import requests
 from mlflow import MlflowClient, get_tracking_uri
-from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 from opusclip_mlops import checkpoints, layout, records, vain_waiting
 from opusclip_mlops.checkpoint_uploads import CheckpointUploads
@@ -80,14 +81,16 @@ class MlflowSink:
         try:
             run = self._run()
         except MlflowException as error:
-            if not self._manifest.run_id or not is_for_good(error):
+            named = self._manifest.run_id or self._made_before()
+            if not named or not is_for_good(error):
                 raise
-            self._no_run = f"MLflow run {self._manifest.run_id}: {reason_of(error)}"
-            # The mirrors wait for a name: they keep what the record refuses.
-            name = self._manifest.experiment_name or "Default"
-            self._folder.write_identity(
-                Identity(mirror_id=self._manifest.local_id, experiment_name=name)
-            )
+            self._no_run = f"MLflow run {named}: {reason_of(error)}"
+            if not self._made_before():
+                # The mirrors wait for a name: they keep what the record refuses.
+                name = self._manifest.experiment_name or "Default"
+                self._folder.write_identity(
+                    Identity(mirror_id=self._manifest.local_id, experiment_name=name)
+                )
             return state
         self._run_id = run.info.run_id
         if self._owns_run and run.data.tags.get(MIRROR_OF_TAG) != self._run_id:
@@ -220,6 +223,8 @@ class MlflowSink:
         if found := run_by_local_id(self._client, experiment_id, self._manifest.local_id):
             self._begin_again(found)
             return found
+        if made := self._made_before():
+            return self._active_run(made)
         return self._client.create_run(
             experiment_id,
             start_time=self._manifest.start_time_ms,
@@ -231,6 +236,17 @@ class MlflowSink:
                 **({"mlflow.note.content": self._manifest.notes} if self._manifest.notes else {}),
             },
         )
+
+    def _made_before(self) -> str:
+        """The run's id, if it was made; another one in its place would be but a part of it."""
+        identity = self._folder.identity()
+        return identity.run_id if identity else ""
+
+    def _active_run(self, run_id: str) -> Run:
+        run = self._client.get_run(run_id)
+        if run.info.lifecycle_stage != LifecycleStage.ACTIVE:
+            raise MlflowException("it was deleted", RESOURCE_DOES_NOT_EXIST)
+        return run
 
     def _experiment_id(self, name: str) -> str:
         experiment = self._client.get_experiment_by_name(name)

@@ -11,6 +11,7 @@ import av
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow.entities import ViewType
 from PIL import Image
 
 from opusclip_mlops import checkpoints
@@ -208,6 +209,26 @@ def test_a_run_that_is_not_there_does_not_hold_up_the_mirrors(tmp_path: Path) ->
 
 
 # An artifact store that takes nothing for a while
+
+
+@pytest.mark.parametrize("for_good", [False, True])
+def test_who_delivers_a_run_that_is_deleted_meanwhile_ends(tmp_path: Path, for_good: bool) -> None:
+    """It may be restored, or is gone; what came behind is kept here, and makes no second run."""
+    folder = make_run(tmp_path)
+    append(folder, metrics(1))
+    with delivering(folder):
+        wait_until(lambda: folder.progress("mlflow").position)
+        run_id = run_of(folder).info.run_id
+        client().delete_run(run_id)
+        if for_good:
+            client()._tracking_client.store._hard_delete_run(run_id)
+        append(folder, metrics(1, first=1))
+        end(folder, "FAILED", "why")
+        wait_until(lambda: folder.progress("mlflow").done)
+    assert folder.progress("mlflow").rejected == 1
+    found = client().search_runs(["1"], run_view_type=ViewType.ALL)
+    assert [one.info.run_id for one in found] == [] if for_good else [run_id]
+    assert folder.identity().run_id == run_id
 
 
 def in_the_way(place: Path) -> Path:
