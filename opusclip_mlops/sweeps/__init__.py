@@ -138,13 +138,16 @@ def _worked(
     client: "MlflowClient", study: Study, place: str, workers: int, show: Show
 ) -> SweepResult:
     """Have the workers of this machine work, and say what came of it."""
-    from opusclip_mlops.sweeps.results import or_failed
-
     folder = FOLDER / study.name
     crew = Crew(study, place, folder=folder, tracking_uri=str(client.tracking_uri))
     wait_s = _STOPPED_WAIT_S
-    note = partial(_marked, client, study, place)
-    mark = or_failed(client, study.parent_run_id, study.name, note)
+    try:
+        mark = _marked(client, study, place)
+    except OSError as error:
+        # Others may work at it, or all be done: its run says how it stands.
+        attempted(lambda: _ended(client, study, folder, wait_s=wait_s))
+        why = one_line(str(error))
+        raise OpusclipError(f"sweep {study.name} cannot begin: {why}") from None
     try:
         # Who stops it is told what is left to do.
         with contextlib.suppress(KeyboardInterrupt):
@@ -305,7 +308,7 @@ def _result(study: Study, folder: Path) -> _Read:
 
     What workers of this machine had that were killed is left to others; their runs end below.
     """
-    claims = Claims(study.storage, study.name, study.config, on_lost=_end_program)
+    claims = Claims(study.storage, study.name, study.config, on_lost=_end_program, loss=0)
     attempted(lambda: claims.reclaim(claims.board(), claims.count()))
     found, count, metric = claims.board(), claims.count(), study.config.metric
     trials = outcomes(found, study.config, count)

@@ -67,7 +67,11 @@ def or_failed(client: MlflowClient, run_id: str, name: str, begin: Callable[[], 
         OpusclipError: it could not be done.
     """
     made: list[_Made] = []
-    fault = attempted(lambda: made.append(begin()))
+    try:
+        fault = attempted(lambda: made.append(begin()))
+    except KeyboardInterrupt:
+        attempted(lambda: _fail(client, run_id, "interrupted"))
+        raise
     if fault is None:
         return made[0]
     why = one_line(str(fault)) or type(fault).__name__

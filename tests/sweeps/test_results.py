@@ -82,3 +82,18 @@ def test_a_sweep_that_cannot_begin_has_failed(tmp_path: Path) -> None:
     run = client.get_run(run_id)
     assert run.info.status == "FAILED"
     assert "No such file" in run.data.tags[REASON_TAG]
+
+
+def test_who_is_interrupted_as_a_sweep_begins_leaves_no_run_as_running(tmp_path: Path) -> None:
+    """Nobody else knows of it yet."""
+    client = MlflowClient(store(tmp_path))
+    run_id = begin_run(client, config_of(), name="s", experiment="films")
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        or_failed(client, run_id, "s", interrupt)
+    run = client.get_run(run_id)
+    assert run.info.status == "FAILED"
+    assert run.data.tags[REASON_TAG].endswith("interrupted")

@@ -17,6 +17,7 @@ from opusclip_mlops import open_sweeps, sweep_cli, sweeps
 from opusclip_mlops.errors import ConfigError, OpusclipError
 from opusclip_mlops.layout import REASON_TAG
 from opusclip_mlops.sessions import process_started_s
+from opusclip_mlops.sweeps.board import losses_of
 from opusclip_mlops.sweeps.claims import Claim, is_process_gone, this_process
 from opusclip_mlops.sweeps.crew import Crew
 from opusclip_mlops.sweeps.results import BEST_TAG
@@ -224,15 +225,20 @@ def test_who_is_stopped_before_it_knows_of_the_dead_leaves_the_sweep_to_be_ended
     assert open_sweeps.cut_off() == []
 
 
-def test_a_sweep_that_has_no_room_here_has_failed(tmp_path: Path) -> None:
-    """Nobody would find it where its mark cannot be written: it is not left as running."""
-    study, place, _ = left(tmp_path, DEAD, "there/s.journal")
+@pytest.mark.parametrize(
+    ("worker", "status"), [(DEAD, "KILLED"), (this_process(), "RUNNING")], ids=["alone", "others"]
+)
+def test_a_sweep_that_has_no_room_here_is_as_others_leave_it(
+    tmp_path: Path, worker: dict[str, Any], status: str
+) -> None:
+    """Nobody would find it without a mark, so it ends unless others work at it."""
+    study, place, _ = left(tmp_path, worker, "there/s.journal")
     folder = tmp_path / ".opusclip/sweeps" / study.name
     folder.rename(tmp_path / "away")
     folder.touch()
     with pytest.raises(OpusclipError, match=r"cannot begin: .*exists"):
         sweeps._worked(MlflowClient(store(tmp_path)), study, place, 1, lambda *_: None)
-    assert statuses(tmp_path, study.parent_run_id) == ["FAILED"]
+    assert statuses(tmp_path, study.parent_run_id) == [status]
 
 
 def test_what_workers_that_were_ended_by_force_had_is_left_to_others(
@@ -247,6 +253,8 @@ def test_what_workers_that_were_ended_by_force_had_is_left_to_others(
         found = sweeps._worked(MlflowClient(store(tmp_path)), study, place, 1, lambda *_: None)
         assert left_.wait(60) == -signal.SIGKILL
     assert [one.state for one in found.trials] == ["waiting"]
+    # Who was stopped was not lost: however often, its trial is tried again.
+    assert [losses_of(one.last) for one in claims_of(study).board().slots] == [0]
     assert statuses(tmp_path, study.parent_run_id, run_id) == ["KILLED", "KILLED"]
 
 

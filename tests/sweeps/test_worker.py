@@ -306,9 +306,11 @@ def test_a_trial_that_was_told_complete_is_not_lost_when_its_worker_is_stopped(
     def tell_slowly(*args: Any, **more: Any) -> bool:
         answers.append(tell(*args, **more))
         worker.is_stopping = True
-        threading.Event().wait(0.5)
+        left.wait(60)
         return True
 
+    left, leave = threading.Event(), worker._leave
+    monkeypatch.setattr(worker, "_leave", lambda claim: (leave(claim), left.set()))
     monkeypatch.setattr(mine, "end", tell_slowly)
     worker.work()
     [slot] = mine.board().slots
