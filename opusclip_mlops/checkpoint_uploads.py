@@ -83,9 +83,10 @@ class CheckpointUploads:
             return None
         if fault:
             raise fault
-        if awaited := self._elsewhere(source, about):
-            self._wait_for(source, about, awaited)
-        self._shares.forget(source.name)
+        if absent := {name for name in about.files if not (source / name).exists()}:
+            if awaited := self._not_sent(source, about, absent):
+                self._wait_for(source, about, awaited)
+            self._shares.has_come(source.name)
         self._send(source, source / checkpoints.METADATA)
         self._arrived = {one for one in self._arrived if one[0] != source.name}
         return about
@@ -103,11 +104,8 @@ class CheckpointUploads:
         self._shares.forget(source.name)
         raise CheckpointError(f"{source.name} is not whole: no machine has sent {named}")
 
-    def _elsewhere(self, source: Path, about: CheckpointMetadata) -> list[str]:
-        """What other machines have of a checkpoint, and have not sent yet."""
-        absent = {name for name in about.files if not (source / name).exists()}
-        if not absent:
-            return []
+    def _not_sent(self, source: Path, about: CheckpointMetadata, absent: set[str]) -> list[str]:
+        """What of the files that other machines have they have not sent yet."""
         sent = self._repository.list_artifacts(_place(source))
         sizes = {posixpath.basename(one.path): one.file_size for one in sent}
         return sorted(one for one in absent if sizes.get(one) != about.files[one].size_bytes)

@@ -15,7 +15,7 @@ from opusclip_mlops.config import TrackingConfig
 from opusclip_mlops.errors import ConfigError
 from opusclip_mlops.flight import boot_id
 from opusclip_mlops.folder import Manifest, RunFolder
-from opusclip_mlops.meeting import Answering, Asking, Meeting, folder_of, said, seen_here
+from opusclip_mlops.meeting import Answering, Asking, Meeting, folder_of, may_pass, said, seen_here
 from opusclip_mlops.ranks import Place, place_in, rank_in, world_size_in
 from opusclip_mlops.rendezvous import Board, FileBoard
 from opusclip_mlops.sessions import RANKS, RELAY, sessions
@@ -239,8 +239,9 @@ class Joining:
 
         def keep() -> None:
             rendezvous.keep_for_longer(folder)
-            if self._memory:
-                self._memory.touch(self._name)
+            for board in (self._board, self._memory):
+                if isinstance(board, FileBoard):
+                    board.touch(self._name)
 
         self._answers = Answering(
             self._board, self._name, meeting, may_ask=self.place.world_size > 1, keep=keep
@@ -351,16 +352,21 @@ class Joining:
         """What the owner answers to this process."""
         began_s, pause_s, is_told = time.monotonic(), _POLL_FIRST_S, False
         asking = Asking(self._board, self._name)
-        while (found := asking.look()) is None:
+        while True:
             waited_s = time.monotonic() - began_s
-            if waited_s >= self._wait_s:
-                raise self._unmet(asking)
-            if waited_s >= _TELL_AFTER_S and not is_told:
-                is_told = True
-                self._tell(f"rank {self.place.rank} waits until {self._awaited(asking)}")
+            try:
+                if found := asking.look():
+                    return found
+                if waited_s >= self._wait_s:
+                    raise self._unmet(asking)
+                if waited_s >= _TELL_AFTER_S and not is_told:
+                    self._tell(f"rank {self.place.rank} waits until {self._awaited(asking)}")
+                    is_told = True
+            except OSError as fault:
+                if waited_s >= self._wait_s or not may_pass(fault):
+                    raise
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _POLL_LAST_S)
-        return found
 
     def _tell(self, what: str) -> None:
         print(f"opusclip: {what}", file=sys.stderr, flush=True)

@@ -6,6 +6,7 @@ the dead have asked, or were told, is read by nobody.
 """
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -31,6 +32,7 @@ _ASK_AGAIN_S = 5.0
 
 _FIRST_PAUSE_S, _PARTING_S = 0.02, 1.0
 _KEEP_EVERY_S = 3600.0
+_LASTING = {"ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EEXIST", "ENOTDIR", "ENAMETOOLONG"}
 _WORD_BYTES = 16
 _WORD = re.compile(rb"[0-9a-f]{32}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+\-]{0,255}")
@@ -94,6 +96,11 @@ def seen_here(found: Meeting, journal_dir: Path) -> Path | None:
     return next((one for one in both if found.folder and folder_of(one) == found.folder), None)
 
 
+def may_pass(fault: OSError) -> bool:
+    """Whether a fault of the disk may be gone soon, as one of a server of files."""
+    return errno.errorcode.get(fault.errno or 0) not in _LASTING
+
+
 class Asking:
     """A rank's question which run it is; asked with the first look, and again where it got lost.
 
@@ -115,12 +122,15 @@ class Asking:
 
         Raises:
             ConfigError: the board does not answer.
+            OSError: its disk has a fault; maybe one that passes.
         """
         if not self._has_asked:
             self._ask()
         answer = _answer(self._name, self._word)
         if found := said(self._board, answer):
-            self._board.write(answer, None)
+            # One that stays is read by nobody else.
+            with contextlib.suppress(OSError):
+                self._board.write(answer, None)
             return found
         if time.monotonic() - self._asked_s >= _ASK_AGAIN_S:
             self._ask_again()
@@ -202,8 +212,9 @@ class Answering:
     def _look(self) -> None:
         asked = (self.board.read(_asks(self.name)) if self.may_ask else None) or b""
         said_now = msgspec.json.encode(self.meeting)
-        # Not by its place: a file may be begun anew, and a word stand where another was.
-        for word in _WORD.findall(asked):
+        # Not by its place: a file may be begun anew, and a word stand where another was. What was
+        # asked last first: most before it may be of the dead.
+        for word in reversed(_WORD.findall(asked)):
             if word not in self._answered:
                 self.board.write(_answer(self.name, word.decode()), said_now)
                 self._answered.add(word)

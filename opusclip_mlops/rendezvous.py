@@ -33,7 +33,7 @@ FOLDER = ".ranks"
 
 _ANSWER_S = 20.0
 _FIRST_POLL_S, _LAST_POLL_S = 0.02, 0.5
-_KEPT_S = 30 * 24 * 3600.0
+_KEPT_S, _TIDY_EVERY_S = 30 * 24 * 3600.0, 3600.0
 _UNNAMED = ("", "none")
 _ELASTIC = "TORCHELASTIC_RUN_ID"
 _hosted: list[Any] = []
@@ -57,6 +57,7 @@ class FileBoard:
 
     def __init__(self, journal_dir: Path, *, mark: str = "") -> None:
         self._folder, self._mark = journal_dir / FOLDER, mark
+        self._tidy_s = 0.0
 
     def read(self, name: str) -> bytes | None:
         """What the file of this name holds."""
@@ -65,7 +66,7 @@ class FileBoard:
         return None
 
     def write(self, name: str, content: bytes | None) -> None:
-        """Write the file whole, and remove what is a month old."""
+        """Write the file whole, and once an hour remove what is a month old."""
         if content is None:
             self._file(name).unlink(missing_ok=True)
             return
@@ -91,6 +92,10 @@ class FileBoard:
         return self._folder / hashlib.sha256(whole).hexdigest()[:32]
 
     def _tidy(self) -> None:
+        # Of thousands of files it takes longer than what is written.
+        if time.monotonic() < self._tidy_s:
+            return
+        self._tidy_s = time.monotonic() + _TIDY_EVERY_S
         oldest_s = time.time() - _KEPT_S
         for path in self._folder.iterdir():
             with contextlib.suppress(FileNotFoundError):

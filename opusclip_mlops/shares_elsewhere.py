@@ -20,7 +20,7 @@ from opusclip_mlops.folder import RunFolder, write_whole
 from opusclip_mlops.sessions import ELSEWHERE, Session, all_ended, sessions
 
 _WAIT_S = 3600.0
-"""How long other machines have to send the next file of any checkpoint."""
+"""How long other machines have at least to send the next file of any checkpoint."""
 
 _GONE_WAIT_S, _LEAST_BYTES_PER_S = 900.0, 2 * 2**20
 """How long behind the last word of another machine where those that wrote it have ended, and how
@@ -56,6 +56,7 @@ class SharesElsewhere:
     def __init__(self, folder: RunFolder) -> None:
         self._folder, self._marks = folder, folder.path / "uploads"
         self._looked_s: dict[str, float] = {}
+        self._come: set[str] = set()
 
     def is_vain(self, checkpoint: str, created_ms: int, absent: Mapping[str, int]) -> bool:
         """Whether these files come no more, as far as can be told; asked behind each look.
@@ -69,7 +70,13 @@ class SharesElsewhere:
         waited = self._waited(checkpoint, len(absent), said_bytes)
         # Files come one after the other.
         gone_wait_s = _GONE_WAIT_S + max(absent.values()) / _LEAST_BYTES_PER_S
-        return waited.waited_s >= _WAIT_S or waited.gone_s >= gone_wait_s
+        return waited.waited_s >= max(_WAIT_S, gone_wait_s) or waited.gone_s >= gone_wait_s
+
+    def has_come(self, checkpoint: str) -> None:
+        """All of it is there: what else is waited for has the whole time again."""
+        if checkpoint not in self._come:
+            self._come.add(checkpoint)
+            self._forget_all()
 
     def forget(self, checkpoint: str) -> None:
         """Nothing of it is waited for any more."""
@@ -78,13 +85,13 @@ class SharesElsewhere:
 
     def _waited(self, checkpoint: str, count: int, said_bytes: int | None) -> _Waited:
         """How long MLflow has had no new file of any checkpoint, as far as that was looked at."""
+        self._come.discard(checkpoint)
         now_s = time.monotonic()
         pause_s = min(now_s - self._looked_s.get(checkpoint, now_s), _MOST_PAUSE_S)
         self._looked_s[checkpoint] = now_s
         before = self._read(checkpoint) or _Waited(0.0, count)
         if count < before.count:
-            for path in self._marks.glob(f"*{_SUFFIX}"):
-                self.forget(path.name.removesuffix(_SUFFIX))
+            self._forget_all()
             before, pause_s = _Waited(0.0, count), 0.0
         is_quiet = said_bytes is not None and said_bytes == before.said_bytes
         gone_s = before.gone_s + pause_s if is_quiet else 0.0
@@ -94,6 +101,10 @@ class SharesElsewhere:
             self._marks.mkdir(mode=0o700, exist_ok=True)
             write_whole(self._mark(checkpoint), msgspec.json.encode(waited))
         return waited
+
+    def _forget_all(self) -> None:
+        for path in self._marks.glob(f"*{_SUFFIX}"):
+            self.forget(path.name.removesuffix(_SUFFIX))
 
     def _read(self, checkpoint: str) -> _Waited | None:
         with contextlib.suppress(OSError, msgspec.DecodeError):

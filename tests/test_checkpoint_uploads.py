@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -22,19 +23,24 @@ import torch
 from mlflow import MlflowClient
 from mlflow.store.artifact import s3_artifact_repo
 
+from opusclip_mlops import shares_elsewhere
 from opusclip_mlops.checkpoint_uploads import CheckpointUploads
 from opusclip_mlops.checkpoints import (
     METADATA,
     STATE,
     WEIGHTS,
     CheckpointMetadata,
+    checkpoint_name,
     drop,
+    finish,
+    flushed,
     write_checkpoint,
 )
 from opusclip_mlops.errors import CheckpointError
-from opusclip_mlops.faults import attempted
+from opusclip_mlops.faults import AwaitsOthers, attempted
 from opusclip_mlops.folder import RunFolder
 from opusclip_mlops.loading import load_checkpoint
+from opusclip_mlops.metadata import StoredFile
 from tests.journeys import make_run, wait_until
 from tests.object_store import BUCKET, ObjectStore
 from tests.servers import free_port
@@ -250,6 +256,56 @@ def test_of_a_torn_checkpoint_nothing_stays(road: Road) -> None:
     with pytest.raises(CheckpointError, match="is torn"):
         road.uploads().send(place)
     assert road.keys() == []
+
+
+SHARE = "weights-00001-of-00002.safetensors"
+
+
+def of_two_machines(folder: RunFolder, step: int) -> Path:
+    """A checkpoint of which another machine has a share of seven bytes."""
+    hidden = folder.checkpoints / f".{step}"
+    hidden.mkdir()
+    (hidden / STATE).write_bytes(b"state")
+    files = {STATE: flushed(hidden / STATE), SHARE: StoredFile("0" * 64, 7)}
+    name = checkpoint_name(0, step)
+    about = CheckpointMetadata(name=name, epoch=0, step=step, files=files, world_size=2)
+    finish(hidden, folder.checkpoints / name, about)
+    return folder.checkpoints / name
+
+
+def test_what_comes_of_one_checkpoint_gives_the_others_their_time_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole it is sent; what another machine sends next is not refused meanwhile."""
+    folder, now_s = make_run(tmp_path), [100.0]
+    clock = SimpleNamespace(monotonic=lambda: now_s[0])
+    monkeypatch.setattr(shares_elsewhere, "time", clock)
+    artifacts = tmp_path / "artifacts"
+    uploads = CheckpointUploads(
+        "0" * 32, folder, artifact_uri=artifacts.as_uri(), tracking_uri="unused"
+    )
+    first, second, third = (of_two_machines(folder, step) for step in range(3))
+    for number, whole in enumerate((first, second)):
+        for _ in range(59):
+            for place in (second, third) if number else (first, third):
+                with pytest.raises(AwaitsOthers):
+                    uploads.send(place)
+            now_s[0] += 60
+        (artifacts / "checkpoints" / whole.name / SHARE).parent.mkdir(parents=True, exist_ok=True)
+        (artifacts / "checkpoints" / whole.name / SHARE).write_bytes(b"a share")
+        assert uploads.send(whole) is not None
+    for _ in range(59):
+        with pytest.raises(AwaitsOthers):
+            uploads.send(third)
+        now_s[0] += 60
+        # As after a fault: nothing of it is new.
+        assert uploads.send(first) is not None
+    now_s[0] += 60
+    with pytest.raises(CheckpointError, match="is not whole: no machine has sent weights-00001"):
+        uploads.send(third)
+    assert sorted(one.name for one in (artifacts / "checkpoints").iterdir()) == [
+        first.name, second.name
+    ]  # fmt: skip
 
 
 @only(["direct"])

@@ -1,13 +1,17 @@
 """Facts about ranks that log to one run: how they join it, and how it ends."""
 
+import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +32,7 @@ from opusclip_mlops.naming import manifest_of
 from opusclip_mlops.rank_share import RankShare
 from opusclip_mlops.ranks import Place
 from opusclip_mlops.records import RankMetrics, now_ms
-from opusclip_mlops.rendezvous import FOLDER, keep_in_mind, note_run
+from opusclip_mlops.rendezvous import FOLDER, FileBoard, keep_in_mind, note_run
 from opusclip_mlops.selection import Selection
 from opusclip_mlops.session import Session as Part
 from opusclip_mlops.sessions import Session, final_end, sessions
@@ -392,6 +396,52 @@ def test_a_rank_that_waits_in_vain_says_for_whom(rank_one: TrackingConfig) -> No
         joining._wait()
     assert "OPUSCLIP_METRIC_RANK" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("fails", ["append", "read"])
+def test_a_fault_of_a_disk_that_passes_ends_no_start(
+    rank_one: TrackingConfig, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """As of an NFS server; one that lasts is told when the time is up, a full disk at once."""
+    joining = told(rank_one, said_by("gpu-07"))
+    does, faults = getattr(joining._board, fails), [errno.ESTALE, errno.EIO]
+
+    def faulty(*arguments: object) -> object:
+        if threading.current_thread() is threading.main_thread() and faults:
+            raise OSError(faults.pop(), "a fault")
+        return does(*arguments)
+
+    monkeypatch.setattr(joining._board, fails, faulty)
+    assert joining._wait().host == "gpu-07"
+    faults[:] = [errno.ENOSPC]
+    with pytest.raises(OSError, match="a fault"):
+        joining._wait()
+    joining._wait_s, faults[:] = 0.1, [errno.EIO] * 99
+    with pytest.raises(OSError, match="a fault"):
+        joining._wait()
+
+
+def test_what_a_requeued_job_goes_on_with_is_kept_while_it_trains(
+    rank_one: TrackingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for months, where ranks meet in files and these are all that is remembered."""
+    monkeypatch.setattr("opusclip_mlops.joining._joined_here", [])
+    monkeypatch.setenv(PROCESS_VARIABLE, str(os.getpid()))
+    owner = Place(rank=0, local_rank=0, world_size=2, job="77")
+    joining = Joining(rank_one, owner)
+    manifest = joining.agreed(manifest_of(rank_one, None))
+    joining.announce(RunFolder(Path(rank_one.journal_dir, manifest.local_id)), manifest)
+    answers = joining._answers
+    assert answers is not None
+    answers.leave()
+    for path in (Path(rank_one.journal_dir) / FOLDER).iterdir():
+        os.utime(path, (time.time() - 31 * 24 * 3600,) * 2)
+    answers.keep()
+    monkeypatch.setattr("opusclip_mlops.joining._joined_here", [])
+    again = Joining(rank_one, replace(owner, attempt=1))
+    FileBoard(Path(rank_one.journal_dir)).write("of another job", b"")
+    assert again.agreed(manifest_of(rank_one, None)).local_id == manifest.local_id
+    assert again.goes_on
 
 
 def told(config: TrackingConfig, meeting: Meeting) -> Joining:

@@ -1,5 +1,6 @@
 """Facts about `opusclip_mlops.meeting`: what ranks are told of their run, and which of them."""
 
+import errno
 import os
 import socket
 import threading
@@ -178,6 +179,39 @@ def test_an_owner_that_leaves_says_so(board: Board) -> None:
     late = Asking(board, "run").look()
     assert late is not None
     assert late.ended_s is not None
+
+
+def test_who_has_asked_last_is_answered_first(tmp_path: Path) -> None:
+    """Most that stand before it in a job of many restarts are dead."""
+    said_under: list[str] = []
+
+    class Noting(FileBoard):
+        def write(self, name: str, content: bytes | None) -> None:
+            said_under.append(name)
+            super().write(name, content)
+
+    asking = [Asking(FileBoard(tmp_path), "run") for _ in range(3)]
+    for one in asking:
+        assert one.look() is None
+    answers = owner(Noting(tmp_path))
+    wait_until(lambda: len(said_under) == 3)
+    answers.leave()
+    assert said_under[:3] == [f"run/answer/{one._word}" for one in reversed(asking)]
+
+
+def test_an_answer_that_cannot_be_removed_is_one(tmp_path: Path) -> None:
+    """It is given once: who passed it over for a fault of the disk would wait in vain."""
+
+    class Stale(FileBoard):
+        def write(self, name: str, content: bytes | None) -> None:
+            super().write(name, content)
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+    asking = Asking(Stale(tmp_path), "run")
+    assert asking.look() is None
+    answers = owner(FileBoard(tmp_path))
+    assert answer(asking) == MEETING
+    answers.leave()
 
 
 def test_a_board_that_is_gone_ends_the_answers(tmp_path: Path) -> None:

@@ -56,9 +56,26 @@ def test_what_is_a_month_old_is_removed(tmp_path: Path) -> None:
     board.write("old", b"1")
     [old] = (tmp_path / FOLDER).iterdir()
     os.utime(old, (time.time() - 31 * 24 * 3600,) * 2)
+    # Who writes often does not look through all of it each time.
+    board.write("new", b"2")
+    assert board.read("old") == b"1"
+    FileBoard(tmp_path).write("new", b"3")
+    assert board.read("old") is None
+    assert board.read("new") == b"3"
+
+
+def test_who_writes_for_long_removes_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once an hour."""
+    board = FileBoard(tmp_path)
+    board.write("old", b"1")
+    [old] = (tmp_path / FOLDER).iterdir()
+    os.utime(old, (time.time() - 31 * 24 * 3600,) * 2)
+    now_s = time.monotonic()
+    monkeypatch.setattr("opusclip_mlops.rendezvous.time.monotonic", lambda: now_s + 3601)
     board.write("new", b"2")
     assert board.read("old") is None
-    assert board.read("new") == b"2"
 
 
 def test_what_a_run_needs_is_kept_while_it_trains(tmp_path: Path) -> None:

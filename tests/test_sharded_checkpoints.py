@@ -1,6 +1,7 @@
 """Checkpoints of many ranks: shared out, whole or not there, read by any number of processes."""
 
 import json
+import math
 import os
 import signal
 import time
@@ -549,7 +550,8 @@ def test_each_machine_sends_what_it_has_and_the_metadata_goes_last(
         )
         for rank, place in ((0, artifacts), (1, artifacts), (0, tmp_path / "lonely"))
     )
-    monkeypatch.setattr(shares_elsewhere, "_WAIT_S", 0.0)
+    for name, value in (("_WAIT_S", 0.0), ("_GONE_WAIT_S", 0.0), ("_LEAST_BYTES_PER_S", math.inf)):
+        monkeypatch.setattr(shares_elsewhere, name, value)
     with pytest.raises(CheckpointError, match="not whole: no machine has sent optimizer-00001"):
         lonely.send(at(tmp_path / "0"))
     monkeypatch.undo()

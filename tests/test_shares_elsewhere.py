@@ -10,7 +10,7 @@ from opusclip_mlops.folder import CONTROL, RunFolder
 from opusclip_mlops.records import RunEnded, RunStarted, Text
 from opusclip_mlops.sessions import ELSEWHERE
 from opusclip_mlops.shares_elsewhere import SharesElsewhere
-from tests.journeys import append, make_run
+from tests.journeys import append, end, make_run
 
 MADE_MS = 2_000_000_000_000
 ABSENT = {"weights-00001-of-00002.safetensors": 7, "optimizer-00001-of-00002.safetensors": 9}
@@ -72,6 +72,35 @@ def test_a_machine_that_lives_has_an_hour(looks: Looks) -> None:
     assert looks.until_vain() == 60
 
 
+def test_whichever_file_comes_gives_all_others_their_time_again(looks: Looks) -> None:
+    """Those that make a checkpoint whole, too, were it never looked at before; and each once."""
+    begin(looks, 0)
+    begin(looks, 1)
+    for name in ("c1", "c3"):
+        if name == "c1":
+            assert not looks.shares.is_vain(name, MADE_MS, ABSENT)
+        assert looks.until_vain("c2", most=59) == 59
+        looks.now_s -= LOOK_S
+        looks.shares.has_come(name)
+    assert looks.until_vain("c2", most=30) == 30
+    looks.shares.has_come("c3")
+    assert looks.until_vain("c2", most=29) == 29
+    # Another attempt has written it anew.
+    assert not looks.shares.is_vain("c3", MADE_MS, ABSENT)
+    looks.shares.has_come("c3")
+    assert looks.until_vain("c2", most=59) == 59
+
+
+def test_a_file_that_takes_longer_than_an_hour_is_waited_for(looks: Looks) -> None:
+    """Ten GiB over a link that sends two MiB a second: whether its writers live or have ended."""
+    begin(looks, 0)
+    begin(looks, 1)
+    large = {"weights-00001-of-00002.safetensors": 10 * 2**30}
+    assert looks.until_vain(absent=large, most=101) == 101
+    leave(looks, 1)
+    assert looks.until_vain("c2", large, most=200) == 101
+
+
 def test_what_its_writers_have_ended_without_is_given_up_sooner(looks: Looks) -> None:
     """Behind the time in which their machine, which has it on its disk, would have sent more."""
     begin(looks, 0)
@@ -79,6 +108,24 @@ def test_what_its_writers_have_ended_without_is_given_up_sooner(looks: Looks) ->
     assert looks.until_vain() == 16
     large = {"weights-00001-of-00002.safetensors": 2**30}
     assert looks.until_vain("c2", large) == 24
+
+
+def test_writers_of_whom_nothing_is_known_have_not_ended(looks: Looks) -> None:
+    """The first word of their machine may come late; unless the whole run has ended."""
+    begin(looks, 0)
+    assert looks.until_vain(most=59) == 59
+    leave(looks, 0)
+    end(looks.folder)
+    assert looks.until_vain("c2") == 16
+
+
+def test_who_was_started_anew_since_has_not_written_it(looks: Looks) -> None:
+    """Those that wrote it have ended, though the ranks that came behind them live."""
+    begin(looks, 0)
+    begin(looks, 1, end=True)
+    begin(looks, 0, attempt=1)
+    begin(looks, 1, attempt=1)
+    assert looks.until_vain() == 16
 
 
 def test_ranks_that_are_started_anew_have_not_sent_all(looks: Looks) -> None:

@@ -234,7 +234,9 @@ class RanksSink:
         never = f"{NEVER_BEGAN}: {unheard}" if unheard else ""
         if text := "\n".join(filter(None, [never, self._merger.gaps.text()])):
             yield Text(timestamp_ms, step, KEY, text)
-        if unheard or self._state.unheard:
+        # What was named before a kill is known by its words alone.
+        ahead = (one.values for one in self._words_ahead if isinstance(one, Tags))
+        if unheard or self._state.unheard or any(UNHEARD_TAG in one for one in ahead):
             yield Tags({UNHEARD_TAG: unheard or "none: all have begun since"})
         if lacking := self._merger.gaps.points_lacking:
             yield Tags({LACKING_TAG: str(lacking)})

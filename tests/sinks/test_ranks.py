@@ -29,6 +29,7 @@ from opusclip_mlops.records import (
 )
 from opusclip_mlops.reductions import turn
 from opusclip_mlops.sessions import final_end, note_all_nodes, process_started_s, sessions
+from opusclip_mlops.sinks import SinkState
 from opusclip_mlops.sinks.ranks import NAME, NEVER_BEGAN, RanksSink
 from tests.journeys import append, end, make_run, store, wait_until
 from tests.reading import Point, points_of_mlflow, points_of_tensorboard
@@ -323,6 +324,35 @@ def test_a_rank_that_begins_while_the_end_is_told_is_named_no_more(
     monkeypatch.setattr(RanksSink, "_unheard", then_it_begins)
     assert deliver(folder, "ranks")
     assert _tags(folder, UNHEARD_TAG) == ["1", "none: all have begun since"]
+
+
+def test_what_was_said_before_a_kill_is_taken_back_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed behind the tag that names a rank, and before that is kept: then the rank begins."""
+    monkeypatch.setattr("opusclip_mlops.sinks.ranks.BEGIN_WAIT_S", 0)
+    folder = make_run(tmp_path, ["ranks"])
+    end(folder)
+    leave(folder, begin(folder, 0))
+    kept = RanksSink._kept
+
+    def dies(sink: RanksSink) -> SinkState:
+        if _tags(folder, UNHEARD_TAG):
+            raise _Killed
+        return kept(sink)
+
+    monkeypatch.setattr(RanksSink, "_kept", dies)
+    with pytest.raises(_Killed):
+        deliver(folder, "ranks")
+    monkeypatch.setattr(RanksSink, "_kept", kept)
+    assert _tags(folder, UNHEARD_TAG) == ["1"]
+    leave(folder, begin(folder, 1))
+    assert deliver(folder, "ranks")
+    assert _tags(folder, UNHEARD_TAG) == ["1", "none: all have begun since"]
+
+
+class _Killed(BaseException):
+    """What no process sees of its own SIGKILL."""
 
 
 def _tags(folder: RunFolder, name: str) -> list[str]:
