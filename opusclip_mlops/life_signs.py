@@ -184,3 +184,21 @@ class Listening:
         self.heard_s = time.monotonic()
         self.news += 1
         return True
+
+
+class Pauses:
+    """Whether this process stood still: stopped, or held up by a store that raised nothing.
+
+    Nobody was listened to meanwhile, so nobody was silent.
+
+    Args:
+        most_s: How long it may be between two questions.
+    """
+
+    def __init__(self, most_s: float) -> None:
+        self._most_s, self._asked_s = most_s, time.monotonic()
+
+    def stood_still(self) -> bool:
+        """Whether it did since it was asked last."""
+        before_s, self._asked_s = self._asked_s, time.monotonic()
+        return self._asked_s - before_s > self._most_s

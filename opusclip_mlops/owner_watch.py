@@ -6,6 +6,7 @@ the run is ended from here, for it would stay RUNNING for ever. The owner's mach
 if it comes back. Silence counts only while the artifact store takes the signs of this machine.
 """
 
+import errno
 import time
 
 from mlflow import MlflowClient
@@ -16,8 +17,8 @@ from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from opusclip_mlops.faults import attempted
 from opusclip_mlops.folder import RunFolder
 from opusclip_mlops.layout import RANKS, REASON_TAG
-from opusclip_mlops.life_signs import INTERVAL_S, OWNER, Listening, Showing
-from opusclip_mlops.refusals import is_for_good
+from opusclip_mlops.life_signs import INTERVAL_S, OWNER, Listening, Pauses, Showing
+from opusclip_mlops.refusals import is_for_good, is_shut_out
 from opusclip_mlops.sessions import sessions
 from opusclip_mlops.vain_waiting import WAIT_S
 
@@ -61,6 +62,7 @@ class OwnerWatch:
         self._told_s: float | None = None
         self._told_news = 0
         self._prove_s = 0.0
+        self._pauses = Pauses(_PROOF_S)
         self._is_refused = self._has_left = False
 
     @property
@@ -83,6 +85,9 @@ class OwnerWatch:
         Raises:
             Any fault of MLflow.
         """
+        if self._pauses.stood_still():
+            # Nobody was listened to.
+            self._listening.heard_s = time.monotonic()
         if not has_told:
             self._told_s, self._has_left = None, False
             self._listening.look(self._repository, every_s=self._silent_after_s / 3)
@@ -131,7 +136,7 @@ class OwnerWatch:
         if self._status() != "RUNNING":
             return
         fault = attempted(lambda: self._showing.give(self._repository))
-        self._is_refused = fault is not None and is_for_good(fault)
+        self._is_refused = fault is not None and _is_refusal(fault)
         if fault and not self._is_refused:
             raise fault
 
@@ -158,8 +163,7 @@ class OwnerWatch:
         identity, every, status = self._folder.identity(), sessions(self._folder), self._status()
         assert identity is not None
         reason = f"nothing was heard of {self._owner()}, for {WAIT_S:g} s"
-        is_going_on = status == "RUNNING" and not self._is_refused
-        if is_going_on and any(one.start.owned for one in every):
+        if self._may_end(status):
             client = MlflowClient(self._folder.manifest().tracking_uri)
             client.set_tag(identity.run_id, REASON_TAG, reason)
             end_ms = max(one.end.end_time_ms for one in every if one.end)
@@ -167,9 +171,25 @@ class OwnerWatch:
         lie = f"what was logged here lies in the files of run {identity.run_id} under {RANKS}"
         print(f"{reason}: {self._came_of(status)}; {lie}", flush=True)
 
+    def _may_end(self, status: str) -> bool:
+        """Whether the run has no end yet, and one from here would be true."""
+        is_owned = any(one.start.owned for one in sessions(self._folder))
+        return status == "RUNNING" and is_owned and not self._is_refused
+
     def _came_of(self, status: str) -> str:
-        if status == "RUNNING" and self._is_refused:
-            return "the run is left as it is, for the artifact store takes no signs of life"
         if not status:
             return "the run is not in MLflow any more"
-        return "the run is FAILED now" if status == "RUNNING" else "the run had ended"
+        if status != "RUNNING":
+            return "the run had ended"
+        if self._is_refused:
+            return "the run is left as it is, for the artifact store takes no signs of life"
+        ends = self._may_end(status)
+        return "the run is FAILED now" if ends else "the run is left to the program that made it"
+
+
+def _is_refusal(fault: Exception) -> bool:
+    """Whether the store takes nothing from this machine, however often it is asked."""
+    # The S3 client's own fault of an upload hides what the store answered.
+    causes = [one for one in (fault, fault.__context__) if isinstance(one, Exception)]
+    is_read_only = any(getattr(one, "errno", None) == errno.EROFS for one in causes)
+    return is_read_only or any(is_for_good(one) or is_shut_out(one) for one in causes)

@@ -1,5 +1,6 @@
 """Machines of a run show one another that they live: by a file each, and by no clock."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from opusclip_mlops.layout import RANKS, is_relayed
-from opusclip_mlops.life_signs import OWNER, Listening, Showing, last_sign
+from opusclip_mlops.life_signs import OWNER, Listening, Pauses, Showing, last_sign
 from opusclip_mlops.listing import list_files
 
 
@@ -130,3 +131,13 @@ def test_a_sign_is_as_large_as_the_one_before(
     showing.take_leave(repository)
     after = (tmp_path / "alive.bin").stat()
     assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size)
+
+
+def test_a_pause_is_told_once() -> None:
+    """Only one that is longer than it may be."""
+    assert not Pauses(3600.0).stood_still()
+    pauses = Pauses(0.0)
+    time.sleep(0.01)
+    assert pauses.stood_still()
+    pauses._most_s = 3600.0
+    assert not pauses.stood_still()

@@ -1,25 +1,30 @@
 """A run whose owner's machine is gone has an end, told by a machine that is still there."""
 
+import contextlib
 import errno
 import os
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from boto3.exceptions import S3UploadFailedError
+from botocore.exceptions import ClientError
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Run
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from opusclip_mlops import owner_watch
-from opusclip_mlops.folder import Progress
+from opusclip_mlops.folder import CONTROL, Progress
 from opusclip_mlops.layout import REASON_TAG
 from opusclip_mlops.life_signs import OWNER, Showing
 from opusclip_mlops.owner_watch import SILENCE, TOLD, OwnerWatch
-from opusclip_mlops.records import Batch, Metrics, RunEnded
+from opusclip_mlops.records import Batch, Metrics, RunEnded, RunStarted
 from opusclip_mlops.sessions import RELAY
 from opusclip_mlops.sinks import Sink, SinkState, open_sink, relay
 from opusclip_mlops.waiting import has_ended, undelivered
-from tests.journeys import store, wait_until
+from tests.journeys import append, store, wait_until
 from tests.sinks.test_relay import T0_MS, Delivering, Node, node
 
 
@@ -191,6 +196,54 @@ def test_a_leave_that_was_taken_before_is_no_answer(
     assert run_of(owner, tmp_path).info.status == "FAILED"
 
 
+def test_a_leave_from_before_all_was_told_is_no_answer_for_who_watches_anew(
+    nodes: tuple[Node, Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner gave up on this machine, whose link was down: nobody had its last part."""
+    monkeypatch.setattr(owner_watch, "_FIRST_LOOK_S", 0.0)
+    owner, other = nodes
+    showing = show(owner, tmp_path)
+    repository = get_artifact_repository(run_of(owner, tmp_path).info.artifact_uri)
+    first = open_sink(RELAY, other.folder)
+    state = first.open({})
+    other.log(Metrics(T0_MS, 3, {"system/host-1/cpu": 7.0}))
+    other.end()
+    other.folder.write_progress(RELAY, Progress(number=1, position=other.folder.size_bytes()))
+    # All is closed in a file, and not sent; then the owner leaves.
+    with monkeypatch.context() as down:
+        down.setattr(relay.Outbox, "send", refusing(errno.EIO))
+        with contextlib.suppress(OSError):
+            while True:
+                state = first.write(Batch(records=())).state
+    assert showing.take_leave(repository)
+    # Twice: what the first one keeps before it has sent anything says nothing, either.
+    for _ in range(2):
+        again = open_sink(RELAY, other.folder)
+        state = again.open(state)
+    assert all(stays(again) for _ in range(20))
+    monkeypatch.setattr(owner_watch, "WAIT_S", 0.0)
+    wait_until(lambda: not stays(again), deadline_s=60)
+
+
+def test_who_stood_still_has_heard_nobody_meanwhile(
+    nodes: tuple[Node, Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that hangs, or a job that was stopped for long, is nobody's silence."""
+    monkeypatch.setattr(owner_watch, "WAIT_S", 100.0)
+    owner, other = nodes
+    show(owner, tmp_path)
+    other.end()
+    sink, _ = told_all(other, {})
+    assert stays(sink)
+    with monkeypatch.context() as later:
+        later.setattr(time, "monotonic", lambda at_s=time.monotonic: at_s() + 110.0)
+        assert stays(sink)
+        assert run_of(owner, tmp_path).info.status == "RUNNING"
+        monkeypatch.setattr(owner_watch, "WAIT_S", 0.0)
+        wait_until(lambda: not stays(sink), deadline_s=60)
+    assert run_of(owner, tmp_path).info.status == "FAILED"
+
+
 def test_silence_tells_nothing_where_the_store_takes_no_signs(
     nodes: tuple[Node, Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,23 +263,6 @@ def test_silence_tells_nothing_where_the_store_takes_no_signs(
     assert run_of(owner, tmp_path).info.status == "FAILED"
 
 
-def test_nobody_stays_for_ever_where_signs_are_refused(
-    nodes: tuple[Node, Node],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """A store where this machine may not write tells nothing of the owner's: its run stays."""
-    owner, other = nodes
-    other.end()
-    sink, _ = told_all(other, {})
-    monkeypatch.setattr(owner_watch, "WAIT_S", 0.0)
-    monkeypatch.setattr(LocalArtifactRepository, "log_artifact", refusing(errno.EACCES))
-    wait_until(lambda: not stays(sink), deadline_s=60)
-    assert run_of(owner, tmp_path).info.status == "RUNNING"
-    assert "is left as it is" in capsys.readouterr().out
-
-
 def refusing(code: int) -> object:
     """What an artifact store does that takes no file."""
 
@@ -234,6 +270,39 @@ def refusing(code: int) -> object:
         raise OSError(code, os.strerror(code))
 
     return refuse
+
+
+def refused_by_s3(*_: object) -> None:
+    """What an upload raises that S3 lets nobody do."""
+    answer: Any = {"Error": {"Code": "AccessDenied", "Message": "no"}}
+    try:
+        raise ClientError(answer, "PutObject")
+    except ClientError as error:
+        # As boto3's transfer does.
+        raise S3UploadFailedError(f"Failed to upload: {error}")  # noqa: B904
+
+
+@pytest.mark.parametrize(
+    "refuse",
+    [refusing(errno.EACCES), refusing(errno.EROFS), refused_by_s3],
+    ids=["access", "read-only", "s3"],
+)
+def test_nobody_stays_for_ever_where_signs_are_refused(
+    nodes: tuple[Node, Node],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    refuse: object,
+) -> None:
+    """A store where this machine may not write tells nothing of the owner's: its run stays."""
+    owner, other = nodes
+    other.end()
+    sink, _ = told_all(other, {})
+    monkeypatch.setattr(owner_watch, "WAIT_S", 0.0)
+    monkeypatch.setattr(LocalArtifactRepository, "log_artifact", refuse)
+    wait_until(lambda: not stays(sink), deadline_s=60)
+    assert run_of(owner, tmp_path).info.status == "RUNNING"
+    assert "is left as it is" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("is_restorable", [True, False])
@@ -258,3 +327,27 @@ def test_a_run_that_was_deleted_is_not_waited_for(
         run = run_of(other, tmp_path)
         assert (run.info.lifecycle_stage, run.info.status) == (LifecycleStage.DELETED, "RUNNING")
     assert "is not in MLflow any more" in capsys.readouterr().out
+
+
+def test_a_run_that_was_adopted_is_left_to_who_made_it(
+    nodes: tuple[Node, Node],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And nobody says that it is FAILED."""
+    _, other = nodes
+    start = RunStarted(
+        "host-1-78-1", "host-1", 1, 1.0, T0_MS + 1000, rank=1, attempt=1, world_size=2, owned=False
+    )
+    adopted = sorted(other.folder.path.glob(f"{other.session}{CONTROL}*"))
+    for path in adopted:
+        path.unlink()
+    append(other.folder, [start], journal=start.session + CONTROL)
+    other.session = start.session
+    other.end()
+    sink, _ = told_all(other, {})
+    monkeypatch.setattr(owner_watch, "WAIT_S", 0.0)
+    wait_until(lambda: not stays(sink), deadline_s=60)
+    assert run_of(other, tmp_path).info.status == "RUNNING"
+    assert "is left to the program that made it" in capsys.readouterr().out

@@ -24,7 +24,7 @@ from opusclip_mlops.folder import CONTROL, Position, RunFolder
 from opusclip_mlops.journal import Journal
 from opusclip_mlops.layout import RANKS
 from opusclip_mlops.life_signs import INTERVAL_S as SIGN_S
-from opusclip_mlops.life_signs import OWNER, Listening, Showing
+from opusclip_mlops.life_signs import OWNER, Listening, Pauses, Showing
 from opusclip_mlops.owner_watch import KNOWN, SILENCE, TOLD, OwnerWatch
 from opusclip_mlops.rank_relay import PART_BYTES, Inbox, Outbox, Taken, begun, said
 from opusclip_mlops.records import Batch, Record, RunEnded, RunStarted, Tags, Text, now_ms
@@ -109,13 +109,16 @@ class _Sender:
         self._outbox = Outbox(self._folder, begun(state, number=self._folder.manifest().node))
         node = self._outbox.sending.node
         self._showing = Showing(self._folder.path, node, interval_s=_sign_s())
-        if state and not ended_here(self._folder):
-            # Who cannot send anything, as on a full disk, trains all the same.
+        if state and self._untold():
+            # Who can send nothing, as on a full disk, lives all the same.
             self._showing.renew(self._repository)
         self._showing.put_off()
-        watched = (self._folder, self._repository, self._showing)
-        self._owner = OwnerWatch(*watched, silent_after_s=1.5 * WAIT_S, known=state.get(KNOWN))
-        self._has_told = False
+        # A leave from before all was told answers nothing, also where it is first seen now.
+        self._has_told = bool(state) and not self._untold() and not self._outbox.sending.size_bytes
+        self._owner = OwnerWatch(
+            self._folder, self._repository, self._showing, silent_after_s=1.5 * WAIT_S,
+            known=state.get(KNOWN) if self._has_told else None,
+        )  # fmt: skip
         return self._state()
 
     def write(self, batch: Batch) -> Written:
@@ -170,11 +173,10 @@ class _Sender:
                 self._is_urgent = True
 
     def _is_read(self, session: Session, position: Position) -> bool:
-        sizes = self._folder.size_bytes()
         is_last = ended_here(self._folder)
         return all(
             position.get(name, -1) >= size
-            for name, size in sizes.items()
+            for name, size in self._folder.size_bytes().items()
             if is_last or name.startswith(session.start.session)
         )
 
@@ -203,6 +205,7 @@ class _Receiver:
         self._inbox = Inbox(self._folder, _repository(self._folder), taken)
         # Opened anew after each fault: while MLflow does not answer nobody is taken for silent.
         self._quiet_since_s = time.monotonic()
+        self._pauses = Pauses(max(WAIT_S / 2, 5.0))
         return self._state()
 
     def write(self, _: Batch) -> Written:
@@ -211,7 +214,7 @@ class _Receiver:
         has_news = self._look(_LOOK_S if has_ended else INTERVAL_S)
         if has_news and self._has_given_up():
             self._say_who_is_heard()
-        if not has_ended or has_news or self._hears():
+        if self._pauses.stood_still() or not has_ended or has_news or self._hears():
             self._quiet_since_s = time.monotonic()
         elif not all_ended(self._folder):
             self._end_waiting()
@@ -299,9 +302,8 @@ class _Receiver:
 
     def _give_up(self, unended: list[Session], unheard: list[int], is_well: bool) -> None:
         ends = [self._end_of(one, is_well=is_well) for one in unended]
-        lines = [
-            f"{_named(one.start)}: {self._end_of(one, is_well=is_well).reason}" for one in unended
-        ]
+        pairs = zip(unended, ends, strict=True)
+        lines = [f"{_named(one.start)}: {end.reason}" for one, end in pairs]
         if unheard:
             advice = 'where a rank alone has a tracker, make it with ranks="own"'
             lines.append(f"{_ranks(unheard)}: not a word has come; {advice}")

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,29 @@ def test_a_machine_that_falls_silent_holds_up_no_end(
         "rank 1 on host-1: nothing was heard of its machine for 0.5 s\n"
         "what comes later stays as it was sent, in the run's files under opusclip/ranks"
     )
+
+
+def test_who_stood_still_calls_nobody_silent(
+    nodes: tuple[Node, Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that hung, or a job that was stopped, for longer than a machine may be silent."""
+    owner, other = nodes
+    for one in nodes:
+        one.begin()
+    open_sink("mlflow", owner.folder).open({})
+    open_sink("mlflow", other.folder).open({})
+    sink = open_sink(RELAY, owner.folder)
+    sink.open({})
+    _send_once(other)
+    owner.end()
+    wait_until(lambda: sink.write(Batch(records=())) and len(sessions(owner.folder)) == 2)
+    monotonic, pause_s = time.monotonic, 2 * relay.WAIT_S
+    with monkeypatch.context() as later:
+        later.setattr(time, "monotonic", lambda: monotonic() + pause_s)
+        assert sink.write(Batch(records=())).unfinished
+        assert not all_ended(owner.folder)
+        later.setattr(relay, "WAIT_S", 0.0)
+        wait_until(lambda: sink.write(Batch(records=())) and all_ended(owner.folder))
 
 
 def test_a_machine_that_logs_nothing_is_waited_for(
@@ -468,11 +492,14 @@ def test_a_machine_that_is_alone_gives_no_signs(
     wait_until(lambda: not sink.write(Batch(records=())).unfinished, deadline_s=60)
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize(("number", "has_ended"), [(0, False), (1, False), (1, True)])
 def test_a_full_disk_stops_no_signs_of_life(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, has_ended: bool
 ) -> None:
-    """What cannot be taken, or sent, waits; the machine is not taken for dead meanwhile."""
+    """What cannot be taken, or sent, waits; the machine is not taken for dead meanwhile.
+
+    Neither is one whose rank has ended, as of the full disk: why has still to be told.
+    """
     monkeypatch.setattr(relay, "SIGN_S", 0.0)
     with small_disk(tmp_path / f"node-{number}") as disk:
         nodes = node(tmp_path, 0), node(tmp_path, 1)
@@ -486,6 +513,8 @@ def test_a_full_disk_stops_no_signs_of_life(
             states = [sink.write(Batch(records=tuple(_records(nodes[1])))).state for sink in sinks]
         name = states[1]["node"] if number else OWNER
         before = sign_of(nodes[1 - number], name)
+        if has_ended:
+            nodes[number].end("FAILED", "No space left on device")
         disk.fill()
         again = open_sink(RELAY, nodes[number].folder)
         with contextlib.suppress(OSError):
