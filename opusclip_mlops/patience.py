@@ -51,6 +51,18 @@ def ask_briefly() -> None:
         os.environ.setdefault(name, value)
 
 
+@contextmanager
+def asking_briefly() -> Iterator[None]:
+    """Do as `ask_briefly` in the block; behind it, MLflow has its own time to come back."""
+    unset = [name for name in _BRIEFLY if name not in os.environ]
+    ask_briefly()
+    try:
+        yield
+    finally:
+        for name in unset:
+            os.environ.pop(name, None)
+
+
 def connected(
     client: MlflowClient | None = None,
     /,

@@ -13,7 +13,7 @@ from mlflow.protos.databricks_pb2 import (
 )
 
 from opusclip_mlops.errors import RegistryError
-from opusclip_mlops.patience import ask_briefly, connected, patiently
+from opusclip_mlops.patience import ask_briefly, asking_briefly, connected, patiently
 
 BUSY = MlflowException("the database is locked", TEMPORARILY_UNAVAILABLE)
 REFUSED = MlflowException("no such version\nat line 7", INVALID_PARAMETER_VALUE)
@@ -100,3 +100,16 @@ def test_mlflows_own_patience_is_the_users(monkeypatch: pytest.MonkeyPatch) -> N
     ask_briefly()
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "7"
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "30"
+
+
+def test_mlflow_has_its_own_patience_again_behind_a_brief_question(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the user has set was never touched."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+    with asking_briefly():
+        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "30"
+        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "7"
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "7"
+    assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from opusclip_mlops.asking import told_in_one_line
-from opusclip_mlops.errors import ConfigError, LaunchError
+from opusclip_mlops.errors import ConfigError, LaunchError, RegistryError
 from opusclip_mlops.launching.submitted import LaunchedRun, launch_of
-from opusclip_mlops.launching.workplace import PLACE_TAG, Workplace
+from opusclip_mlops.launching.workplace import LAUNCHES, PLACE_TAG, Workplace
 from opusclip_mlops.named_runs import run_called
+from opusclip_mlops.patience import asking_briefly, connected
 from opusclip_mlops.redaction import one_line
 
 
@@ -92,9 +93,7 @@ def launched(run: str, *, wait: bool = False, cancel: bool = False) -> Found:
         OpusclipError: no run is called so, it was not launched by us, its folder is not here, or
             where it runs does not answer.
     """
-    client = MlflowClient()
-    with told_in_one_line(f"cannot find run {run}"):
-        found = run_called(client, run)
+    found = _called(run)
     folder = found.data.tags.get(PLACE_TAG)
     if folder is None:
         raise ConfigError(f"run {found.info.run_id} was not launched by -b torchrun")
@@ -105,6 +104,23 @@ def launched(run: str, *, wait: bool = False, cancel: bool = False) -> Found:
     elif wait:
         submitted.wait()
     return _found(place, submitted)
+
+
+def _called(run: str) -> Run:
+    try:
+        with asking_briefly(), told_in_one_line(f"cannot find run {run}"):
+            return run_called(connected(), run)
+    except RegistryError as error:
+        raise RegistryError(f"{error}{_end_here(run)}") from error
+
+
+def _end_here(run: str) -> str:
+    """What a folder of this project says of a run's end, for who cannot ask MLflow."""
+    # An id is; what leads out of the folder is not.
+    place = Workplace(Path(LAUNCHES, run)) if run.isalnum() else None
+    if place is None or (ending := place.ending()) is None:
+        return ""
+    return one_line(f"; {place.path} says {ending.status}: {ending.reason}").rstrip(": ")
 
 
 def _found(place: Workplace, submitted: LaunchedRun) -> Found:

@@ -1,6 +1,5 @@
 """`mlflow run . -b torchrun -c backend.json`: MLflow's project backend, for every place."""
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from opusclip_mlops.launching.entries import Entry, entry_of
 from opusclip_mlops.launching.outcomes import Ending
 from opusclip_mlops.launching.settings import LaunchConfig, checked
 from opusclip_mlops.launching.submitted import LaunchedRun
+from opusclip_mlops.launching.telling import say
 from opusclip_mlops.launching.workplace import PLACE_TAG, Plan, Workplace, folder_for
 from opusclip_mlops.redaction import one_line
 
@@ -144,12 +144,12 @@ def _leave(launched: LaunchedRun) -> None:
     try:
         _wait(launched)
     except OpusclipError as error:
-        print(f"opusclip: {error}", file=sys.stderr)
+        say(f"opusclip: {error}")
     ending = launched.ending
     if ending is None:
         raise click.exceptions.Exit(1)
-    if not ending.is_good:
-        print(f"run {launched.run_id} {ending.status}: {ending.reason}", file=sys.stderr)
+    reason = f": {ending.reason}" if ending.reason else ""
+    say(f"run {launched.run_id} {ending.status}{reason}")
     raise click.exceptions.Exit(ending.exit_code)
 
 
@@ -157,17 +157,17 @@ def _wait(launched: LaunchedRun) -> None:
     try:
         launched.wait()
     except KeyboardInterrupt:
-        print(f"stopping run {launched.run_id}", file=sys.stderr)
+        say(f"stopping run {launched.run_id}")
         launched.cancel()
 
 
 def _tell(plan: Plan, place: Workplace) -> None:
+    """Which run it is, where it lies, and how to ask after it: nobody may wait for its end."""
     submitted = place.submitted()
-    if submitted is not None and plan.config.kind != "local":
-        what = "Job" if plan.config.kind == "kubernetes" else "jobs"
-        jobs = ", ".join(submitted.jobs)
-        line = f"run {plan.run_id}: {what} {jobs}; opusclip launched {plan.run_id} says how it is"
-        print(line, file=sys.stderr)
+    jobs = ", ".join(submitted.jobs) if submitted else ""
+    where = {"slurm": f"jobs {jobs}", "kubernetes": f"Job {jobs}"}.get(plan.config.kind, "here")
+    how = f"opusclip launched {plan.run_id} says how it is"
+    say(f"run {plan.run_id}: {where}, in {place.path}; {how}")
 
 
 def _show(text: str) -> None:

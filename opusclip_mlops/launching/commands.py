@@ -88,6 +88,7 @@ def torchrun_arguments(
         meeting_id: What the nodes of one launch have in common.
         endpoint: Where they meet, `host:port`; port 0 for one that is free.
     """
+    own = 1 if program[0] == "-m" else 0
     return [
         f"--nnodes={config.nodes}",
         f"--nproc-per-node={config.processes_per_node}",
@@ -96,5 +97,8 @@ def torchrun_arguments(
         f"--rdzv-id={meeting_id}",
         f"--rdzv-endpoint={endpoint}",
         *_OF_PLACE.get(config.kind, ()),
-        *program,
+        *program[:own],
+        # Else torchrun takes the program's `--log` for one of its own options, cut short.
+        "--",
+        *program[own:],
     ]

@@ -3,11 +3,12 @@
 from mlflow.entities import Run, RunStatus
 
 from opusclip_mlops import operating
-from opusclip_mlops.asking import client_of, told_in_one_line
+from opusclip_mlops.asking import told_in_one_line
 from opusclip_mlops.errors import OpusclipError
 from opusclip_mlops.launching.outcomes import Ending
 from opusclip_mlops.launching.workplace import Plan
 from opusclip_mlops.layout import REASON_TAG
+from opusclip_mlops.patience import connected
 
 
 def go_on(plan: Plan) -> None:
@@ -16,8 +17,8 @@ def go_on(plan: Plan) -> None:
     Raises:
         RegistryError: MLflow does not answer, or has no such run.
     """
-    client = client_of(plan.tracking_uri, None)
     with told_in_one_line(f"cannot begin run {plan.run_id} again"):
+        client = connected(tracking_uri=plan.tracking_uri)
         if client.get_run(plan.run_id).info.status != "RUNNING":
             client.update_run(plan.run_id, status="RUNNING")
 
@@ -37,8 +38,8 @@ def settle(plan: Plan, ending: Ending, *, delivery_wait_s: float) -> None:
         RegistryError: MLflow does not answer, or has no such run.
     """
     deliver(plan, wait_s=delivery_wait_s)
-    client = client_of(plan.tracking_uri, None)
     with told_in_one_line(f"cannot say how run {plan.run_id} ended"):
+        client = connected(tracking_uri=plan.tracking_uri)
         run = client.get_run(plan.run_id)
         is_over = RunStatus.is_terminated(RunStatus.from_string(run.info.status))
         if is_over and not _is_known_better(plan, ending, run):

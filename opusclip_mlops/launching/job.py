@@ -9,10 +9,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import ParamSpec
 
 from opusclip_mlops.errors import LaunchError, OpusclipError
 from opusclip_mlops.launching import slurm
@@ -25,6 +24,7 @@ from opusclip_mlops.launching.outcomes import (
     first_failure,
     shell_code,
 )
+from opusclip_mlops.launching.telling import say, told
 from opusclip_mlops.launching.workplace import Workplace
 from opusclip_mlops.lean_mlflow import load_mlflow
 
@@ -34,8 +34,6 @@ END_WAIT_S = 20.0
 CLOSE_WAIT_S = 600.0  # for Slurm's answer, then for delivery: the closing job has time for both
 _POLL_S = 2.0
 
-P = ParamSpec("P")
-
 
 def main(arguments: Sequence[str]) -> int:
     """Do one of the three; the job's exit code."""
@@ -43,8 +41,8 @@ def main(arguments: Sequence[str]) -> int:
     place = Workplace(Path(folder))
     try:
         return {"begin": _begin, "end": _end, "close": _close}[verb](place, rest)
-    except OpusclipError as error:
-        print(f"opusclip: {error}", file=sys.stderr)
+    except (OpusclipError, OSError) as error:
+        say(f"opusclip: {error}")
         return 1
 
 
@@ -59,27 +57,35 @@ def _begin(place: Workplace, _: Sequence[str]) -> int:
     if attempt:
         ending = _mlflow()
         ending.deliver(place.plan(), wait_s=BEGIN_WAIT_S)
-        _told(ending.go_on, place.plan())
+        told(lambda: ending.go_on(place.plan()))
     return 0
 
 
 def _end(place: Workplace, rest: Sequence[str]) -> int:
     """What ranks did of themselves ends the launch; what Slurm did may be gone on from."""
     code, stopped_by = int(rest[1]), rest[2]
-    # A job that was told to end before it had begun is an attempt, too.
-    attempt = int(rest[0] or place.begin_attempt(_own_job()))
+    attempt = _attempt(place, rest[0])
     outcomes = place.outcomes(attempt)
     if code and (stopped_by or _was_told(code, outcomes)):
         word = stopped_by or "SIGTERM"
         place.note_stop(attempt, f"job {_own_job()} was told to end ({word}), and not by a rank")
-        _mlflow().deliver(place.plan(), wait_s=END_WAIT_S)
+        told(lambda: _mlflow().deliver(place.plan(), wait_s=END_WAIT_S))
         return code
     ending = _end_of_itself(code, outcomes)
     place.end(ending)
     _cancel_the_rest(place)
-    if _told(_mlflow().settle, place.plan(), ending, delivery_wait_s=END_WAIT_S):
+    if told(lambda: _mlflow().settle(place.plan(), ending, delivery_wait_s=END_WAIT_S)):
         place.note_told()
     return ending.exit_code
+
+
+def _attempt(place: Workplace, number: str) -> int:
+    """The attempt's number; a job that was told to end before it had begun is one, too."""
+    try:
+        return int(number or place.begin_attempt(_own_job()))
+    except OSError:
+        # A full disk has room for the attempt's file, and none for the name in it.
+        return len(place.attempts()) - 1
 
 
 def _was_told(code: int, outcomes: Sequence[AgentOutcome]) -> bool:
@@ -105,13 +111,16 @@ def _close(place: Workplace, _: Sequence[str]) -> int:
     if ending is None:
         raise LaunchError("Slurm does not say how the jobs ended")
     place.end(ending)
-    _mlflow().settle(place.plan(), ending, delivery_wait_s=CLOSE_WAIT_S)
+    if not told(lambda: _mlflow().settle(place.plan(), ending, delivery_wait_s=CLOSE_WAIT_S)):
+        return 1
     place.note_told()
     return 0
 
 
 def _ending(place: Workplace) -> Ending | None:
     """How the jobs ended; None while Slurm still cleans up behind one, or does not answer."""
+    if (said := place.ending()) is not None:
+        return said
     submitted = place.submitted()
     try:
         states = [slurm.state_of(job) for job in submitted.jobs] if submitted else []
@@ -126,16 +135,6 @@ def _mlflow() -> ModuleType:
     from opusclip_mlops.launching import ending
 
     return ending
-
-
-def _told(tell: Callable[P, None], *arguments: P.args, **named: P.kwargs) -> bool:
-    """Tell MLflow something; where it does not answer the job goes on without: False."""
-    try:
-        tell(*arguments, **named)
-    except OpusclipError as error:
-        print(f"opusclip: {error}", file=sys.stderr)
-        return False
-    return True
 
 
 def _cancel_the_rest(place: Workplace) -> None:

@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from opusclip_mlops.errors import OpusclipError
 from opusclip_mlops.launching import commands, leftovers
 from opusclip_mlops.launching.outcomes import Ending, ending_of
 from opusclip_mlops.launching.settings import LaunchConfig
+from opusclip_mlops.launching.telling import told
 from opusclip_mlops.launching.workplace import Plan, Workplace, python_of
 from opusclip_mlops.lean_mlflow import load_mlflow
 from opusclip_mlops.redaction import one_line
@@ -161,11 +161,8 @@ def main(arguments: Sequence[str]) -> int:
     load_mlflow()
     from opusclip_mlops.launching.ending import settle
 
-    try:
-        settle(place.plan(), ending, delivery_wait_s=DELIVERY_WAIT_S)
+    if told(lambda: settle(place.plan(), ending, delivery_wait_s=DELIVERY_WAIT_S)):
         place.note_told()
-    except OpusclipError as error:
-        print(f"opusclip: {error}", file=sys.stderr)
     return ending.exit_code
 
 

@@ -97,7 +97,8 @@ def start(place: Workplace, plan: Plan, *, tied: bool, secrets: Mapping[str, str
         # First: where that cannot be written, nothing runs.
         place.write_submitted(Submitted(jobs=[manifest.name_of(plan)]))
         Cluster(plan).create()
-        return KubernetesLaunch(plan)
+        place.note_started()
+        return KubernetesLaunch(place)
     return _supervised(place, plan, tied=tied, secrets=secrets)
 
 

@@ -16,7 +16,7 @@ from opusclip_mlops.launching.ending import settle
 from opusclip_mlops.launching.kubernetes import Cluster, KubernetesAwayError
 from opusclip_mlops.launching.outcomes import Ending, exit_words, shell_code
 from opusclip_mlops.launching.slurm import SlurmAwayError
-from opusclip_mlops.launching.workplace import Plan, Workplace
+from opusclip_mlops.launching.workplace import Workplace
 
 DELIVERY_WAIT_S = 30.0
 _FIRST_PAUSE_S = 1.0
@@ -159,7 +159,7 @@ class LocalLaunchElsewhere:
             reason = "never started: what launched it is gone"
             return Ending(status="FAILED", reason=reason, exit_code=1)
         host, _, pid = named.rpartition(":")
-        self._check_host(host)
+        _check_host(self._place, host)
         if self._supervisor(int(pid)) is not None:
             return "RUNNING"
         return _left_by(self._place, "what ran it here ended without a word")
@@ -179,12 +179,8 @@ class LocalLaunchElsewhere:
         launcher = self._place.launcher()
         if self._named() or launcher is None:
             return bool(self._named())
-        self._check_host(launcher.host)
+        _check_host(self._place, launcher.host)
         return not launcher.runs_here and not leftovers.is_supervised(self._place)
-
-    def _check_host(self, host: str) -> None:
-        if host != socket.gethostname():
-            raise LaunchError(f"run {self._place.plan().run_id} is on {host}: ask there")
 
     def _named(self) -> str:
         """The supervisor's host and process, by itself or by who started it; "" before both."""
@@ -239,16 +235,31 @@ class KubernetesLaunch:
 
     longest_pause_s = 30.0
 
-    def __init__(self, plan: Plan) -> None:
-        self._cluster = Cluster(plan)
+    def __init__(self, place: Workplace) -> None:
+        self._place = place
+        self._cluster = Cluster(place.plan())
 
     def state(self) -> State:
-        """What Kubernetes says of the Job."""
-        return self._cluster.status()
+        """What Kubernetes says of the Job; where there is none, what was said of it here."""
+        # Asked first: who is gone by now has made the Job, or said that it never started.
+        launcher, is_being_made = self._place.launcher(), self._is_being_made()
+        said, state = self._place.ending(), self._cluster.status()
+        if not (isinstance(state, Ending) and state.is_guess):
+            return state
+        if said is None and launcher is not None:
+            _check_host(self._place, launcher.host)
+        return said or ("SCHEDULED" if is_being_made else state)
 
     def cancel(self) -> None:
         """Its pods have their grace, then the Job is gone."""
+        # It would be made behind a cancellation that comes before it.
+        problem = "what launches it has not made its Job"
+        _until(lambda: not self._is_being_made(), _START_WAIT_S, problem)
         self._cluster.delete()
+
+    def _is_being_made(self) -> bool:
+        launcher = self._place.launcher()
+        return launcher is not None and launcher.runs_here
 
 
 def launch_of(place: Workplace) -> Watched:
@@ -261,8 +272,13 @@ def launch_of(place: Workplace) -> Watched:
     if plan.config.kind == "slurm" and not _was_left(place):
         return SlurmLaunch(place)
     if plan.config.kind == "kubernetes":
-        return KubernetesLaunch(plan)
+        return KubernetesLaunch(place)
     return LocalLaunchElsewhere(place)
+
+
+def _check_host(place: Workplace, host: str) -> None:
+    if host != socket.gethostname():
+        raise LaunchError(f"run {place.plan().run_id} is on {host}: ask there")
 
 
 def _was_left(place: Workplace) -> bool:

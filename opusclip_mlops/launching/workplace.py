@@ -136,8 +136,13 @@ class Workplace:
         """Write down who starts it."""
         write_whole(self.path / "launcher.json", msgspec.json.encode(launcher))
 
+    def note_started(self) -> None:
+        """Have nobody be about to start it any more; that needs no room on a disk."""
+        with contextlib.suppress(OSError):
+            (self.path / "launcher.json").unlink()
+
     def launcher(self) -> Launcher | None:
-        """Who starts it, or has; None where that cannot be read."""
+        """Who starts it, or has; None where that cannot be read, or `note_started` was called."""
         return self._read("launcher.json", Launcher)
 
     def write_plan(self, plan: Plan) -> None:
@@ -184,14 +189,19 @@ class Workplace:
 
     def note_stop(self, attempt: int, why: str) -> None:
         """Write down that an attempt was ended from outside, where the disk lets."""
-        _note(self.path / "outcomes" / f"{attempt}.stopped", why.encode())
+        path = self.path / "outcomes" / f"{attempt}.stopped"
+        if not _note(path, why.encode()):
+            # An empty file needs no room.
+            with contextlib.suppress(OSError):
+                path.touch(mode=0o600)
 
     def stop_of(self, attempt: int) -> str:
         """Why an attempt was ended from outside; "" where it was not, or could not say."""
         try:
-            return (self.path / "outcomes" / f"{attempt}.stopped").read_text()
+            said = (self.path / "outcomes" / f"{attempt}.stopped").read_text()
         except OSError:
             return ""
+        return said or "its job was told to end, and not by a rank"
 
     def end(self, ending: Ending) -> None:
         """Write down how the launch ended, where the disk lets: a full one has room kept for it."""

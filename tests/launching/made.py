@@ -1,14 +1,18 @@
 """Small projects to launch, and the folder and MLflow run of a launch."""
 
 import errno
+import io
 import os
 import socket
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+import msgspec
 import pytest
 from mlflow import MlflowClient
+from mlflow.store.db import utils as database
 
 from opusclip_mlops.launching import workplace
 from opusclip_mlops.launching.settings import LaunchConfig, checked
@@ -102,6 +106,22 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     monkeypatch.setattr(workplace, "write_whole", full)
+
+
+class _FullLog(io.StringIO):
+    def write(self, _: str) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def full_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no line that is printed to stderr find room any more."""
+    monkeypatch.setattr(sys, "stderr", _FullLog())
+
+
+def without_database(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """The plan with a tracking store that cannot be opened, for which MLflow does not wait."""
+    monkeypatch.setattr(database, "MAX_RETRY_COUNT", 1)
+    return msgspec.structs.replace(plan, tracking_uri=f"sqlite:///{plan.cwd}")
 
 
 def end_of(plan: Plan) -> tuple[str, str]:

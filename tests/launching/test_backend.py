@@ -15,10 +15,12 @@ from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.exceptions import ExecutionException
 
+from opusclip_mlops.launching import backend
+from opusclip_mlops.launching.outcomes import Ending
 from opusclip_mlops.launching.submitted import LaunchedRun, launch_of
 from opusclip_mlops.launching.workplace import PLACE_TAG, Workplace
 from tests.journeys import store, wait_until
-from tests.launching.made import project, said
+from tests.launching.made import full_log, launch, project, said
 
 BIN = Path(sys.prefix) / "bin"
 
@@ -76,11 +78,15 @@ def launched(here: Path, config: dict[str, Any], **named: Any) -> Any:
     return mlflow.projects.run(str(here), experiment_id="0", **given)
 
 
-def test_by_the_api_it_is_a_run_that_can_be_asked_and_cancelled(here: Path) -> None:
-    """It is under way when the call returns, and its folder, a tag, lets others ask too."""
+def test_by_the_api_it_is_a_run_that_can_be_asked_and_cancelled(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is under way when the call returns; a line and a tag say where, so that others can ask."""
     run = launched(here, {"grace_s": 2}, parameters={"deed": "wait"}, synchronous=False)
     wait_until(lambda: said(here))
     place = Workplace(Path(runs()[0].data.tags[PLACE_TAG]))
+    how = f"opusclip launched {run.run_id} says how it is"
+    assert f"run {run.run_id}: here, in {place.path}; {how}\n" in capsys.readouterr().err
     other = LaunchedRun(place, launch_of(place))
     assert (run.get_status(), other.get_status()) == ("RUNNING", "RUNNING")
     other.cancel()
@@ -130,3 +136,35 @@ def test_what_cannot_be_launched_is_mlflows_own_error(
     for ended in here.glob(".opusclip/launches/*"):
         assert Workplace(ended).ending() is not None, "a job that was taken finds that it is over"
     assert bool(runs()) == words.startswith("the ")
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        Ending(status="FINISHED"),
+        Ending(status="FAILED", reason="rank 1 on vm: exit code 7", exit_code=7),
+    ],
+)
+def test_the_last_line_of_a_command_that_waits_is_how_it_ended(
+    ending: Ending, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also when all is well: who waited knows which run to look at."""
+    place, plan = launch(tmp_path)
+    place.end(ending)
+    with pytest.raises(click.exceptions.Exit) as left:
+        backend._leave(LaunchedRun(place, launch_of(place)))
+    assert left.value.exit_code == ending.exit_code
+    why = f": {ending.reason}" if ending.reason else ""
+    assert capsys.readouterr().err == f"run {plan.run_id} {ending.status}{why}\n"
+
+
+def test_a_full_log_hides_no_exit_code_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Why it failed cannot be printed: who started the command sees that it did."""
+    place, _ = launch(tmp_path)
+    place.end(Ending(status="FAILED", reason="rank 1 on vm: exit code 7", exit_code=7))
+    full_log(monkeypatch)
+    with pytest.raises(click.exceptions.Exit) as left:
+        backend._leave(LaunchedRun(place, launch_of(place)))
+    assert left.value.exit_code == 7

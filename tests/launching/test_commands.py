@@ -1,6 +1,7 @@
 """An entry point's command becomes a list of words; what is in a value stays in it."""
 
 import pytest
+from torch.distributed.run import config_from_args, parse_args
 
 from opusclip_mlops.errors import ConfigError
 from opusclip_mlops.launching.commands import program_of, torchrun_arguments
@@ -61,12 +62,22 @@ def test_torchrun_is_told_how_many_and_where() -> None:
     words = torchrun_arguments(two, ["a.py", "--nnodes=9"], meeting_id="run", endpoint="host:1")
     assert words == [
         "--nnodes=2", "--nproc-per-node=8", "--max-restarts=3", "--rdzv-backend=c10d",
-        "--rdzv-id=run", "--rdzv-endpoint=host:1", "a.py", "--nnodes=9",
+        "--rdzv-id=run", "--rdzv-endpoint=host:1", "--", "a.py", "--nnodes=9",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("program", [["a.py"], ["-m", "pkg.train"]])
+@pytest.mark.parametrize("own", ["--log 3", "--n 1", "--s 1", "--max=1", "--m 1", "--r 1", "-- 1"])
+def test_the_programs_options_are_none_of_torchruns(program: list[str], own: str) -> None:
+    """Not those either that torchrun would take for one of its own, cut short."""
+    words = [*program, *own.split()]
+    given = torchrun_arguments(config(), words, meeting_id="run", endpoint="localhost:0")
+    _, _, of_rank = config_from_args(parse_args(given))  # type: ignore[no-untyped-call]
+    assert of_rank == ["-u", *words]
 
 
 def test_pods_wait_for_each_other_while_images_are_pulled() -> None:
     """The ten minutes that torchrun waits by itself are too short for that."""
     pods = config(kind="kubernetes", image="a")
     words = torchrun_arguments(pods, ["a.py"], meeting_id="run", endpoint="host:1")
-    assert words[-2:] == ["--rdzv-conf=join_timeout=3600,read_timeout=3600", "a.py"]
+    assert words[-3:] == ["--rdzv-conf=join_timeout=3600,read_timeout=3600", "--", "a.py"]

@@ -13,7 +13,7 @@ from opusclip_mlops.errors import RegistryError
 from opusclip_mlops.launching.ending import go_on, settle
 from opusclip_mlops.launching.outcomes import Ending
 from opusclip_mlops.layout import REASON_TAG
-from tests.launching.made import end_of, launch
+from tests.launching.made import end_of, launch, without_database
 
 GOOD = Ending(status="FINISHED")
 GUESS = Ending(status="FAILED", reason="nobody said", exit_code=1, is_guess=True)
@@ -96,6 +96,17 @@ def test_a_run_that_is_gone_is_an_error_of_one_line(tmp_path: Path) -> None:
     _, plan = launch(tmp_path)
     with pytest.raises(RegistryError, match=r"cannot say how run f{32} ended"):
         settle(msgspec.structs.replace(plan, run_id="f" * 32), GOOD, delivery_wait_s=0)
+
+
+def test_a_database_that_cannot_be_opened_is_an_error_of_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks after a launch, or waits for it, reads that in place of a traceback."""
+    away = without_database(launch(tmp_path)[1], monkeypatch)
+    with pytest.raises(RegistryError, match="cannot reach MLflow"):
+        settle(away, GOOD, delivery_wait_s=0)
+    with pytest.raises(RegistryError, match="cannot reach MLflow"):
+        go_on(away)
 
 
 def test_a_journal_that_cannot_be_delivered_hides_no_end(

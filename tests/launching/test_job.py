@@ -1,5 +1,6 @@
 """What a job does beside training: attempts are counted, and what ended a rank is told apart."""
 
+import resource
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from mlflow import MlflowClient
 from opusclip_mlops.launching import ending, job, slurm
 from opusclip_mlops.launching.outcomes import AgentOutcome, Ending
 from opusclip_mlops.launching.workplace import Plan, Submitted, Workplace
-from tests.launching.made import end_of, full_disk, launch
+from tests.launching.made import end_of, full_disk, full_log, launch, without_database
 from tests.launching.programs import only_on_path, program
 
 
@@ -156,6 +157,18 @@ def test_the_last_job_tells_what_the_others_could_not(
     assert place.is_told()
 
 
+def test_the_last_job_asks_nobody_for_an_end_that_was_said(
+    made: tuple[Workplace, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job before it could not reach MLflow; now Slurm's controller is away."""
+    place, plan = made
+    program(only_on_path(tmp_path, monkeypatch), "scontrol", error="Unable to contact")
+    monkeypatch.setattr(job, "CLOSE_WAIT_S", 0.0)
+    place.end(Ending(status="FAILED", reason="rank 1 on a: SIGKILL", exit_code=137))
+    assert job.main(["close", str(place.path)]) == 0
+    assert end_of(plan) == ("FAILED", "rank 1 on a: SIGKILL")
+
+
 def test_a_full_disk_hides_no_end_of_a_job(
     made: tuple[Workplace, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,3 +196,74 @@ def test_a_full_disk_holds_up_no_job_that_was_told_to_end(
     monkeypatch.setattr(ending, "deliver", lambda plan, **_: delivered.append(plan))
     assert job.main(["end", str(place.path), "0", "143", "SIGTERM"]) == 143
     assert delivered == [plan]
+
+
+def test_a_job_that_was_told_to_end_on_a_full_disk_has_not_failed(
+    made: tuple[Workplace, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chain's last one: the closing job finds an empty note, which needed no room."""
+    place, plan = made
+    program(only_on_path(tmp_path, monkeypatch), "scontrol", "JobId=14 JobState=FAILED Reason=None")
+    place.begin_attempt("14")
+    full_disk(monkeypatch)
+    assert job.main(["end", str(place.path), "0", "143", "SIGTERM"]) == 143
+    assert job.main(["close", str(place.path)]) == 0
+    assert end_of(plan) == ("KILLED", "its job was told to end, and not by a rank")
+
+
+def test_a_job_that_was_told_before_it_began_was_one_on_a_full_disk(
+    made: tuple[Workplace, Plan],
+) -> None:
+    """Its file is there, though nothing can be written into it."""
+    place, _ = made
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        code = job.main(["end", str(place.path), "", "143", "SIGTERM"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (code, place.attempts()) == (143, [""])
+    failed = slurm.JobState(job="12", state="FAILED", reason="NonZeroExitCode")
+    reason = "its job was told to end, and not by a rank"
+    assert slurm.ending_of(place, [failed]) == Ending(status="KILLED", reason=reason, exit_code=143)
+
+
+def test_an_attempt_that_cannot_be_noted_is_an_error_of_one_line(
+    made: tuple[Workplace, Plan], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It cannot begin, and says why."""
+    place, _ = made
+    (place.path / "attempts").rmdir()
+    assert job.main(["begin", str(place.path)]) == 1
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n"), "No such file" in said.err) == ("", 1, True)
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_a_full_log_hides_no_exit_code(
+    made: tuple[Workplace, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """MLflow refused, and not even that could be printed."""
+    place, plan = made
+    program(only_on_path(tmp_path, monkeypatch), "scancel")
+    place.write_plan(msgspec.structs.replace(plan, run_id="f" * 32))
+    full_log(monkeypatch)
+    assert job.main(["end", str(place.path), "0", str(code), ""]) == code
+    assert not place.is_told()
+
+
+def test_a_database_that_cannot_be_opened_hides_no_exit_code(
+    made: tuple[Workplace, Plan],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The closing job says so in a line, too."""
+    place, plan = made
+    program(only_on_path(tmp_path, monkeypatch), "scancel")
+    place.write_plan(without_database(plan, monkeypatch))
+    assert job.main(["end", str(place.path), "0", "0", ""]) == 0
+    assert job.main(["close", str(place.path)]) == 1
+    lines = [one for one in capsys.readouterr().err.splitlines() if one.startswith("opusclip: ")]
+    assert [one.partition(": ")[2][:14] for one in lines] == ["cannot reach M"] * 2
+    assert not place.is_told()

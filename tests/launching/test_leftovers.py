@@ -58,8 +58,10 @@ def test_ranks_that_nobody_watches_still_run_and_can_be_cancelled(
     """Supervisor and agent were killed: the launch is RUNNING, and MLflow is told of no end."""
     place, plan = launch(tmp_path, "wait")
     gone_supervisor(place)
-    begun += [rank(plan), rank(plan, run_id="f" * 32)]
-    wait_until(lambda: said(Path(plan.cwd)))
+    for number, run_id in enumerate([plan.run_id, "f" * 32]):
+        begun.append(rank(plan, run_id=run_id))
+        # Beginning at once, both would say the same.
+        wait_until(lambda number=number: said(Path(plan.cwd), attempt=number))
     launched = LaunchedRun(place, launch_of(place))
     assert launched.get_status() == "RUNNING"
     assert (end_of(plan)[0], place.ending()) == ("RUNNING", None)

@@ -18,7 +18,14 @@ from opusclip_mlops.launching.outcomes import Ending
 from opusclip_mlops.launching.submitted import LaunchedRun, launch_of
 from opusclip_mlops.launching.workplace import Workplace
 from tests.journeys import wait_until
-from tests.launching.made import end_of, full_disk, launch, said
+from tests.launching.made import (
+    end_of,
+    full_disk,
+    full_log,
+    launch,
+    said,
+    without_database,
+)
 
 
 def runs(pid: int) -> bool:
@@ -113,6 +120,20 @@ def test_a_full_disk_hides_no_end(
     assert later.wait() == ending.is_good
     assert later.ending == ending
     assert end_of(plan) == (ending.status, ending.reason)
+
+
+@pytest.mark.usefixtures("unheard")
+def test_what_mlflow_cannot_be_told_hides_no_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its database cannot be opened, and the log has no room for that either."""
+    place, plan = launch(tmp_path)
+    place.write_plan(without_database(plan, monkeypatch))
+    ending = Ending(status="FAILED", reason="rank 1 on vm: exit code 7", exit_code=7)
+    monkeypatch.setattr(local.Supervisor, "run", lambda _: ending)
+    full_log(monkeypatch)
+    assert local.main([str(place.path)]) == 7
+    assert (place.ending(), place.is_told()) == (ending, False)
 
 
 @pytest.mark.usefixtures("unheard")

@@ -6,12 +6,14 @@ import sys
 import threading
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
 from opusclip_mlops.errors import LaunchError
 from opusclip_mlops.launching import local
 from opusclip_mlops.launching.outcomes import Ending
+from opusclip_mlops.launching.starting import start
 from opusclip_mlops.launching.submitted import (
     LaunchedRun,
     LocalLaunch,
@@ -184,3 +186,66 @@ def test_a_note_that_cannot_be_read_ends_no_jobs(tmp_path: Path) -> None:
     (place.path / "submitted.json").write_bytes(b"{")
     with pytest.raises(LaunchError, match="was never submitted"):
         launch_of(place)
+
+
+NO_JOB = 'Error from server (NotFound): jobs.batch "opusclip-1" not found'
+
+
+def test_a_job_that_is_being_made_was_not_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is SCHEDULED while its launcher is at it; made and deleted, or its launcher dead, not."""
+    place, plan = launch(tmp_path, kind="kubernetes", image="clips:1")
+    answers = only_on_path(tmp_path, monkeypatch)
+    program(answers, "kubectl", error=NO_JOB)
+    launched = LaunchedRun(place, launch_of(place))
+    assert launched.get_status() == "SCHEDULED"
+    place.write_plan(msgspec.structs.replace(plan, tracking_uri="https://mlflow.example.org"))
+    program(answers, "kubectl", '{"metadata": {"uid": "u-1"}, "status": {"ready": 1}}')
+    begun = LaunchedRun(place, start(place, place.plan(), tied=False, secrets={}))
+    assert (begun.get_status(), launched.get_status()) == ("RUNNING", "RUNNING")
+    program(answers, "kubectl", error=NO_JOB)
+    assert (begun.get_status(), launched.get_status()) == ("KILLED", "KILLED")
+
+
+def test_a_job_that_is_not_there_is_asked_for_where_it_is_launched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only there is seen whether it is about to be made; killed before that, it never will be."""
+    place, _ = launch(tmp_path, kind="kubernetes", image="clips:1")
+    program(only_on_path(tmp_path, monkeypatch), "kubectl", error=NO_JOB)
+    place.note_launcher(Launcher(host="elsewhere", pid=1, started_s=1.0))
+    with pytest.raises(LaunchError, match="is on elsewhere: ask there"):
+        launch_of(place).state()
+    place.note_launcher(Launcher(host=socket.gethostname(), pid=1, started_s=1.0))
+    assert LaunchedRun(place, launch_of(place)).get_status() == "KILLED"
+
+
+def test_a_job_that_kubernetes_refused_never_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As its launcher said; where it was taken all the same, it runs, and can be cancelled."""
+    place, plan = launch(tmp_path, kind="kubernetes", image="clips:1")
+    answers = only_on_path(tmp_path, monkeypatch)
+    program(answers, "kubectl", error=NO_JOB)
+    ending = Ending(status="FAILED", reason="never started: kubectl: refused", exit_code=1)
+    place.end(ending)
+    launched = LaunchedRun(place, launch_of(place))
+    assert not launched.wait()
+    assert (launched.ending, end_of(plan)) == (ending, ("FAILED", ending.reason))
+    program(answers, "kubectl", '{"status": {"ready": 1}}')
+    assert LaunchedRun(place, launch_of(place)).get_status() == "RUNNING"
+
+
+def test_a_job_that_is_being_made_is_cancelled_once_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would run on behind a cancellation that MLflow knows of."""
+    place, plan = launch(tmp_path, kind="kubernetes", image="clips:1")
+    answers = only_on_path(tmp_path, monkeypatch)
+    program(answers, "kubectl", '{"status": {}}')
+    threading.Timer(1.0, place.note_started).start()
+    LaunchedRun(place, launch_of(place)).cancel()
+    assert place.launcher() is None
+    assert "delete\njob" in (answers / "kubectl.words").read_text()
+    assert end_of(plan) == ("KILLED", "cancelled")

@@ -61,6 +61,11 @@ def test_an_end_is_known_though_the_disk_is_full(
         one.note_stop(0, "told")
     assert (place.ending(), away.ending()) == (ending, None)
     assert not place.is_told()
+    assert (place.stop_of(0), place.stop_of(1), away.stop_of(0)) == (
+        "its job was told to end, and not by a rank",
+        "",
+        "",
+    )
 
 
 def test_a_folder_that_is_none_is_said_to_be_none(tmp_path: Path) -> None:
