@@ -78,7 +78,9 @@ def status(runs: tuple[str, ...], journal_dir: Path | None, as_json: bool) -> No
     from opusclip_mlops import console, operating
 
     found = operating.status(runs, journal_dir=journal_dir)
-    console.print_status(found, operating.configured_journal_dir(journal_dir), as_json=as_json)
+    where = operating.configured_journal_dir(journal_dir)
+    sweeps = None if runs else sweep_cli.cut_off()
+    console.print_status(found, where, as_json=as_json, sweeps=sweeps)
     if not runs:
         sweep_cli.tell_cut_off()
 
@@ -127,12 +129,13 @@ def recover(
                 discard_refused=discard_refused,
                 show=show,
             )
+        sweeps = sweep_cli.settle_cut_off() if every else None
     except KeyboardInterrupt:
         console.tell("stopped waiting: what was begun goes on, see opusclip status")
         sys.exit(130)
     where = operating.configured_journal_dir(journal_dir)
-    console.print_recoveries(found, where, as_json=as_json)
-    is_settled = sweep_cli.settle_cut_off() if every else True
+    console.print_recoveries(found, where, as_json=as_json, sweeps=sweeps)
+    is_settled = all(one["is_ended"] for one in sweeps or ())
     sys.exit(0 if is_settled and all(one.is_settled for one in found) else 1)
 
 

@@ -6,7 +6,7 @@ Ids stand in lines that nothing wraps, so that they can be copied. In a pipe the
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,9 @@ from opusclip_mlops.run_status import RunStatus, SessionStatus, SinkStatus
 if TYPE_CHECKING:
     from rich.console import Console
 
+# Sweeps that were cut off, for scripts; None where they are not asked for.
+_Sweeps = Sequence[Mapping[str, str | bool]] | None
+
 _COLOURS = {"training": "green", "ended": "cyan", "crashed": "red", "unreadable": "yellow"}
 
 
@@ -30,18 +33,25 @@ def tell(line: str) -> None:
 # How far the runs are
 
 
-def print_status(found: Sequence[RunStatus], journal_dir: Path, *, as_json: bool) -> None:
+def print_status(
+    found: Sequence[RunStatus], journal_dir: Path, *, as_json: bool, sweeps: _Sweeps = None
+) -> None:
     """Print runs that have a folder here; `journal_dir` is named where there are none."""
     if as_json:
-        _print_json(found, journal_dir)
+        _print_json(found, journal_dir, sweeps)
         return
     console = _console()
     if not found:
-        _print_line(console, f"no runs in {journal_dir}: nothing is on its way")
+        _print_line(console, _nothing(journal_dir, "nothing is on its way", sweeps))
     for number, run in enumerate(found):
         if number:
             console.print()
         _print_run(console, run)
+
+
+def _nothing(journal_dir: Path, said: str, sweeps: _Sweeps) -> str:
+    """Says that there are no runs; where a sweep was cut off, that is not all there is to say."""
+    return f"no runs in {journal_dir}" if sweeps else f"no runs in {journal_dir}: {said}"
 
 
 def _print_run(console: "Console", run: RunStatus) -> None:
@@ -103,14 +113,16 @@ def _row(one: SinkStatus, *, is_over: bool) -> tuple[str, ...]:
 # What came of a recovery
 
 
-def print_recoveries(found: Sequence[Recovery], journal_dir: Path, *, as_json: bool) -> None:
+def print_recoveries(
+    found: Sequence[Recovery], journal_dir: Path, *, as_json: bool, sweeps: _Sweeps = None
+) -> None:
     """Print what came of each run; `journal_dir` is named where there were none."""
     if as_json:
-        _print_json(found, journal_dir)
+        _print_json(found, journal_dir, sweeps)
         return
     console = _console()
     if not found:
-        _print_line(console, f"no runs in {journal_dir}: nothing to recover")
+        _print_line(console, _nothing(journal_dir, "nothing to recover", sweeps))
     for run in found:
         _print_line(console, run.local_id, (run.run_name, "bold"), ": ".join(_came_of(run)))
 
@@ -197,9 +209,13 @@ def _spaced(parts: Sequence[str | tuple[str, str]]) -> Iterator[str | tuple[str,
         yield part
 
 
-def _print_json(found: Sequence[RunStatus] | Sequence[Recovery], journal_dir: Path) -> None:
-    content = msgspec.json.encode({"journal_dir": str(journal_dir), "runs": list(found)})
-    print(msgspec.json.format(content, indent=2).decode())
+def _print_json(
+    found: Sequence[RunStatus] | Sequence[Recovery], journal_dir: Path, sweeps: _Sweeps
+) -> None:
+    content: dict[str, object] = {"journal_dir": str(journal_dir), "runs": list(found)}
+    if sweeps is not None:
+        content["sweeps"] = sweeps
+    print(msgspec.json.format(msgspec.json.encode(content), indent=2).decode())
 
 
 def _time(at_ms: int) -> str:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from opusclip_mlops.packing import Packing
     from opusclip_mlops.sweeps import SweepResult
 
+Told = dict[str, str | bool]
+"""A sweep that was cut off, for scripts."""
+
 _Files = tuple[Path | None, Path | None, Path | None]
 _FILE = click.Path(path_type=Path)
 
@@ -30,7 +33,9 @@ _FILE = click.Path(path_type=Path)
     show_default=True,
     help="Who searches: wandb needs an account, and W&B's agents start the trials.",
 )
-@click.option("--count", type=click.IntRange(min=1), help="How many trials; run_cap otherwise.")
+@click.option(
+    "--count", type=click.IntRange(min=1), help="How many trials, run_cap at most and otherwise."
+)
 @click.option(
     "--workers",
     type=click.IntRange(1, 1000),
@@ -79,7 +84,7 @@ def sweep(
     that is tried again. The exit code is 1 when no trial ended well, or something is left to do.
     """
     from opusclip_mlops import samples_console, sweeps
-    from opusclip_mlops.sweeps.telling import is_well, lines, say_begun
+    from opusclip_mlops.sweeps.telling import is_well, lines, say_begun, say_going_on
 
     if (file is None) == (resume is None):
         raise click.UsageError("give FILE or --resume SWEEP, one of both")
@@ -96,7 +101,7 @@ def sweep(
                 experiment=experiment,
                 tracking_uri=tracking_uri,
                 show=show,
-                say=say_begun,
+                say=say_going_on if resume else say_begun,
             )
     except ConfigError:
         raise
@@ -167,15 +172,26 @@ def tell_cut_off() -> None:
         )
 
 
-def settle_cut_off() -> bool:
-    """Have MLflow know how those sweeps stand; whether all could be settled."""
+def cut_off() -> list[Told]:
+    """Those sweeps for scripts: `name`, `run_id`, and `resuming`, the command that goes on."""
+    from opusclip_mlops import open_sweeps
+
+    return [_told(one) for one in open_sweeps.cut_off()]
+
+
+def settle_cut_off() -> list[Told]:
+    """Have MLflow know how those sweeps stand; each as `cut_off`, with `is_ended` and `problem`."""
     from opusclip_mlops import console, open_sweeps
 
     faults = [(one, _settled(one)) for one in open_sweeps.cut_off()]
     for one, fault in faults:
         said = fault or "its run is ended"
         console.tell(f"sweep {one.name} was cut off: {said}; go on: {one.resuming}")
-    return not any(fault for _, fault in faults)
+    return [_told(one) | {"is_ended": not fault, "problem": fault} for one, fault in faults]
+
+
+def _told(one: "OpenSweep") -> Told:
+    return {"name": one.name, "run_id": one.run_id, "resuming": one.resuming}
 
 
 def _settled(one: "OpenSweep") -> str:

@@ -10,6 +10,7 @@ import pytest
 from optuna.exceptions import StorageInternalError
 
 from opusclip_mlops import console, operating, registry, sweeps
+from opusclip_mlops.cli import main
 from opusclip_mlops.errors import RegistryError
 from opusclip_mlops.open_sweeps import Mark, OpenSweep
 from opusclip_mlops.sweep_cli import _own_model, _registered
@@ -109,13 +110,49 @@ def test_a_storage_that_is_away_holds_up_no_other_sweep(
     told: list[str] = []
     monkeypatch.setattr(sweeps, "settle", settle)
     monkeypatch.setattr(console, "tell", told.append)
-    assert said("recover", "--all")[0] == 1
+    code, text = said("recover", "--all", "--json")
+    assert code == 1
     assert settled == [("b", None)]
     assert told == [
         "sweep a was cut off: its run goes on, for it cannot be looked at: no connection to server;"
         " again: opusclip recover --all; go on: opusclip sweep --resume a --storage PLACE",
         "sweep b was cut off: its run is ended; go on: opusclip sweep --resume b",
     ]
+    away, ended = json.loads(text)["sweeps"]
+    assert away.pop("problem").startswith("its run goes on, for it cannot be looked at: no")
+    resuming = "opusclip sweep --resume a --storage PLACE"
+    assert away == {"name": "a", "run_id": "r", "resuming": resuming, "is_ended": False}
+    assert (ended["name"], ended["is_ended"], ended["problem"]) == ("b", True, "")
+
+
+def test_a_sweep_that_was_cut_off_is_named_for_scripts_too(
+    said: Said, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where all is asked for: who asks for one run is told nothing of sweeps, nor that none is."""
+    assert json.loads(said("status", "--json")[1])["sweeps"] == []
+    sweep = OpenSweep(name="a", run_id="r0", tracking_uri=None, is_shared=False)
+    Mark(sweep).close()
+    cut_off = {"name": "a", "run_id": "r0", "resuming": "opusclip sweep --resume a"}
+    assert json.loads(said("status", "--json")[1])["sweeps"] == [cut_off]
+    with pytest.raises(SystemExit):
+        main(["status"])
+    told = capsys.readouterr()
+    assert told.out == f"no runs in {tmp_path}/.opusclip/journal\n", "but not: nothing to do"
+    assert told.err.startswith("opusclip: sweep a (run r0) was cut off")
+
+
+@pytest.mark.parametrize(("words", "verb"), [(("a.yaml",), "begins"), (("--resume", "s"), "goes")])
+def test_a_sweep_that_goes_on_does_not_begin(
+    said: Said, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], verb: str
+) -> None:
+    """Its line on stderr says which it does."""
+
+    def run(*_: object, say: Callable[[str, str], object], **__: object) -> SweepResult:
+        say("s", "r0")
+        raise RegistryError("MLflow refused")
+
+    monkeypatch.setattr(sweeps, "sweep", run)
+    assert said("sweep", *words)[1].startswith(f"sweep s {verb} ")
 
 
 def test_the_best_so_far_is_not_registered() -> None:

@@ -32,7 +32,7 @@ from opusclip_mlops.sweeps.outcome import best_of, importances, outcomes
 from opusclip_mlops.sweeps.schema import SweepConfig, read_sweep
 from opusclip_mlops.sweeps.storage import Asker, insisted, open_storage
 from opusclip_mlops.sweeps.studies import Study, begin_study, open_study
-from opusclip_mlops.sweeps.telling import Say, reason_of, status_of
+from opusclip_mlops.sweeps.telling import Say, reason_of, say_capped, status_of
 from opusclip_mlops.sweeps.trial_process import end_left_group
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def sweep(
     Args:
         file: The sweep's file, in W&B's schema; not with `resume`.
         engine: `optuna` searches here; `wandb` leaves that to W&B, and needs an account.
-        count: How many trials; `run_cap` or the whole grid otherwise.
+        count: How many trials, `run_cap` and the whole grid at most; as many as these otherwise.
         workers: How many trials run at once, in processes of this machine.
         resume: The name of a sweep to go on with, here or begun on another machine.
         storage: Where the workers share the study: `postgresql://…` or `grpc://HOST:PORT` for
@@ -91,6 +91,7 @@ def sweep(
     if config and engine == "wandb":
         from opusclip_mlops.sweeps.by_wandb import sweep_by_wandb
 
+        say_capped(config.run_cap, count)
         name, asked = _new_name(), trial_count(config, count)
         return sweep_by_wandb(
             client, config, name=name, folder=FOLDER / name, experiment=experiment,
@@ -101,6 +102,7 @@ def sweep(
     else:
         study = _resumed(client, str(resume), place, count)
     say(study.name, study.parent_run_id)
+    say_capped(study.config.run_cap, count)
     return _worked(client, study, place, workers, show)
 
 
@@ -140,7 +142,7 @@ def _worked(
     """Have the workers of this machine work, and say what came of it."""
     folder = FOLDER / study.name
     crew = Crew(study, place, folder=folder, tracking_uri=str(client.tracking_uri))
-    wait_s = _STOPPED_WAIT_S
+    wait_s, is_stopped = _STOPPED_WAIT_S, False
     try:
         mark = _marked(client, study, place)
     except OSError as error:
@@ -149,13 +151,14 @@ def _worked(
         why = one_line(str(error))
         raise OpusclipError(f"sweep {study.name} cannot begin: {why}") from None
     try:
+        crew.work(workers, show)
+        wait_s = _STORAGE_WAIT_S
+    except KeyboardInterrupt:
         # Who stops it is told what is left to do.
-        with contextlib.suppress(KeyboardInterrupt):
-            crew.work(workers, show)
-            wait_s = _STORAGE_WAIT_S
+        is_stopped = True
     finally:
         with contextlib.closing(mark):
-            result, is_open = _ended(client, study, folder, wait_s=wait_s)
+            result, is_open = _ended(client, study, folder, wait_s=wait_s, is_stopped=is_stopped)
             # Who still works at it here has a mark, too; else this one says that it is to be ended.
             if not (is_open and _is_file(place)):
                 mark.take_away()
@@ -275,13 +278,13 @@ def _place(name: str, *, is_new: bool = False) -> Path:
 
 
 def _ended(
-    client: "MlflowClient", study: Study, folder: Path, *, wait_s: float
+    client: "MlflowClient", study: Study, folder: Path, *, wait_s: float, is_stopped: bool = False
 ) -> tuple[SweepResult, bool]:
     """Say in MLflow what came of it so far; whether its run goes on, for others work at it."""
     from opusclip_mlops.sweeps.results import end_run
     from opusclip_mlops.sweeps.trial_runs import TrialRuns
 
-    result, is_worked_at, ended = _read(study, folder, wait_s)
+    result, is_worked_at, ended = _read(study, folder, wait_s, is_stopped)
     try:
         TrialRuns(client, study.parent_run_id, study.name).settle(ended)
         end_run(
@@ -294,8 +297,8 @@ def _ended(
     return result, is_worked_at
 
 
-def _read(study: Study, folder: Path, wait_s: float) -> _Read:
-    ask = partial(Asker().ask, partial(_result, study, folder), wait_s=wait_s)
+def _read(study: Study, folder: Path, wait_s: float, is_stopped: bool) -> _Read:
+    ask = partial(Asker().ask, partial(_result, study, folder, is_stopped), wait_s=wait_s)
     read: list[_Read] = []
     if fault := attempted(lambda: read.append(insisted(ask, wait_s=wait_s))):
         why = f"what came of sweep {study.name} cannot be read: {one_line(str(fault))}"
@@ -303,12 +306,14 @@ def _read(study: Study, folder: Path, wait_s: float) -> _Read:
     return read[0]
 
 
-def _result(study: Study, folder: Path) -> _Read:
+def _result(study: Study, folder: Path, is_stopped: bool) -> _Read:
     """What came of it so far, whether others still work at it, and which attempts are over.
 
     What workers of this machine had that were killed is left to others; their runs end below.
     """
-    claims = Claims(study.storage, study.name, study.config, on_lost=_end_program, loss=0)
+    claims = Claims(
+        study.storage, study.name, study.config, on_lost=_end_program, is_stopped=is_stopped
+    )
     attempted(lambda: claims.reclaim(claims.board(), claims.count()))
     found, count, metric = claims.board(), claims.count(), study.config.metric
     trials = outcomes(found, study.config, count)

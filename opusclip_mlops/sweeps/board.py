@@ -19,6 +19,9 @@ RETRY_OF, ATTEMPT, LOSSES, WORKER, BEAT, SURPLUS, REASON, RUN_ID, GROUP = (
 MOST_LOSSES = 4
 """A trial whose workers are lost again and again is given up after so many."""
 
+STOPPED = "its worker was stopped"
+"""The reason of an attempt that was ended with the sweep's command, and not by what struck it."""
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -95,7 +98,7 @@ class Board:
         """State and reason of each attempt that is over, by its trial's number and its own."""
         return {
             (slot.number, attempt_of(one)): (
-                slot.state if one is slot.last else "lost",
+                slot.state if one is slot.last else _earlier_state(one),
                 one.user_attrs.get(REASON, ""),
             )
             for slot in self.slots
@@ -111,6 +114,10 @@ class Board:
     def running(self, count: int) -> Iterator[Slot]:
         """The trials that somebody is said to work at."""
         return (one for one in self.slots[:count] if one.last.state == TrialState.RUNNING)
+
+
+def _earlier_state(trial: FrozenTrial) -> str:
+    return "stopped" if trial.user_attrs.get(REASON) == STOPPED else "lost"
 
 
 def _is_well(trial: FrozenTrial) -> bool:

@@ -98,7 +98,7 @@ class Claims:
         config: The sweep's.
         on_lost: Called with the trial of a worker that was lost, before it is tried again.
         is_alone: Whether the study is a file of this machine that no command works at any more.
-        loss: What counts for a worker that was lost; 0 where it was stopped by force.
+        is_stopped: Whether workers that are gone were stopped by force: then none was lost.
     """
 
     def __init__(
@@ -109,9 +109,9 @@ class Claims:
         *,
         on_lost: Callable[[Slot], object] = lambda _: None,
         is_alone: bool = False,
-        loss: int = 1,
+        is_stopped: bool = False,
     ) -> None:
-        self._config, self._on_lost, self._loss = config, on_lost, loss
+        self._config, self._on_lost, self._is_stopped = config, on_lost, is_stopped
         self._is_process_gone = partial(is_process_gone, is_alone=is_alone)
         self._storage = storage
         self._name, self._sampler = name, _sampler(config.method)
@@ -182,9 +182,10 @@ class Claims:
 
     def lose(self, slot: Slot) -> None:
         """Give up an attempt that died, and have it made again unless that has been in vain."""
-        if board.losses_of(slot.last) + self._loss < board.MOST_LOSSES:
-            self._try_again(slot.last, losses=self._loss)
-        self._end_lost(slot.last, "its worker was lost")
+        loss = 0 if self._is_stopped else 1
+        if board.losses_of(slot.last) + loss < board.MOST_LOSSES:
+            self._try_again(slot.last, losses=loss)
+        self._end_lost(slot.last, board.STOPPED if self._is_stopped else "its worker was lost")
 
     def _end_lost(self, trial: FrozenTrial, why: str) -> None:
         with contextlib.suppress(UpdateFinishedTrialError):
@@ -201,7 +202,7 @@ class Claims:
                 if slot.last.state.is_finished():
                     return False
                 self._try_again(slot.last)
-                self._end_lost(slot.last, "its worker was stopped")
+                self._end_lost(slot.last, board.STOPPED)
         return True
 
     def is_still_mine(self, claim: Claim) -> bool:

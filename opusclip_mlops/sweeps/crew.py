@@ -16,6 +16,7 @@ from opusclip_mlops.sweeps.board import Board
 from opusclip_mlops.sweeps.claims import Claims
 from opusclip_mlops.sweeps.storage import Asker
 from opusclip_mlops.sweeps.studies import NO_WORK_CODE, STORAGE_VARIABLE, Study
+from opusclip_mlops.sweeps.telling import say_stopping
 from opusclip_mlops.sweeps.trial_process import GRACE_S, last_line
 
 Show = Callable[[str, int, int], object]
@@ -67,6 +68,9 @@ class Crew:
                 self._tell(show)
                 time.sleep(_POLL_S)
                 self._look()
+        except KeyboardInterrupt:
+            say_stopping()
+            raise
         finally:
             self._stop()
             signal.signal(signal.SIGTERM, before)

@@ -68,6 +68,8 @@ def check_for_wandb(config: SweepConfig) -> None:
 def trial_count(config: SweepConfig, asked: int | None) -> int:
     """How many trials a sweep has: as asked for, at most `run_cap`, no more than a grid.
 
+    W&B's agents go by both limits, too.
+
     Raises:
         ConfigError: nobody says how many.
     """

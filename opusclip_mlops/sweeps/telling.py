@@ -3,8 +3,10 @@
 import sys
 from collections.abc import Callable
 
+from opusclip_mlops.faults import attempted
 from opusclip_mlops.sweeps.claims import MOST_BAD_STARTS
 from opusclip_mlops.sweeps.outcome import SweepResult, TrialOutcome
+from opusclip_mlops.sweeps.trial_process import GRACE_S
 
 Say = Callable[[str, str], object]
 """Called with a sweep's name and its run's id."""
@@ -15,6 +17,26 @@ _MOST_SHOWN = 10
 def say_begun(name: str, run_id: str) -> None:
     """Say on stderr which sweep begins: its name is what other machines, and `--resume`, need."""
     print(f"sweep {name} begins (run {run_id})", file=sys.stderr, flush=True)
+
+
+def say_going_on(name: str, run_id: str) -> None:
+    """Say on stderr which sweep goes on."""
+    print(f"sweep {name} goes on (run {run_id})", file=sys.stderr, flush=True)
+
+
+def say_capped(run_cap: int | None, asked: int | None) -> None:
+    """Say on stderr where more trials are asked for than the sweep's file allows."""
+    if run_cap and asked and asked > run_cap:
+        said = f"count {asked} is more than the file's run_cap: {run_cap} trials at most"
+        print(said, file=sys.stderr, flush=True)
+
+
+def say_stopping() -> None:
+    """Say on a terminal that the trials under way have time to end, and what ends them at once."""
+    said = f"stopping: the trials have {GRACE_S:.0f} s to end; Ctrl-C again ends them at once"
+    if sys.stderr and sys.stderr.isatty():
+        # Whatever becomes of the terminal, the workers are stopped.
+        attempted(lambda: print(said, file=sys.stderr, flush=True))
 
 
 def is_well(found: SweepResult) -> bool:

@@ -29,12 +29,12 @@ TRIAL_TAG = "opusclip.sweep.trial"
 """Which trial of the sweep a run is of, from 0 on."""
 
 STATE_TAG = "opusclip.sweep.state"
-"""How its trial ended: complete, pruned, failed or lost."""
+"""How its trial ended: complete, pruned, failed, stopped or lost."""
 
 _ATTEMPT_TAG = "opusclip.sweep.attempt"
 _NOT_OWN = ("system/", "performance/", "profiling/")
 _MOST_NAMED = 8
-_STATUSES = {"complete": "FINISHED", "pruned": "KILLED", "lost": "KILLED"}
+_STATUSES = {"complete": "FINISHED", "pruned": "KILLED", "stopped": "KILLED", "lost": "KILLED"}
 
 
 class TrialRuns:
@@ -160,10 +160,10 @@ class TrialRuns:
             self._client.set_tag(run_id, "opusclip.end_reason", one_line(reason))
         self._client.set_terminated(run_id, _STATUSES.get(state, "FAILED"))
 
-    def forget_broken(self, run_id: str) -> None:
-        """End the run of a lost attempt, where MLflow still has it."""
+    def forget_broken(self, run_id: str, how: str = "lost") -> None:
+        """End the run of an attempt whose worker was lost or stopped, where MLflow still has it."""
         try:
-            self._end(run_id, "lost", "its worker was lost")
+            self._end(run_id, how, f"its worker was {how}")
         except MlflowException:
             return
 

@@ -166,7 +166,8 @@ class Worker:
         # Where this cannot be said, it is found that this worker is dead.
         attempted(lambda: given_up.append(self._asker.ask(give_up, wait_s=_LAST_WORDS_S)))
         if self._run_id and given_up == [True]:
-            self._runs.forget_broken(self._run_id)
+            how = "stopped" if self.is_stopping else "lost"
+            self._runs.forget_broken(self._run_id, how)
 
     def _started(self, claim: Claim) -> tuple[TrialProcess, Path]:
         values = nested(claim.values, self._config.parameters)

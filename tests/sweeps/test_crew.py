@@ -16,7 +16,7 @@ from tests.journeys import store
 from tests.sweeps.small_sweeps import config_of, python, study_of
 
 SLEEPS = """
-import signal, sys, time
+import os, signal, time
 signal.signal(signal.SIGTERM, {told})
 print("begun", flush=True)
 time.sleep(600)
@@ -48,7 +48,7 @@ def test_workers_that_cannot_work_say_why(tmp_path: Path) -> None:
     ("signum", "told", "same_stop_s", "code"),
     [
         (signal.SIGINT, "signal.SIG_IGN", -1.0, -signal.SIGKILL),
-        (signal.SIGTERM, "lambda *_: sys.exit(7)", 60.0, 7),
+        (signal.SIGTERM, "lambda *_: os._exit(7)", 60.0, 7),
     ],
 )
 def test_who_is_stopped_twice_leaves_no_worker(
@@ -57,6 +57,8 @@ def test_who_is_stopped_twice_leaves_no_worker(
 ) -> None:  # fmt: skip
     """The second stop ends by force who has not ended, but for the one that is sent on at once."""
     monkeypatch.setattr(crew_module, "_SAME_STOP_S", same_stop_s)
+    said: list[str] = []
+    monkeypatch.setattr(crew_module, "say_stopping", lambda: said.append("stopping"))
     study = study_of(tmp_path, config_of())
     crew = Crew(study, str(tmp_path / "study.journal"), folder=tmp_path, tracking_uri="")
     words = python("-c", SLEEPS.format(told=told))
@@ -76,7 +78,7 @@ def test_who_is_stopped_twice_leaves_no_worker(
             crew.work(1, stopped)
         ended = worker.returncode
         worker.kill()
-    assert ended == code
+    assert (ended, said) == (code, ["stopping"])
 
 
 def stopped(*_: object) -> None:

@@ -64,7 +64,7 @@ def test_the_bands_are_wandbs(given: dict[str, Any], bands: tuple[int, ...]) -> 
     ("more", "said"),
     [
         ({"methode": "grid"}, "methode is no key: did you mean 'method'"),
-        ({"method": "best"}, "method is 'best'"),
+        ({"method": "best"}, "method is 'best': choose from grid, random, bayes$"),
         ({"parameters": {}}, "parameters must hold names and values"),
         ({"parameters": {"a b": {"value": 1}}}, "parameters has 'a b'"),
         ({"parameters": {1: {"value": 1}}}, "parameters has 1"),

@@ -23,7 +23,7 @@ from opusclip_mlops.sweeps.crew import Crew
 from opusclip_mlops.sweeps.results import BEST_TAG
 from opusclip_mlops.sweeps.schema import read_sweep
 from opusclip_mlops.sweeps.studies import Study, open_study
-from opusclip_mlops.sweeps.trial_runs import TrialRuns
+from opusclip_mlops.sweeps.trial_runs import STATE_TAG, TrialRuns
 from tests.journeys import store, wait_until
 from tests.sweeps.small_sweeps import LOGS, claims_of, program, python
 
@@ -184,7 +184,7 @@ def test_a_sweep_that_was_cut_off_is_ended(
 ) -> None:
     """When the machine was begun anew, too; and when the user has named a file for its study."""
     study, _, run_id = left(tmp_path, worker, place)
-    assert sweep_cli.settle_cut_off()
+    assert [one["is_ended"] for one in sweep_cli.settle_cut_off()] == [True]
     assert statuses(tmp_path, study.parent_run_id, run_id) == ["KILLED", "KILLED"]
     assert open_sweeps.cut_off() == []
     found = claims_of(open_study(sweeps._place_of(study.name, None), study.name)).board()
@@ -220,7 +220,7 @@ def test_who_is_stopped_before_it_knows_of_the_dead_leaves_the_sweep_to_be_ended
     monkeypatch.setattr(Crew, "work", stop)
     sweeps._worked(MlflowClient(store(tmp_path)), study, place, 1, lambda *_: None)
     assert statuses(tmp_path, study.parent_run_id) == ["RUNNING"]
-    assert sweep_cli.settle_cut_off()
+    assert [one["is_ended"] for one in sweep_cli.settle_cut_off()] == [True]
     assert statuses(tmp_path, study.parent_run_id) == ["KILLED"]
     assert open_sweeps.cut_off() == []
 
@@ -256,6 +256,47 @@ def test_what_workers_that_were_ended_by_force_had_is_left_to_others(
     # Who was stopped was not lost: however often, its trial is tried again.
     assert [losses_of(one.last) for one in claims_of(study).board().slots] == [0]
     assert statuses(tmp_path, study.parent_run_id, run_id) == ["KILLED", "KILLED"]
+    assert how_it_ended(tmp_path, run_id) == ("stopped", "its worker was stopped")
+
+
+def how_it_ended(folder: Path, run_id: str) -> tuple[str, str]:
+    tags = MlflowClient(store(folder)).get_run(run_id).data.tags
+    return tags[STATE_TAG], tags[REASON_TAG]
+
+
+def fall(*_: object) -> None:
+    """What comes of workers that are struck again and again."""
+    raise OpusclipError("the workers could not go on")
+
+
+def test_a_worker_that_nobody_stopped_was_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was the last one, and the sweep ends with it: its trial has lost a worker all the same."""
+    study, place, run_id = left(tmp_path, DEAD)
+    monkeypatch.setattr(Crew, "work", fall)
+    with pytest.raises(OpusclipError, match="could not go on"):
+        sweeps._worked(MlflowClient(store(tmp_path)), study, place, 1, lambda *_: None)
+    assert [losses_of(one.last) for one in claims_of(study).board().slots] == [1]
+    assert how_it_ended(tmp_path, run_id) == ("lost", "its worker was lost")
+
+
+def test_a_count_above_the_files_cap_is_told_to_be_in_vain(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the beginning, and when the sweep goes on: `run_cap` holds, as it does at W&B."""
+    begun: list[Study] = []
+    monkeypatch.setattr(sweeps, "_worked", lambda _, study, *__: begun.append(study))
+    path, uri = sweep_file(tmp_path), store(tmp_path)
+    path.write_text(f"run_cap: 3\n{path.read_text()}")
+    sweeps.sweep(path, count=2, tracking_uri=uri)
+    [name] = (one.name for one in begun)
+    assert capsys.readouterr() == ("", "")
+    sweeps.sweep(resume=name, count=5, tracking_uri=uri)
+    sweeps.sweep(path, count=4, tracking_uri=uri)
+    said = "count {} is more than the file's run_cap: 3 trials at most\n"
+    assert capsys.readouterr() == ("", said.format(5) + said.format(4))
+    assert [one.count for one in begun] == [2, 3, 3]
 
 
 @pytest.mark.parametrize(

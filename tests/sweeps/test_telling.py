@@ -1,12 +1,21 @@
 """What came of a sweep, in lines."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from opusclip_mlops.sweeps import SweepResult
 from opusclip_mlops.sweeps.outcome import TrialOutcome
-from opusclip_mlops.sweeps.telling import is_well, lines, reason_of, say_begun, status_of
+from opusclip_mlops.sweeps.telling import (
+    is_well,
+    lines,
+    reason_of,
+    say_begun,
+    say_going_on,
+    say_stopping,
+    status_of,
+)
 
 
 def outcome(number: int, state: str, reason: str = "") -> TrialOutcome:
@@ -60,6 +69,19 @@ def test_a_sweep_that_begins_is_named_in_one_line(capsys: pytest.CaptureFixture[
     """On stderr: what is on stdout is for scripts."""
     say_begun("s", "r0")
     assert capsys.readouterr() == ("", "sweep s begins (run r0)\n")
+    say_going_on("s", "r0")
+    assert capsys.readouterr() == ("", "sweep s goes on (run r0)\n")
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_who_stops_a_sweep_on_a_terminal_is_told_what_is_waited_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    """In one line; a pipe gets none."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    say_stopping()
+    said = "stopping: the trials have 30 s to end; Ctrl-C again ends them at once\n"
+    assert capsys.readouterr() == ("", said if is_terminal else "")
 
 
 def test_the_sweeps_run_says_why_it_did_not_finish() -> None:

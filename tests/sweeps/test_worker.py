@@ -16,6 +16,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState, create_trial
 
 from opusclip_mlops.errors import RegistryError
+from opusclip_mlops.layout import REASON_TAG
 from opusclip_mlops.sessions import process_started_s
 from opusclip_mlops.sweeps import mlflow_away, storage, trial_runs
 from opusclip_mlops.sweeps import worker as worker_module
@@ -210,8 +211,9 @@ def test_a_worker_that_is_stopped_leaves_its_trial_to_others(
     """The program is ended; the trial waits for its next attempt, with the same values."""
     slot = stopped(tmp_path, runs)
     assert (slot.state, len(slot.attempts)) == ("waiting", 2)
-    run_id = slot.attempts[0].user_attrs["run_id"]
-    assert MlflowClient(store(tmp_path)).get_run(run_id).info.status == "KILLED"
+    run = MlflowClient(store(tmp_path)).get_run(slot.attempts[0].user_attrs["run_id"])
+    assert (run.info.status, run.data.tags[STATE_TAG]) == ("KILLED", "stopped")
+    assert run.data.tags[REASON_TAG] == "its worker was stopped"
 
 
 def test_where_mlflow_refuses_the_trial_fails_and_says_why(tmp_path: Path, runs: TrialRuns) -> None:
@@ -355,7 +357,7 @@ def test_a_trial_whose_run_has_finished_is_complete_when_its_worker_is_stopped(
     slot = stopped(tmp_path, runs, end_run)
     assert (slot.state, slot.last.values) == (state, [9.0] if state == "complete" else None)
     run = client.get_run(slot.attempts[0].user_attrs["run_id"])
-    ended = "complete" if state == "complete" else "lost"
+    ended = "complete" if state == "complete" else "stopped"
     assert (run.info.status, run.data.tags[STATE_TAG]) == (status, ended)
 
 
