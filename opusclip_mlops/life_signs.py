@@ -187,9 +187,10 @@ class Listening:
 
 
 class Pauses:
-    """Whether this process stood still: stopped, or held up by a store that raised nothing.
+    """For how long this process stood still: stopped, or held up by a store that raised nothing.
 
-    Nobody was listened to meanwhile, so nobody was silent.
+    Nobody was listened to meanwhile, so nobody was silent. Where every round takes long, as that of
+    a slow store, a part of each counts all the same.
 
     Args:
         most_s: How long it may be between two questions.
@@ -198,7 +199,8 @@ class Pauses:
     def __init__(self, most_s: float) -> None:
         self._most_s, self._asked_s = most_s, time.monotonic()
 
-    def stood_still(self) -> bool:
-        """Whether it did since it was asked last."""
+    def lost_s(self) -> float:
+        """How much of the time since it was asked last does not count."""
         before_s, self._asked_s = self._asked_s, time.monotonic()
-        return self._asked_s - before_s > self._most_s
+        gone_s = self._asked_s - before_s
+        return gone_s - self._most_s / 10 if gone_s > self._most_s else 0.0

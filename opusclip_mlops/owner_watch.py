@@ -85,7 +85,7 @@ class OwnerWatch:
         Raises:
             Any fault of MLflow.
         """
-        if self._pauses.stood_still():
+        if self._pauses.lost_s():
             # Nobody was listened to.
             self._listening.heard_s = time.monotonic()
         if not has_told:

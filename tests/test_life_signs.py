@@ -133,11 +133,11 @@ def test_a_sign_is_as_large_as_the_one_before(
     assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size)
 
 
-def test_a_pause_is_told_once() -> None:
-    """Only one that is longer than it may be."""
-    assert not Pauses(3600.0).stood_still()
-    pauses = Pauses(0.0)
-    time.sleep(0.01)
-    assert pauses.stood_still()
+def test_a_pause_does_not_count_but_for_a_part_of_it() -> None:
+    """So that rounds that all take long come to an end; a short one counts whole."""
+    assert Pauses(3600.0).lost_s() == 0.0
+    pauses = Pauses(0.01)
+    time.sleep(0.02)
+    assert 0.019 <= pauses.lost_s() < 3600.0
     pauses._most_s = 3600.0
-    assert not pauses.stood_still()
+    assert pauses.lost_s() == 0.0

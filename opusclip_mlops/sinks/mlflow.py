@@ -280,6 +280,9 @@ class MlflowSink:
 
     def _send_checked(self, record: Record) -> None:
         """Send one record; what MLflow will never take is refused, other faults are raised."""
+        if self._no_run:
+            self._refuse(record, self._no_run)
+            return
         try:
             self._send(record)
         except (VideoError, CheckpointError, RecordError) as error:

@@ -214,7 +214,8 @@ class _Receiver:
         has_news = self._look(_LOOK_S if has_ended else INTERVAL_S)
         if has_news and self._has_given_up():
             self._say_who_is_heard()
-        if self._pauses.stood_still() or not has_ended or has_news or self._hears():
+        self._quiet_since_s += self._pauses.lost_s()
+        if not has_ended or has_news or self._hears():
             self._quiet_since_s = time.monotonic()
         elif not all_ended(self._folder):
             self._end_waiting()
@@ -227,10 +228,9 @@ class _Receiver:
             self._showing.renew(self._inbox.repository)
 
     def _has_left(self, *, has_news: bool) -> bool:
-        """Tell the other machines, if there are any, that this one waits no longer."""
+        """Tell other machines that this one waits no longer, and again behind what comes late."""
         if not self._inbox.taken and not self._showing.has_shown:
             return True
-        # What comes late is answered too.
         return self._showing.take_leave(self._inbox.repository, again=has_news)
 
     def _hears(self) -> bool:

@@ -20,6 +20,7 @@ from opusclip_mlops.delivery import deliver
 from opusclip_mlops.folder import CONTROL, RunFolder
 from opusclip_mlops.layout import LAST_TAG
 from opusclip_mlops.records import (
+    Batch,
     Checkpoint,
     Dataset,
     Insight,
@@ -30,6 +31,7 @@ from opusclip_mlops.records import (
     Text,
 )
 from opusclip_mlops.samples import SourceClip
+from opusclip_mlops.sinks import Written, open_sink
 from opusclip_mlops.sources import Sources
 from tests.faults.proxy import FaultProxy
 from tests.insight_records import every_kind, histogram
@@ -229,6 +231,31 @@ def test_who_delivers_a_run_that_is_deleted_meanwhile_ends(tmp_path: Path, for_g
     found = client().search_runs(["1"], run_view_type=ViewType.ALL)
     assert [one.info.run_id for one in found] == [] if for_good else [run_id]
     assert folder.identity().run_id == run_id
+
+
+def test_what_was_put_off_of_a_run_that_is_deleted_is_refused(tmp_path: Path) -> None:
+    """Who delivers it from now on waits for no store."""
+    folder = make_run(tmp_path)
+    sink = open_sink("mlflow", folder)
+    sink.open({})
+    run = run_of(folder)
+    place = in_the_way(Path(run.info.artifact_uri.removeprefix("file://")))
+    text = Text(T0_MS, 1, "note", "kept")
+    kept = sink.write(Batch(records=(text,)))
+    assert kept.unfinished
+    client().delete_run(run.info.run_id)
+    place.unlink()
+    again = open_sink("mlflow", folder)
+    again.open(kept.state)
+    said: list[Written] = []
+
+    def is_finished() -> bool:
+        said.append(again.write(Batch(records=())))
+        return not said[-1].unfinished
+
+    wait_until(is_finished)
+    [refused] = [one for written in said for one in written.refused]
+    assert "was deleted" in refused.reason
 
 
 def in_the_way(place: Path) -> Path:

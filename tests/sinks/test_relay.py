@@ -237,6 +237,31 @@ def test_who_stood_still_calls_nobody_silent(
         wait_until(lambda: sink.write(Batch(records=())) and all_ended(owner.folder))
 
 
+def test_a_store_that_is_slow_each_time_keeps_nobody_waiting_for_ever(
+    nodes: tuple[Node, Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round that takes long is no pause of its own: a part of each counts as silence."""
+    owner, other = nodes
+    for one in nodes:
+        one.begin()
+    open_sink("mlflow", owner.folder).open({})
+    open_sink("mlflow", other.folder).open({})
+    sink = open_sink(RELAY, owner.folder)
+    sink.open({})
+    _send_once(other)
+    owner.end()
+    wait_until(lambda: sink.write(Batch(records=())) and len(sessions(owner.folder)) == 2)
+    monotonic, rounds = time.monotonic, 0
+    with monkeypatch.context() as slow:
+        slow.setattr(time, "monotonic", lambda: monotonic() + rounds * relay.WAIT_S)
+        while not all_ended(owner.folder):
+            rounds += 1
+            sink.write(Batch(records=()))
+            assert rounds < 100
+    # One pause alone says nothing.
+    assert rounds > 2
+
+
 def test_a_machine_that_logs_nothing_is_waited_for(
     nodes: tuple[Node, Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
