@@ -129,11 +129,15 @@ def recover(
                 discard_refused=discard_refused,
                 show=show,
             )
-        sweeps = sweep_cli.settle_cut_off() if every else None
     except KeyboardInterrupt:
         console.tell("stopped waiting: what was begun goes on, see opusclip status")
         sys.exit(130)
     where = operating.configured_journal_dir(journal_dir)
+    try:
+        sweeps = sweep_cli.settle_cut_off() if every else None
+    except KeyboardInterrupt:
+        console.print_recoveries(found, where, as_json=as_json)
+        sys.exit(130)
     console.print_recoveries(found, where, as_json=as_json, sweeps=sweeps)
     is_settled = all(one["is_ended"] for one in sweeps or ())
     sys.exit(0 if is_settled and all(one.is_settled for one in found) else 1)

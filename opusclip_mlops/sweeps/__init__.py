@@ -141,7 +141,6 @@ def _worked(
 ) -> SweepResult:
     """Have the workers of this machine work, and say what came of it."""
     folder = FOLDER / study.name
-    crew = Crew(study, place, folder=folder, tracking_uri=str(client.tracking_uri))
     wait_s, is_stopped = _STOPPED_WAIT_S, False
     try:
         mark = _marked(client, study, place)
@@ -151,6 +150,7 @@ def _worked(
         why = one_line(str(error))
         raise OpusclipError(f"sweep {study.name} cannot begin: {why}") from None
     try:
+        crew = Crew(study, place, folder=folder, tracking_uri=str(client.tracking_uri))
         crew.work(workers, show)
         wait_s = _STORAGE_WAIT_S
     except KeyboardInterrupt:

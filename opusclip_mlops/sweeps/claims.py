@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from opusclip_mlops.sessions import process_started_s
 from opusclip_mlops.sweeps import board
-from opusclip_mlops.sweeps.board import Board, Slot
+from opusclip_mlops.sweeps.board import STOPPED, Board, Slot
 from opusclip_mlops.sweeps.schema import SweepConfig
 from opusclip_mlops.sweeps.spaces import Grid, distribution_of, value_of
 from opusclip_mlops.sweeps.stopping_early import Progress, is_behind
@@ -185,15 +185,15 @@ class Claims:
         loss = 0 if self._is_stopped else 1
         if board.losses_of(slot.last) + loss < board.MOST_LOSSES:
             self._try_again(slot.last, losses=loss)
-        self._end_lost(slot.last, board.STOPPED if self._is_stopped else "its worker was lost")
+        self._end_lost(slot.last, STOPPED if self._is_stopped else "its worker was lost")
 
     def _end_lost(self, trial: FrozenTrial, why: str) -> None:
         with contextlib.suppress(UpdateFinishedTrialError):
             self._storage.set_trial_user_attr(trial._trial_id, board.REASON, why)
         self._fail(trial._trial_id)
 
-    def give_up(self, claim: Claim) -> bool:
-        """Leave a trial of one's own to others, because this worker is stopped.
+    def give_up(self, claim: Claim, why: str = STOPPED) -> bool:
+        """Leave a trial of one's own to others, because this worker ends.
 
         False where it is over: that may have been told without an answer.
         """
@@ -202,7 +202,7 @@ class Claims:
                 if slot.last.state.is_finished():
                     return False
                 self._try_again(slot.last)
-                self._end_lost(slot.last, board.STOPPED)
+                self._end_lost(slot.last, why)
         return True
 
     def is_still_mine(self, claim: Claim) -> bool:

@@ -16,27 +16,31 @@ _MOST_SHOWN = 10
 
 def say_begun(name: str, run_id: str) -> None:
     """Say on stderr which sweep begins: its name is what other machines, and `--resume`, need."""
-    print(f"sweep {name} begins (run {run_id})", file=sys.stderr, flush=True)
+    _say(f"sweep {name} begins (run {run_id})")
 
 
 def say_going_on(name: str, run_id: str) -> None:
     """Say on stderr which sweep goes on."""
-    print(f"sweep {name} goes on (run {run_id})", file=sys.stderr, flush=True)
+    _say(f"sweep {name} goes on (run {run_id})")
 
 
 def say_capped(run_cap: int | None, asked: int | None) -> None:
     """Say on stderr where more trials are asked for than the sweep's file allows."""
     if run_cap and asked and asked > run_cap:
         said = f"count {asked} is more than the file's run_cap: {run_cap} trials at most"
-        print(said, file=sys.stderr, flush=True)
+        _say(said)
 
 
 def say_stopping() -> None:
-    """Say on a terminal that the trials under way have time to end, and what ends them at once."""
-    said = f"stopping: the trials have {GRACE_S:.0f} s to end; Ctrl-C again ends them at once"
+    """Say on a terminal that the trials under way have time to end, and what ends them by force."""
+    said = f"stopping: trials have {GRACE_S:.0f} s to end; Ctrl-C again, from 2 s on, kills them"
     if sys.stderr and sys.stderr.isatty():
-        # Whatever becomes of the terminal, the workers are stopped.
-        attempted(lambda: print(said, file=sys.stderr, flush=True))
+        _say(said)
+
+
+def _say(line: str) -> None:
+    """Print a line to stderr; whatever becomes of that, the sweep goes on, or its workers stop."""
+    attempted(lambda: print(line, file=sys.stderr, flush=True))
 
 
 def is_well(found: SweepResult) -> bool:

@@ -162,11 +162,11 @@ class Worker:
     def _leave(self, claim: Claim) -> None:
         """Leave a trial to others."""
         given_up: list[bool] = []
-        give_up = partial(self._claims.give_up, claim)
+        how = "stopped" if self.is_stopping else "lost"
+        give_up = partial(self._claims.give_up, claim, f"its worker was {how}")
         # Where this cannot be said, it is found that this worker is dead.
         attempted(lambda: given_up.append(self._asker.ask(give_up, wait_s=_LAST_WORDS_S)))
         if self._run_id and given_up == [True]:
-            how = "stopped" if self.is_stopping else "lost"
             self._runs.forget_broken(self._run_id, how)
 
     def _started(self, claim: Claim) -> tuple[TrialProcess, Path]:

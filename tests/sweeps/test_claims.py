@@ -278,3 +278,13 @@ def test_who_gives_up_a_trial_knows_whether_it_was_over(tmp_path: Path) -> None:
     assert left
     assert [mine.give_up(one) for one in (ended, left, left)] == [False, True, True]
     assert [one.state for one in mine.board().slots] == ["complete", "waiting"]
+
+
+@pytest.mark.parametrize("how", ["stopped", "lost"])
+def test_a_trial_that_was_given_up_says_why(tmp_path: Path, how: str) -> None:
+    """A worker that MLflow was away from for long was not stopped by anybody."""
+    mine = claims_of(study_of(tmp_path, config_of(), count=1))
+    claim = mine.next()
+    assert claim
+    mine.give_up(claim, f"its worker was {how}")
+    assert mine.board().ended() == {(0, 1): (how, f"its worker was {how}")}

@@ -207,9 +207,19 @@ def test_a_sweep_is_found_where_its_study_was_last(tmp_path: Path) -> None:
     assert own.read_text() == "own"
 
 
-def stop(*_: object) -> None:
+def stop(*_: object, **__: object) -> None:
     """What a user does at once."""
     raise KeyboardInterrupt
+
+
+def test_who_is_stopped_before_it_has_workers_ends_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As its study is read, which may take long: nobody is left who would."""
+    study, place, _ = left(tmp_path, DEAD)
+    monkeypatch.setattr(Crew, "__init__", stop)
+    sweeps._worked(MlflowClient(store(tmp_path)), study, place, 1, lambda *_: None)
+    assert statuses(tmp_path, study.parent_run_id) == ["KILLED"]
 
 
 def test_who_is_stopped_before_it_knows_of_the_dead_leaves_the_sweep_to_be_ended(

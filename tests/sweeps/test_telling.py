@@ -1,5 +1,6 @@
 """What came of a sweep, in lines."""
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from opusclip_mlops.sweeps.telling import (
     lines,
     reason_of,
     say_begun,
+    say_capped,
     say_going_on,
     say_stopping,
     status_of,
@@ -73,6 +75,18 @@ def test_a_sweep_that_begins_is_named_in_one_line(capsys: pytest.CaptureFixture[
     assert capsys.readouterr() == ("", "sweep s goes on (run r0)\n")
 
 
+def test_a_log_without_room_ends_no_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has begun to work at it yet: its run would stay as it is, and nobody would know."""
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        say_begun("s", "r0")
+        say_going_on("s", "r0")
+        say_capped(3, 4)
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
+
+
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_who_stops_a_sweep_on_a_terminal_is_told_what_is_waited_for(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, is_terminal: bool
@@ -80,7 +94,7 @@ def test_who_stops_a_sweep_on_a_terminal_is_told_what_is_waited_for(
     """In one line; a pipe gets none."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
     say_stopping()
-    said = "stopping: the trials have 30 s to end; Ctrl-C again ends them at once\n"
+    said = "stopping: trials have 30 s to end; Ctrl-C again, from 2 s on, kills them\n"
     assert capsys.readouterr() == ("", said if is_terminal else "")
 
 
