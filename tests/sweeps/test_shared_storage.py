@@ -32,7 +32,8 @@ def database() -> Iterator[str]:
 def proxy(database: str) -> Iterator[str]:
     """Optuna's gRPC proxy before it."""
     port = free_port()
-    process = subprocess.Popen([sys.executable, "-c", PROXY, database, str(port)])
+    argv = [sys.executable, "-c", PROXY, database, str(port)]
+    process = subprocess.Popen(argv, process_group=0)
     try:
         yield f"grpc://127.0.0.1:{port}"
     finally:
