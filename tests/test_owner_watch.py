@@ -12,6 +12,7 @@ from boto3.exceptions import S3UploadFailedError
 from botocore.exceptions import ClientError
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Run
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
@@ -45,12 +46,12 @@ def run_of(one: Node, tmp_path: Path) -> Run:
     return MlflowClient(store(tmp_path)).get_run(identity.run_id)
 
 
-def show(one: Node, tmp_path: Path) -> Showing:
-    """Have the owner's machine show that it lives."""
+def show(one: Node, tmp_path: Path) -> tuple[Showing, ArtifactRepository]:
+    """Have the owner's machine show that it lives; by what it goes on with, and where."""
     repository = get_artifact_repository(run_of(one, tmp_path).info.artifact_uri)
     showing = Showing(one.folder.path, OWNER, interval_s=0.0)
     showing.renew(repository)
-    return showing
+    return showing, repository
 
 
 def test_a_run_whose_owner_is_gone_ends(
@@ -98,8 +99,7 @@ def test_an_owner_that_shows_life_is_left_the_end(
     """One sign may have been given before all was told: the second says that it lived after it."""
     monkeypatch.setattr(owner_watch, "_FIRST_LOOK_S", 0.0)
     owner, other = nodes
-    showing = show(owner, tmp_path)
-    repository = get_artifact_repository(run_of(owner, tmp_path).info.artifact_uri)
+    showing, repository = show(owner, tmp_path)
     mine = Showing(other.folder.path, "node-1-b-01234567", interval_s=3600.0)
     watch = OwnerWatch(other.folder, repository, mine, silent_after_s=3600)
     assert watch.look(has_told=False)
@@ -166,10 +166,9 @@ def test_a_leave_that_was_taken_meanwhile_counts_for_who_watches_anew(
 ) -> None:
     """A process that was started again sees it first of all, and nothing comes after it."""
     owner, other = nodes
-    showing = show(owner, tmp_path)
+    showing, repository = show(owner, tmp_path)
     other.end()
     _, state = told_all(other, {})
-    repository = get_artifact_repository(run_of(owner, tmp_path).info.artifact_uri)
     assert showing.take_leave(repository)
     again = open_sink(RELAY, other.folder)
     again.open(state)
@@ -183,8 +182,7 @@ def test_a_leave_that_was_taken_before_is_no_answer(
     """It is that of an earlier attempt: who has left after it may be gone for good."""
     monkeypatch.setattr(owner_watch, "_FIRST_LOOK_S", 0.0)
     owner, other = nodes
-    showing = show(owner, tmp_path)
-    repository = get_artifact_repository(run_of(owner, tmp_path).info.artifact_uri)
+    showing, repository = show(owner, tmp_path)
     assert showing.take_leave(repository)
     other.end()
     sink, state = told_all(other, {})
@@ -202,8 +200,7 @@ def test_a_leave_from_before_all_was_told_is_no_answer_for_who_watches_anew(
     """The owner gave up on this machine, whose link was down: nobody had its last part."""
     monkeypatch.setattr(owner_watch, "_FIRST_LOOK_S", 0.0)
     owner, other = nodes
-    showing = show(owner, tmp_path)
-    repository = get_artifact_repository(run_of(owner, tmp_path).info.artifact_uri)
+    showing, repository = show(owner, tmp_path)
     first = open_sink(RELAY, other.folder)
     state = first.open({})
     other.log(Metrics(T0_MS, 3, {"system/host-1/cpu": 7.0}))

@@ -29,7 +29,7 @@ from opusclip_mlops.records import (
     Text,
 )
 from opusclip_mlops.sessions import RELAY, all_ended, ended_here, final_end, sessions
-from opusclip_mlops.sinks import Waiting, open_sink, relay
+from opusclip_mlops.sinks import Sink, Waiting, open_sink, relay
 from tests.faults.disks import small_disk
 from tests.journeys import LOCAL_ID, append, store, wait_until
 
@@ -214,20 +214,25 @@ def test_a_machine_that_falls_silent_holds_up_no_end(
     )
 
 
-def test_who_stood_still_calls_nobody_silent(
-    nodes: tuple[Node, Node], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A store that hung, or a job that was stopped, for longer than a machine may be silent."""
+def _waiting(nodes: tuple[Node, Node]) -> tuple[Node, Sink]:
+    """The owner's machine, whose rank has ended, and the sink that waits for the other's."""
     owner, other = nodes
     for one in nodes:
         one.begin()
-    open_sink("mlflow", owner.folder).open({})
-    open_sink("mlflow", other.folder).open({})
+        open_sink("mlflow", one.folder).open({})
     sink = open_sink(RELAY, owner.folder)
     sink.open({})
     _send_once(other)
     owner.end()
     wait_until(lambda: sink.write(Batch(records=())) and len(sessions(owner.folder)) == 2)
+    return owner, sink
+
+
+def test_who_stood_still_calls_nobody_silent(
+    nodes: tuple[Node, Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that hung, or a job that was stopped, for longer than a machine may be silent."""
+    owner, sink = _waiting(nodes)
     monotonic, pause_s = time.monotonic, 2 * relay.WAIT_S
     with monkeypatch.context() as later:
         later.setattr(time, "monotonic", lambda: monotonic() + pause_s)
@@ -241,16 +246,7 @@ def test_a_store_that_is_slow_each_time_keeps_nobody_waiting_for_ever(
     nodes: tuple[Node, Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A round that takes long is no pause of its own: a part of each counts as silence."""
-    owner, other = nodes
-    for one in nodes:
-        one.begin()
-    open_sink("mlflow", owner.folder).open({})
-    open_sink("mlflow", other.folder).open({})
-    sink = open_sink(RELAY, owner.folder)
-    sink.open({})
-    _send_once(other)
-    owner.end()
-    wait_until(lambda: sink.write(Batch(records=())) and len(sessions(owner.folder)) == 2)
+    owner, sink = _waiting(nodes)
     monotonic, rounds = time.monotonic, 0
     with monkeypatch.context() as slow:
         slow.setattr(time, "monotonic", lambda: monotonic() + rounds * relay.WAIT_S)
